@@ -1,0 +1,15 @@
+"""Building blocks of transformers: attention, MLP, norms, embeddings and the layers that the trunk loops."""
+
+from ._attention import SelfAttention as SelfAttention
+from ._dropout import dropout as dropout
+from ._embeddings import LabelEmbedding as LabelEmbedding
+from ._embeddings import TimestepEmbedding as TimestepEmbedding
+from ._embeddings import sincos_positions as sincos_positions
+from ._layers import AbstractLayer as AbstractLayer
+from ._layers import AdaLNZeroLayer as AdaLNZeroLayer
+from ._layers import PostNormLayer as PostNormLayer
+from ._layers import PreNormLayer as PreNormLayer
+from ._layers import modulate as modulate
+from ._linear import Linear as Linear
+from ._mlp import Mlp as Mlp
+from ._norm import LayerNorm as LayerNorm

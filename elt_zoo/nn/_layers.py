@@ -1,0 +1,195 @@
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._checks import checked
+from ._attention import SelfAttention
+from ._dropout import dropout
+from ._linear import Initializer, Linear
+from ._mlp import Mlp
+from ._norm import LayerNorm
+
+
+class AbstractLayer(eqx.Module):
+    """One transformer layer, in the form that [`LoopedTransformer`][elt_zoo.LoopedTransformer] loops.
+
+    `condition` turns the conditioning of the whole model into what this layer needs of it. It does not see the loop index,
+    so the trunk calls it once and reuses the result in every loop. `__call__` maps the tokens.
+    """
+
+    def condition(self, conditioning: PyTree[Array]) -> PyTree[Array]:
+        """What `__call__` takes as its second argument; by default the conditioning itself."""
+        return conditioning
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: Float[Array, "tokens dim"], modulation: PyTree[Array] = None, *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "tokens dim"]:
+        """**Arguments:** `x`: the tokens; `modulation`: what `condition` returned; `key`: turns dropout on."""
+
+
+def _split(key: PRNGKeyArray | None):
+    return (None, None) if key is None else jax.random.split(key)
+
+
+class PreNormLayer(AbstractLayer):
+    """Pre-norm layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+
+    The state stays an unnormalised residual stream, so a head should normalise it (as ours do). It is our default for
+    masked generation because it keeps working past the trained number of loops. Departs from the paper, whose backbone is
+    MaskGIT's BERT: that one is [`PostNormLayer`][elt_zoo.nn.PostNormLayer].
+    """
+
+    attention_norm: LayerNorm
+    attention: SelfAttention
+    mlp_norm: LayerNorm
+    mlp: Mlp
+    dropout: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_dim: int,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-6,
+        init: Initializer | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
+        - `dropout`: rate on both residual branches, in [0, 1).
+        - `norm_eps`: epsilon of the layer norms.
+        - `init`: initialiser of all weights; default truncated normal with standard deviation 0.02, as BERT.
+        - `key`: PRNG key.
+        """
+        init = jax.nn.initializers.truncated_normal(0.02) if init is None else init
+        attention_key, mlp_key = jax.random.split(key)
+        self.attention_norm = LayerNorm(dim, eps=norm_eps)
+        self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
+        self.mlp_norm = LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, mlp_dim, init=init, key=mlp_key)
+        self.dropout = dropout
+
+    @checked
+    def __call__(
+        self, x: Float[Array, "tokens dim"], modulation: PyTree[Array] = None, *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "tokens dim"]:
+        """Returns the mapped tokens. `modulation` is not used; `key` turns dropout on."""
+        attention_key, mlp_key = _split(key)
+        x = x + dropout(self.attention(self.attention_norm(x)), self.dropout, key=attention_key)
+        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, key=mlp_key)
+
+
+class PostNormLayer(AbstractLayer):
+    """Post-norm BERT layer as in MaskGIT (2202.04200): `norm(x + attention(x))`, then `norm(x + mlp(x))`."""
+
+    attention: SelfAttention
+    attention_norm: LayerNorm
+    mlp: Mlp
+    mlp_norm: LayerNorm
+    dropout: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_dim: int,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-12,
+        init: Initializer | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:** as [`PreNormLayer`][elt_zoo.nn.PreNormLayer]; `norm_eps` defaults to MaskGIT's 1e-12."""
+        init = jax.nn.initializers.truncated_normal(0.02) if init is None else init
+        attention_key, mlp_key = jax.random.split(key)
+        self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
+        self.attention_norm = LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, mlp_dim, init=init, key=mlp_key)
+        self.mlp_norm = LayerNorm(dim, eps=norm_eps)
+        self.dropout = dropout
+
+    @checked
+    def __call__(
+        self, x: Float[Array, "tokens dim"], modulation: PyTree[Array] = None, *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "tokens dim"]:
+        """Returns the mapped tokens. `modulation` is not used; `key` turns dropout on."""
+        attention_key, mlp_key = _split(key)
+        x = self.attention_norm(x + dropout(self.attention(x), self.dropout, key=attention_key))
+        return self.mlp_norm(x + dropout(self.mlp(x), self.dropout, key=mlp_key))
+
+
+def modulate(
+    x: Float[Array, "tokens dim"], shift: Float[Array, " dim"], scale: Float[Array, " dim"]
+) -> Float[Array, "tokens dim"]:
+    """adaLN's affine map, `x · (1 + scale) + shift` (DiT, 2212.09748)."""
+    return x * (1.0 + scale)[None, :] + shift[None, :]
+
+
+class AdaLNZeroLayer(AbstractLayer):
+    """DiT's adaLN-zero layer (2212.09748).
+
+    Shift, scale and gate of both branches are `Linear(SiLU(conditioning))`, which starts at zero, so that a new layer is
+    the identity. Their order in the weight is shift, scale, gate of the attention, then of the MLP.
+    """
+
+    modulation: Linear
+    attention_norm: LayerNorm
+    attention: SelfAttention
+    mlp_norm: LayerNorm
+    mlp: Mlp
+    dropout: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_dim: int,
+        conditioning_dim: int | None = None,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-6,
+        init: Initializer | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
+        - `conditioning_dim`: width of the conditioning vector, `dim` by default.
+        - `dropout`: rate on both residual branches, in [0, 1).
+        - `norm_eps`: epsilon of the layer norms, which have no affine part.
+        - `init`: initialiser of attention and MLP; default Glorot uniform, as DiT.
+        - `key`: PRNG key.
+        """
+        attention_key, mlp_key = jax.random.split(key)
+        conditioning_dim = dim if conditioning_dim is None else conditioning_dim
+        self.modulation = Linear(conditioning_dim, 6 * dim, init=jax.nn.initializers.zeros, key=key)
+        self.attention_norm = LayerNorm(dim, eps=norm_eps, affine=False)
+        self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
+        self.mlp_norm = LayerNorm(dim, eps=norm_eps, affine=False)
+        self.mlp = Mlp(dim, mlp_dim, init=init, key=mlp_key)
+        self.dropout = dropout
+
+    @checked
+    def condition(self, conditioning: Float[Array, " conditioning_dim"]) -> Float[Array, "6 dim"]:
+        """Returns shift, scale and gate of the attention branch, then of the MLP branch."""
+        return jnp.reshape(self.modulation(jax.nn.silu(conditioning)), (6, -1))
+
+    @checked
+    def __call__(
+        self, x: Float[Array, "tokens dim"], modulation: Float[Array, "6 dim"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "tokens dim"]:
+        """Returns the mapped tokens. `modulation` is what `condition` returned; `key` turns dropout on."""
+        attention_key, mlp_key = _split(key)
+        shift, scale, gate = modulation[0], modulation[1], modulation[2]
+        branch = self.attention(modulate(self.attention_norm(x), shift, scale))
+        x = x + gate[None, :] * dropout(branch, self.dropout, key=attention_key)
+        shift, scale, gate = modulation[3], modulation[4], modulation[5]
+        branch = self.mlp(modulate(self.mlp_norm(x), shift, scale))
+        return x + gate[None, :] * dropout(branch, self.dropout, key=mlp_key)

@@ -1,0 +1,98 @@
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .._checks import checked
+from ._objective import AbstractObjective, DistillationLoss, Exits, GroundTruthLoss, sample_uniform_loops
+
+
+class ILSDLoss(AbstractObjective):
+    r"""Intra-Loop Self Distillation (2604.09168, section 3.2).
+
+    $$\mathcal{L} = \mathrm{GT}(F_{L_{max}}, y) + \lambda\,\mathrm{GT}(F_{L_{int}}, y)
+      + (1 - \lambda)\,\mathrm{dist}(F_{L_{int}}, \mathrm{sg}(F_{L_{max}}))$$
+
+    The student is an early exit of the very forward pass that makes the teacher, so the extra cost is one kept state, one more
+    head application and two loss terms. No gradient of the distillation term reaches the teacher's prediction (sg); both
+    reach the shared layers through the student.
+    """
+
+    exits: ClassVar[Exits] = Exits.STUDENT_AND_TEACHER
+
+    ground_truth: GroundTruthLoss
+    distillation: DistillationLoss
+    max_loops: int = eqx.field(static=True)
+    min_loops: int = eqx.field(static=True)
+    curriculum: optax.Schedule = eqx.field(static=True)
+    per_example: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        ground_truth: GroundTruthLoss,
+        distillation: DistillationLoss,
+        *,
+        max_loops: int,
+        min_loops: int = 1,
+        curriculum: optax.Schedule | None = None,
+        per_example: bool = False,
+    ):
+        """**Arguments:**
+
+        - `ground_truth`: loss of one example, `(prediction, target) -> scalar`.
+        - `distillation`: distance of one example, `(student, teacher, target) -> scalar`.
+        - `max_loops`: L_max, the teacher's exit.
+        - `min_loops`: L_min, the earliest exit of the student.
+        - `curriculum`: λ as an optax schedule of training progress, so that its length is 1 and not a number of steps; default
+          the paper's, `optax.linear_schedule(1.0, 0.0, transition_steps=1)`.
+        - `per_example`: draw the student's exit for each example instead of once per batch (the paper's way).
+
+        **Raises:** `ValueError` unless 1 ≤ `min_loops` < `max_loops`.
+        """
+        if not 1 <= min_loops < max_loops:
+            raise ValueError(
+                f"`ILSDLoss(min_loops={min_loops}, max_loops={max_loops})` leaves no exit for the student: it is drawn from "
+                "{min_loops, …, max_loops - 1}. Use 1 <= min_loops < max_loops, or `VanillaLoss` for a single exit."
+            )
+        self.ground_truth = ground_truth
+        self.distillation = distillation
+        self.max_loops = max_loops
+        self.min_loops = min_loops
+        self.curriculum = optax.linear_schedule(1.0, 0.0, transition_steps=1) if curriculum is None else curriculum
+        self.per_example = per_example
+
+    @checked
+    def sample_loops(self, key: PRNGKeyArray, batch: int) -> Int[Array, "..."]:
+        """Draws L_int uniformly from {`min_loops`, …, `max_loops` − 1}: a scalar, or (batch,) if `per_example`."""
+        return sample_uniform_loops(
+            key, batch, low=self.min_loops, high=self.max_loops - 1, per_example=self.per_example
+        )
+
+    @checked
+    def __call__(
+        self,
+        student: PyTree[Array],
+        teacher: PyTree[Array],
+        *,
+        target: PyTree[Array],
+        progress: Float[Array, ""] | float,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """**Arguments:**
+
+        - `student`, `teacher`: predictions of one example at L_int and at L_max.
+        - `target`: passed to both losses.
+        - `progress`: share of training done, in [0, 1].
+
+        **Returns:** the loss and its terms `teacher`, `student`, `distillation` and `lambda`.
+        """
+        weight = jnp.asarray(self.curriculum(progress), jnp.float32)
+        terms = {
+            "teacher": self.ground_truth(teacher, target),
+            "student": self.ground_truth(student, target),
+            "distillation": self.distillation(student, jax.lax.stop_gradient(teacher), target),
+        }
+        loss = terms["teacher"] + weight * terms["student"] + (1.0 - weight) * terms["distillation"]
+        return loss, terms | {"lambda": weight}

@@ -1,0 +1,57 @@
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from .._checks import checked
+
+
+class MaskedTarget(NamedTuple):
+    """What masked generation is trained to predict: the true ids, and the positions that were masked."""
+
+    ids: Int[Array, "*grid"]
+    mask: Bool[Array, "*grid"]
+
+
+class MaskedCrossEntropy(eqx.Module):
+    """Cross-entropy summed over the masked positions of one example, in nats (MaskGIT, 2202.04200, equation 1).
+
+    The ground-truth loss compares with the true ids, softened by label smoothing; `distillation` compares with the teacher's
+    whole softmax at the same positions. A batch is normalised by its number of masked positions where the sums are added up.
+    """
+
+    label_smoothing: float = eqx.field(static=True, default=0.0)
+
+    def __check_init__(self):
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"`MaskedCrossEntropy(label_smoothing={self.label_smoothing})` must be in [0, 1).")
+
+    @checked
+    def __call__(self, logits: Float[Array, "*grid codebook"], target: MaskedTarget) -> Float[Array, ""]:
+        """**Arguments:** `logits` over the codebook; `target`: ids in [0, codebook) and mask, both of the shape `grid`.
+
+        **Returns:** the sum over masked positions of −(1 − s)·log p(id) − s·mean(log p), with s the label smoothing.
+        """
+        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+        loss = -jnp.take_along_axis(log_probabilities, target.ids[..., None], axis=-1)[..., 0]
+        if self.label_smoothing > 0.0:
+            smoothing = self.label_smoothing
+            loss = (1.0 - smoothing) * loss - smoothing * jnp.mean(log_probabilities, axis=-1)
+        return jnp.sum(jnp.where(target.mask, loss, jnp.zeros_like(loss)))
+
+    @checked
+    def distillation(
+        self,
+        student: Float[Array, "*grid codebook"],
+        teacher: Float[Array, "*grid codebook"],
+        target: MaskedTarget,
+    ) -> Float[Array, ""]:
+        """Cross-entropy of the student against the teacher's softmax, summed over the masked positions (2604.09168).
+
+        The caller decides whether gradients reach the teacher; [`ILSDLoss`][elt_zoo.ILSDLoss] stops them.
+        """
+        probabilities = jax.nn.softmax(teacher.astype(jnp.float32))
+        loss = -jnp.sum(probabilities * jax.nn.log_softmax(student.astype(jnp.float32)), axis=-1)
+        return jnp.sum(jnp.where(target.mask, loss, jnp.zeros_like(loss)))

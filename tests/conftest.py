@@ -1,0 +1,12 @@
+import os
+
+# Before JAX is imported: several CPU devices, strict types and ranks, so that a careless promotion fails here first.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+from jaxtyping import install_import_hook
+
+# Users get the shape check on public functions; tests get it on every function.
+with install_import_hook("elt_zoo", "beartype.beartype"):
+    import elt_zoo  # noqa: F401

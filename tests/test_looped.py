@@ -1,0 +1,302 @@
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from elt_zoo import LoopedTransformer, Remat
+from elt_zoo.nn import AdaLNZeroLayer, PostNormLayer, PreNormLayer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DIM, HEADS, TOKENS, LAYERS, MAX_LOOPS = 16, 2, 5, 2, 5
+
+
+def randomize(tree, seed=7):
+    """Every array random, so that nothing (adaLN-zero's gates above all) is hidden by zeros."""
+    leaves, structure = jax.tree.flatten(eqx.filter(tree, eqx.is_array))
+    rng = np.random.default_rng(seed)
+    leaves = [jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
+    return eqx.combine(jax.tree.unflatten(structure, leaves), tree)
+
+
+def build(layer, **options):
+    trunk = LoopedTransformer(DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0), **options)
+    return randomize(trunk)
+
+
+@pytest.fixture(scope="module", params=[PreNormLayer, PostNormLayer, AdaLNZeroLayer], ids=lambda layer: layer.__name__)
+def layer(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(1), (TOKENS, DIM))
+
+
+@pytest.fixture(scope="module")
+def conditioning(layer):
+    return jax.random.normal(jax.random.key(2), (DIM,)) if layer is AdaLNZeroLayer else None
+
+
+@pytest.fixture(scope="module")
+def reference(layer, x, conditioning):
+    """The states after loops 1 to MAX_LOOPS by a plain Python loop over the layers."""
+    trunk = build(layer)
+    states, state = [], x
+    for _ in range(MAX_LOOPS):
+        for i in range(LAYERS):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, trunk.layers)
+            state = one(state) if conditioning is None else one(state, one.condition(conditioning))
+        states.append(state)
+    return jnp.stack(states)
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scan_layers": True}, {"unroll_loops": True}, {"remat": Remat.LOOP}, {"remat": Remat.LAYER, "scan_layers": True}],
+    ids=str,
+)
+def test_every_way_of_looping_gives_the_same_states(layer, x, conditioning, reference, options):
+    trunk = build(layer, **options)
+    close(trunk.trajectory(x, conditioning, loops=MAX_LOOPS), reference)
+    traced = eqx.filter_jit(lambda trunk, r: trunk(x, conditioning, loops=r))
+    masked = eqx.filter_jit(lambda trunk, r: trunk.masked(x, conditioning, loops=r, max_loops=MAX_LOOPS))
+    both = eqx.filter_jit(lambda trunk, r: trunk.student_and_teacher(x, conditioning, student_loops=r, loops=MAX_LOOPS))
+    for loops in (1, 3, MAX_LOOPS):
+        count = jnp.asarray(loops)
+        close(trunk(x, conditioning, loops=loops), reference[loops - 1])
+        close(traced(trunk, count), reference[loops - 1])
+        close(masked(trunk, count), reference[loops - 1])
+        student, teacher = both(trunk, count)
+        close(student, reference[loops - 1])
+        close(teacher, reference[-1])
+
+
+def test_gradients_agree_between_all_differentiable_ways(layer, x, conditioning):
+    plain = build(layer)
+
+    def gradient(trunk, run):
+        return jax.tree.leaves(eqx.filter_grad(lambda trunk: jnp.sum(jnp.square(run(trunk))))(trunk))
+
+    def static(trunk):
+        return trunk(x, conditioning, loops=3)
+
+    expected = gradient(plain, static)
+    runs = [
+        (build(layer, scan_layers=True), static),
+        (build(layer, unroll_loops=True, remat=Remat.LAYER), static),
+        (build(layer, remat=Remat.LOOP), static),
+        (plain, lambda trunk: trunk.masked(x, conditioning, loops=jnp.asarray(3), max_loops=5)),
+        (plain, lambda trunk: trunk.trajectory(x, conditioning, loops=4)[2]),
+        (plain, lambda trunk: trunk.student_and_teacher(x, conditioning, student_loops=jnp.asarray(3), loops=4)[0]),
+        (
+            plain,
+            lambda trunk: trunk.early_exit(
+                x, conditioning, rule=lambda old, new: jnp.asarray(False), max_loops=3, differentiable=True
+            )[0],
+        ),
+    ]
+    for trunk, run in runs:
+        for a, b in zip(gradient(trunk, run), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(b))) + 1e-6)
+
+
+def test_exit_at_r_is_the_same_as_running_r_loops_and_then_the_rest(layer, x, conditioning):
+    trunk = build(layer)
+    close(trunk(trunk(x, conditioning, loops=2), conditioning, loops=3), trunk(x, conditioning, loops=5))
+
+
+def test_per_example_counts_equal_running_alone(layer, conditioning, x):
+    trunk = build(layer)
+    xs = jax.random.normal(jax.random.key(3), (4, TOKENS, DIM))
+    counts = jnp.asarray([1, 4, 2, 3])
+    alone = [trunk(xs[i], conditioning, loops=int(counts[i])) for i in range(4)]
+    masked = jax.vmap(lambda x, r: trunk.masked(x, conditioning, loops=r, max_loops=4))(xs, counts)
+    traced = jax.vmap(lambda x, r: trunk(x, conditioning, loops=r))(xs, counts)
+    for i in range(4):
+        close(masked[i], alone[i])
+        close(traced[i], alone[i])
+
+
+def test_masked_gradient_of_one_example_does_not_see_the_others(x):
+    trunk = build(PreNormLayer)
+    xs = jnp.stack([x, x + 1.0])
+
+    def loss(trunk, counts, weights):
+        states = jax.vmap(lambda x, r: trunk.masked(x, loops=r, max_loops=4))(xs, counts)
+        return jnp.sum(weights * jnp.sum(jnp.square(states), axis=(1, 2)))
+
+    grad = eqx.filter_jit(eqx.filter_grad(loss))
+    alone = eqx.filter_grad(lambda trunk: jnp.sum(jnp.square(trunk(x, loops=1))))(trunk)
+    batched = grad(trunk, jnp.asarray([1, 4]), jnp.asarray([1.0, 0.0]))
+    for a, b in zip(jax.tree.leaves(batched), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_early_exit_stops_each_example_at_its_own_loop(differentiable):
+    trunk = LoopedTransformer.from_layers([Doubling(jnp.asarray(2.0))])
+    rule = lambda old, new: jnp.max(new) >= 16.0  # noqa: E731
+    xs = jnp.asarray([[[1.0]], [[3.0]], [[16.0]]])
+    run = functools.partial(trunk.early_exit, rule=rule, max_loops=6, differentiable=differentiable)
+    states, used = jax.vmap(run)(xs)
+    np.testing.assert_array_equal(used, [4, 3, 1])
+    np.testing.assert_array_equal(states[:, 0, 0], [16.0, 24.0, 32.0])
+    for i in range(3):
+        state, alone = run(xs[i])
+        assert int(alone) == int(used[i])
+        np.testing.assert_array_equal(state, states[i])
+    never, used = trunk.early_exit(xs[0], rule=lambda old, new: jnp.asarray(False), max_loops=3, differentiable=differentiable)
+    assert int(used) == 3 and float(never[0, 0]) == 8.0
+    late, used = trunk.early_exit(xs[2], rule=rule, max_loops=6, min_loops=3, differentiable=differentiable)
+    assert int(used) == 3 and float(late[0, 0]) == 128.0
+
+
+class Doubling(eqx.Module):
+    factor: jax.Array
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+def test_a_traced_count_runs_only_the_loops_asked_for():
+    calls = []
+
+    class Counting(eqx.Module):
+        bias: jax.Array
+
+        def __call__(self, x):
+            jax.debug.callback(lambda: calls.append(1))
+            return x + self.bias
+
+    trunk = LoopedTransformer.from_layers([Counting(jnp.asarray(1.0))])
+    run = jax.jit(lambda r: trunk(jnp.zeros((1, 1)), loops=r))
+    for count in (1, 7, 3):
+        calls.clear()
+        result = run(jnp.asarray(count))
+        jax.effects_barrier()
+        assert float(result[0, 0]) == count == len(calls)
+
+
+def test_one_compilation_serves_all_counts(x):
+    trunk = build(PreNormLayer)
+    traces = []
+
+    @eqx.filter_jit
+    def run(trunk, loops):
+        traces.append(1)
+        return trunk(x, loops=loops)
+
+    for loops in (1, 2, 30):
+        run(trunk, jnp.asarray(loops))
+    assert len(traces) == 1
+
+
+def test_conditioning_is_computed_once_outside_the_loop(x):
+    trunk = build(AdaLNZeroLayer)
+    conditioning = jnp.ones(DIM)
+    text = str(jax.make_jaxpr(lambda x: trunk(x, conditioning, loops=4))(x))
+    inside = text[text.index("scan[") :]
+    # SiLU (a logistic) belongs to the conditioning alone; it must have happened before the scan starts.
+    assert "logistic" in text and "logistic" not in inside
+
+
+def test_layers_of_your_own_loop_with_and_without_conditioning(x):
+    class Affine(eqx.Module):
+        weight: jax.Array
+        activation: object = eqx.field(static=True)
+
+        def __call__(self, x, shift=None):
+            return self.activation(x * self.weight[None, :]) + (0.0 if shift is None else shift)
+
+    layers = [Affine(jnp.linspace(0.1, 1.0, DIM) * scale, jnp.tanh) for scale in (1.0, 2.0, 3.0)]
+    trunk = LoopedTransformer.from_layers(layers)
+    shift = jnp.asarray(0.5)
+    expected, shifted = x, x
+    for _ in range(2):
+        for layer in layers:
+            expected, shifted = layer(expected), layer(shifted, shift)
+    close(trunk(x, loops=2), expected)
+    close(trunk(x, shift, loops=2), shifted)
+
+
+def test_dropout_differs_between_loops_and_layers_and_is_off_without_a_key(x):
+    trunk = build(functools.partial(PreNormLayer, dropout=0.5))
+    close(trunk(x, loops=2), build(PreNormLayer)(x, loops=2))
+    first = trunk(x, loops=2, key=jax.random.key(0))
+    assert not np.allclose(first, trunk(x, loops=2, key=jax.random.key(1)))
+    close(first, build(functools.partial(PreNormLayer, dropout=0.5), scan_layers=True)(x, loops=2, key=jax.random.key(0)))
+    once = trunk(x, loops=1, key=jax.random.key(0))
+    assert not np.allclose(first, trunk(once, loops=1, key=jax.random.key(0)))
+
+
+def test_it_is_a_pytree_like_any_other_equinox_module(x):
+    trunk = build(PreNormLayer)
+    doubled = jax.tree.map(lambda leaf: 2.0 * leaf if eqx.is_inexact_array(leaf) else leaf, trunk)
+    assert not np.allclose(doubled(x, loops=1), trunk(x, loops=1))
+    ensemble = eqx.filter_vmap(lambda key: LoopedTransformer(DIM, 1, HEADS, key=key))(jax.random.split(jax.random.key(0), 3))
+    assert eqx.filter_vmap(lambda trunk: trunk(x, loops=2))(ensemble).shape == (3, TOKENS, DIM)
+    optimizer = optax.adam(1e-3)
+    gradients = eqx.filter_grad(lambda trunk: jnp.sum(trunk(x, loops=2)))(trunk)
+    updates, _ = optimizer.update(gradients, optimizer.init(eqx.filter(trunk, eqx.is_inexact_array)))
+    assert jax.tree.structure(eqx.apply_updates(trunk, updates)) == jax.tree.structure(trunk)
+    assert eqx.tree_at(lambda t: t.layers.mlp.up.bias, trunk, replace_fn=jnp.zeros_like).num_layers == LAYERS
+
+
+def test_bfloat16_states_stay_bfloat16(x):
+    trunk = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), build(PreNormLayer))
+    state = trunk(x.astype(jnp.bfloat16), loops=3)
+    assert state.dtype == jnp.bfloat16
+    np.testing.assert_allclose(state.astype(jnp.float32), build(PreNormLayer)(x, loops=3), rtol=0.1, atol=0.2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(loops=st.integers(1, 12), tokens=st.integers(1, 6))
+def test_any_count_and_length(loops, tokens):
+    trunk = LoopedTransformer.from_layers([Doubling(jnp.asarray(1.5))])
+    x = jnp.ones((tokens, 3))
+    close(trunk(x, loops=loops), x * 1.5**loops)
+    close(trunk(x, loops=jnp.asarray(loops)), x * 1.5**loops)
+    close(trunk.masked(x, loops=jnp.asarray(loops), max_loops=12), x * 1.5**loops)
+
+
+def test_counts_below_one_or_beyond_the_maximum_are_refused(x):
+    trunk = LoopedTransformer.from_layers([Doubling(jnp.asarray(2.0))])
+    for run in (trunk, trunk.trajectory):
+        with pytest.raises(ValueError, match=r"`loops=0`: a looped transformer runs at least one loop"):
+            run(x, loops=0)
+    with pytest.raises(ValueError, match="`max_loops=0`"):
+        trunk.masked(x, loops=jnp.asarray(1), max_loops=0)
+    with pytest.raises(Exception, match=r"`loops` of a looped transformer must be at least 1"):
+        trunk(x, loops=jnp.asarray(0)).block_until_ready()
+    with pytest.raises(Exception, match=r"`loops` of a looped transformer must be in \[1, 4\]"):
+        trunk.masked(x, loops=jnp.asarray(5), max_loops=4).block_until_ready()
+    with pytest.raises(Exception, match=r"`student_loops` of a looped transformer must be in \[1, 4\]"):
+        jax.block_until_ready(trunk.student_and_teacher(x, student_loops=jnp.asarray(0), loops=4))
+    with pytest.raises(ValueError, match="min_loops=3, max_loops=2"):
+        trunk.early_exit(x, rule=lambda old, new: jnp.asarray(True), max_loops=2, min_loops=3)
+
+
+def test_layers_that_cannot_be_stacked_are_named():
+    with pytest.raises(ValueError, match="needs at least one layer"):
+        LoopedTransformer.from_layers([])
+    with pytest.raises(ValueError, match="needs at least one layer"):
+        LoopedTransformer(DIM, 0, HEADS, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="layer 1 differs from layer 0"):
+        LoopedTransformer.from_layers([Doubling(jnp.ones(2)), Doubling(jnp.ones(3))])
+    with pytest.raises(ValueError, match="the heads must divide the width"):
+        LoopedTransformer(DIM, 1, 3, key=jax.random.key(0))
+
+
+def test_wrong_shapes_are_refused_with_the_name_of_the_argument(x):
+    trunk = build(PreNormLayer)
+    with pytest.raises(Exception, match="x"):
+        trunk(x[None], loops=1)

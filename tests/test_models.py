@@ -1,0 +1,111 @@
+import dataclasses
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from elt_zoo.models import BatchedPredict, DiTConfig, ElasticModel, MaskGITConfig, config_from_dict, preset, preset_names
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module", params=["maskgit", "dit"])
+def model_and_inputs(request):
+    if request.param == "maskgit":
+        config = MaskGITConfig(dim=8, num_layers=2, max_loops=3, num_heads=2, num_classes=4, grid=(2, 2), codebook_size=5)
+        inputs = (jnp.asarray([[0, 5], [5, 3]]), jnp.asarray(1))
+    else:
+        config = DiTConfig(dim=8, num_layers=2, max_loops=3, num_heads=2, num_classes=4, shape=(4, 4, 1))
+        inputs = (jax.random.normal(KEY, (4, 4, 1)), jnp.asarray(0.4), jnp.asarray(1))
+    model = config.build(key=KEY)
+    # adaLN-zero starts as the identity with a zero output; move everything off zero.
+    return jax.tree.map(lambda leaf: leaf + 0.1 if eqx.is_inexact_array(leaf) else leaf, model), inputs
+
+
+def test_all_exits_of_a_model_agree(model_and_inputs):
+    model, inputs = model_and_inputs
+    exits = model.trajectory(*inputs, loops=3)
+    student, teacher = model.student_and_teacher(*inputs, student_loops=jnp.asarray(2), loops=3)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    close(student, exits[1])
+    close(teacher, exits[2])
+    close(model(*inputs, loops=2), exits[1])
+    close(model(*inputs, loops=jnp.asarray(2)), exits[1])
+    close(model.masked(*inputs, loops=jnp.asarray(2), max_loops=3), exits[1])
+    batch = [jnp.stack([leaf, leaf]) for leaf in inputs]
+    close(BatchedPredict(model)(*batch, loops=2)[1], exits[1])
+    assert not np.allclose(exits[0], exits[1])
+
+
+def test_a_model_needs_a_loop(model_and_inputs):
+    model, _ = model_and_inputs
+    with pytest.raises(ValueError, match="needs at least one loop"):
+        ElasticModel(model.head, model.trunk, max_loops=0)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_builds_abstractly_and_survives_json(name):
+    config = preset(name)
+    model = eqx.filter_eval_shape(config.build, key=KEY)
+    assert model.max_loops == config.max_loops
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_unique_depth_baseline_has_equal_compute():
+    config = preset("elt-L-8Nx3L")
+    baseline = config.unique_depth()
+    assert (baseline.num_layers, baseline.max_loops) == (24, 1)
+    assert baseline.effective_depth == config.effective_depth
+    assert baseline == preset("maskgit-L-24")
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)))
+
+
+# The paper's tables (2604.09168). Masked models are counted without embeddings and head.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("elt-L-8Nx3L", 101), ("elt-L-12Nx2L", 152), ("elt-XL-7Nx4L", 111), ("maskgit-L-24", 303), ("maskgit-XL-28", 446)]
+    + [("elt-ucf101-6Nx4L", 76), ("magvit-L-24", 306)],
+)
+def test_masked_presets_have_the_papers_parameter_counts(name, millions):
+    model = eqx.filter_eval_shape(preset(name).build, key=KEY)
+    assert count(model.trunk) == pytest.approx(millions * 1e6, rel=0.02)
+
+
+# ELT-DiT is counted with its class table. The last two are given to two digits only.
+@pytest.mark.parametrize(
+    ("name", "stated", "tolerance"),
+    [
+        ("elt-dit-1Nx32L", 69e6, 0.02),
+        ("elt-dit-4Nx8L", 271e6, 0.02),
+        ("elt-dit-8Nx4L", 539e6, 0.02),
+        ("elt-dit-16Nx2L", 1.1e9, 0.05 / 1.1),
+        ("dit-2048-32", 2.1e9, 0.05 / 2.1),
+    ],
+)
+def test_diffusion_presets_have_the_papers_parameter_counts(name, stated, tolerance):
+    model = eqx.filter_eval_shape(preset(name).build, key=KEY)
+    assert count(model.trunk) + count(model.head.label_embedding) == pytest.approx(stated, rel=tolerance)
+
+
+def test_dit_xl_has_the_original_parameter_count():
+    model = eqx.filter_eval_shape(preset("dit-XL-2").build, key=KEY)
+    assert count(model) == 674_834_720
+
+
+def test_unknown_names_and_broken_configs_are_explained():
+    with pytest.raises(ValueError, match=r"Unknown preset 'elt-L-8N3L'. Did you mean 'elt-L-8Nx3L'"):
+        preset("elt-L-8N3L")
+    values = preset("digits-dit").to_dict()
+    with pytest.raises(ValueError, match=r"unknown fields \['width'\], missing fields \['dim'\]"):
+        config_from_dict({k: v for k, v in values.items() if k != "dim"} | {"width": 3})
+    with pytest.raises(ValueError, match="Unknown framework 'gan'"):
+        config_from_dict(values | {"framework": "gan"})
+    config = preset("digits-maskgit")
+    for change, text in [({"num_heads": 5}, "heads must divide"), ({"dropout": 1.0}, "dropout"), ({"max_loops": 0}, "max_loops=0")]:
+        with pytest.raises(ValueError, match=text):
+            dataclasses.replace(config, **change)
