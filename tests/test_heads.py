@@ -38,7 +38,7 @@ def test_maskgit_output_is_tied_to_the_token_embedding():
     head = maskgit()
     state = jax.random.normal(KEY, (7, 8))
     logits = head(state)
-    moved = eqx.tree_at(lambda h: h.token_embedding, head, head.token_embedding.at[3].add(1.0))
+    moved = eqx.tree_at(lambda h: h.token_embedding, head, head.token_embedding.at[3].add(jnp.arange(8.0)))
     changed = np.abs(np.asarray(moved(state) - logits)).max(axis=(0, 1))
     assert changed[3] > 1e-3 and (np.delete(changed, 3) == 0).all()
     # The mask's own row is an input only.

@@ -59,18 +59,12 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"scan_layers": True}, {"unroll_loops": True}, {"remat": Remat.LOOP}, {"remat": Remat.LAYER, "scan_layers": True}],
-    ids=str,
-)
-def test_every_way_of_looping_gives_the_same_states(layer, x, conditioning, reference, options):
-    trunk = build(layer, **options)
+def check_every_way(trunk, x, conditioning, reference):
     close(trunk.trajectory(x, conditioning, loops=MAX_LOOPS), reference)
     traced = eqx.filter_jit(lambda trunk, r: trunk(x, conditioning, loops=r))
     masked = eqx.filter_jit(lambda trunk, r: trunk.masked(x, conditioning, loops=r, max_loops=MAX_LOOPS))
     both = eqx.filter_jit(lambda trunk, r: trunk.student_and_teacher(x, conditioning, student_loops=r, loops=MAX_LOOPS))
-    for loops in (1, 3, MAX_LOOPS):
+    for loops in (1, MAX_LOOPS - 1):
         count = jnp.asarray(loops)
         close(trunk(x, conditioning, loops=loops), reference[loops - 1])
         close(traced(trunk, count), reference[loops - 1])
@@ -80,11 +74,25 @@ def test_every_way_of_looping_gives_the_same_states(layer, x, conditioning, refe
         close(teacher, reference[-1])
 
 
+def test_every_way_of_looping_gives_the_same_states(layer, x, conditioning, reference):
+    check_every_way(build(layer), x, conditioning, reference)
+
+
+OPTIONS = [{"scan_layers": True, "remat": Remat.LAYER}, {"unroll_loops": True}, {"remat": Remat.LOOP}]
+
+
+@pytest.mark.parametrize("layer", [AdaLNZeroLayer], indirect=True)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_gives_the_same_states(layer, x, conditioning, reference, options):
+    check_every_way(build(layer, **options), x, conditioning, reference)
+
+
+@pytest.mark.parametrize("layer", [AdaLNZeroLayer], indirect=True)
 def test_gradients_agree_between_all_differentiable_ways(layer, x, conditioning):
     plain = build(layer)
 
     def gradient(trunk, run):
-        return jax.tree.leaves(eqx.filter_grad(lambda trunk: jnp.sum(jnp.square(run(trunk))))(trunk))
+        return jax.tree.leaves(eqx.filter_jit(eqx.filter_grad(lambda trunk: jnp.sum(jnp.square(run(trunk)))))(trunk))
 
     def static(trunk):
         return trunk(x, conditioning, loops=3)
@@ -246,7 +254,8 @@ def test_it_is_a_pytree_like_any_other_equinox_module(x):
     assert eqx.filter_vmap(lambda trunk: trunk(x, loops=2))(ensemble).shape == (3, TOKENS, DIM)
     optimizer = optax.adam(1e-3)
     gradients = eqx.filter_grad(lambda trunk: jnp.sum(trunk(x, loops=2)))(trunk)
-    updates, _ = optimizer.update(gradients, optimizer.init(eqx.filter(trunk, eqx.is_inexact_array)))
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes its step counter
+        updates, _ = optimizer.update(gradients, optimizer.init(eqx.filter(trunk, eqx.is_inexact_array)))
     assert jax.tree.structure(eqx.apply_updates(trunk, updates)) == jax.tree.structure(trunk)
     assert eqx.tree_at(lambda t: t.layers.mlp.up.bias, trunk, replace_fn=jnp.zeros_like).num_layers == LAYERS
 

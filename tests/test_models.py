@@ -62,7 +62,7 @@ def test_unique_depth_baseline_has_equal_compute():
 
 
 def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)))
+    return sum(leaf.size for leaf in jax.tree.leaves(tree) if hasattr(leaf, "size"))
 
 
 # The paper's tables (2604.09168). Masked models are counted without embeddings and head.

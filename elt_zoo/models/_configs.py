@@ -52,7 +52,6 @@ class ModelConfig(abc.ABC):
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`{type(self).__name__}(dropout={self.dropout})` must be in [0, 1).")
-        object.__setattr__(self, "remat", Remat(self.remat))
 
     @property
     def hidden_dim(self) -> int:
@@ -112,10 +111,6 @@ class MaskGITConfig(ModelConfig):
     codebook_size: int
     pre_norm: bool = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "grid", tuple(self.grid))
-
     @property
     def num_tokens(self) -> int:
         """The class token and the grid."""
@@ -157,13 +152,6 @@ class DiTConfig(ModelConfig):
     prediction: Prediction = Prediction.V
     learned_variance: bool = False
     conditioning_dim: int | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "shape", tuple(self.shape))
-        if not isinstance(self.patch_size, int):
-            object.__setattr__(self, "patch_size", tuple(self.patch_size))
-        object.__setattr__(self, "prediction", Prediction(self.prediction))
 
     @property
     def num_tokens(self) -> int:
@@ -210,4 +198,9 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig:
             f"This is not a complete `{family.__name__}`: unknown fields {unknown}, missing fields {missing}. "
             "Was it written by another version of elt_zoo?"
         )
-    return family(**fields)
+    decoders = {"remat": Remat, "prediction": Prediction}
+    decoded = {
+        name: decoders[name](value) if name in decoders else tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+    }
+    return family(**decoded)

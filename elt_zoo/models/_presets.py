@@ -2,6 +2,7 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ..heads import Prediction
 from ._configs import DiTConfig, MaskGITConfig, ModelConfig
 
 # The paper's scales (2604.09168): width and attention heads; the MLP is four times as wide. The heads of G are not stated.
@@ -69,7 +70,7 @@ def _dit(scale: str, patch_size: int) -> DiTConfig:
         num_classes=1000,
         shape=(32, 32, 4),
         patch_size=patch_size,
-        prediction="epsilon",
+        prediction=Prediction.EPSILON,
         learned_variance=True,
     )
 

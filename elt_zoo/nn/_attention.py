@@ -52,5 +52,7 @@ class SelfAttention(eqx.Module):
         query, key, value = rearrange(
             self.qkv(x), "tokens (three heads head_dim) -> three tokens heads head_dim", three=3, heads=self.num_heads
         )
-        attended = jax.nn.dot_product_attention(query, key, value)
+        # It widens bfloat16 scores to float32 by implicit promotion, which a caller may have made strict.
+        with jax.numpy_dtype_promotion("standard"):
+            attended = jax.nn.dot_product_attention(query, key, value)
         return self.out(rearrange(attended, "tokens heads head_dim -> tokens (heads head_dim)"))

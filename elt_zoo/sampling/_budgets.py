@@ -1,0 +1,140 @@
+import math
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from .._checks import checked
+from ._guidance import AbstractGuidance, guided_steps
+
+Count = int | Array | np.ndarray
+"""Loops of one branch: a Python int, an integer scalar, or an integer array with one count per sampling step."""
+
+
+class LoopBudget(eqx.Module):
+    """Different loops for the two branches of guidance: spend them where the class is, save them where it is not.
+
+    Each is what a sampler takes as `loops`: a Python int (compiled for that count), an integer scalar array (one compilation
+    serves every count), or an integer array with one count per sampling step. The branches are evaluated one after the other; give a
+    plain count instead when both have the same, and the two share one call.
+    """
+
+    conditional: Count
+    unconditional: Count
+
+
+Loops = Count | LoopBudget
+
+
+@checked
+def constant_budget(loops: int, steps: int) -> Int[Array, " steps"]:
+    """The same count at each step, as an array: unlike a Python int it shares a compiled sampler with every other budget.
+
+    **Arguments:** `loops`, `steps`: at least 1. **Returns:** one count per step.
+
+    **Raises:** `ValueError` below 1.
+    """
+    return linear_budget(loops, loops, steps)
+
+
+@checked
+def linear_budget(start: int, stop: int, steps: int) -> Int[Array, " steps"]:
+    """Counts that go linearly from `start` at the first step to `stop` at the last, rounded (halves up).
+
+    **Arguments:** `start`, `stop`, `steps`: at least 1. **Returns:** one count per step.
+
+    **Raises:** `ValueError` below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"`linear_budget(steps={steps})` needs at least one step.")
+    return table_budget([math.floor(value + 0.5) for value in np.linspace(start, stop, steps).tolist()])
+
+
+@checked
+def table_budget(counts: Sequence[int]) -> Int[Array, " steps"]:
+    """Any counts, one per sampling step, as an array.
+
+    **Arguments:** `counts`: each at least 1. **Returns:** them as int32. **Raises:** `ValueError` for none, or one below 1.
+    """
+    if len(counts) == 0:
+        raise ValueError("`table_budget([])` is empty: give one loop count per sampling step.")
+    if min(counts) < 1:
+        raise ValueError(
+            f"A budget of {min(counts)} loops draws nothing: every step needs at least one. Got {list(counts)}."
+        )
+    return jnp.asarray(counts, jnp.int32)
+
+
+@checked
+def total_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None = None) -> int:
+    """The loops that drawing one example takes: summed over the steps, and over both branches where guidance runs both.
+
+    **Arguments:** `loops`, `steps` and `guidance` as the sampler gets them. The values must be known (not traced).
+
+    **Returns:** the number of loops, the steps that an interval of guidance leaves out not counted.
+
+    **Raises:** what the sampler raises for such `loops`.
+    """
+    conditional, unconditional = resolve_loops(loops, steps=steps, guided=guidance is not None)
+    total = int(_per_step(conditional, steps).sum())
+    if guidance is not None:
+        total += int(_per_step(unconditional, steps)[guided_steps(guidance, steps)].sum())
+    return total
+
+
+@checked
+def average_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None = None) -> float:
+    """The mean number of loops per evaluation of the network: [`total_loops`][elt_zoo.sampling.total_loops] over the evaluations.
+
+    **Arguments**, **Raises:** as `total_loops`. **Returns:** the mean.
+    """
+    evaluations = steps if guidance is None else steps + int(guided_steps(guidance, steps).sum())
+    return total_loops(loops, steps, guidance=guidance) / evaluations
+
+
+def resolve_loops(loops: Loops, *, steps: int, guided: bool) -> tuple[int | Array, int | Array]:
+    """Checks `loops` and brings it to one form: for each branch a Python int, or an int32 array with one count per step.
+
+    Both are the same object when the branches can share a call.
+    """
+    if not isinstance(loops, LoopBudget):
+        count = _resolve_count(loops, "loops", steps)
+        return count, count
+    if not guided:
+        raise ValueError(
+            "`loops` has an unconditional budget, but this sampler has no guidance and never runs that branch. Pass "
+            "the conditional count alone, or set `guidance`."
+        )
+    conditional = _resolve_count(loops.conditional, "loops.conditional", steps)
+    if isinstance(loops.unconditional, int) and loops.unconditional is conditional:
+        return conditional, conditional
+    return conditional, _resolve_count(loops.unconditional, "loops.unconditional", steps)
+
+
+def _resolve_count(count: Count, name: str, steps: int) -> int | Array:
+    if isinstance(count, bool):
+        raise TypeError(f"`{name}={count}` is a bool: pass a number of loops.")
+    if isinstance(count, int):
+        if count < 1:
+            raise ValueError(f"`{name}={count}` draws nothing: use at least one loop.")
+        return count
+    if not jnp.issubdtype(count.dtype, jnp.integer):
+        raise TypeError(f"`{name}` has dtype {count.dtype}: loop counts are integers.")
+    if count.shape not in ((), (steps,)):
+        raise ValueError(
+            f"`{name}` has shape {count.shape}, but this sampler takes {steps} steps: pass one count, or an array of shape "
+            f"({steps},) with one per step."
+        )
+    message = f"`{name}` asks for fewer than one loop at a step; every step needs at least one."
+    if isinstance(count, jax.core.Tracer):
+        count = eqx.error_if(count, count < 1, message)
+    elif np.min(count) < 1:
+        raise ValueError(f"{message} Got {np.asarray(count).tolist()}.")
+    return jnp.broadcast_to(jnp.asarray(count).astype(jnp.int32), (steps,))
+
+
+def _per_step(count: int | Array, steps: int) -> np.ndarray:
+    return np.broadcast_to(np.asarray(count), (steps,))

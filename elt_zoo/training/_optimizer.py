@@ -1,0 +1,131 @@
+import dataclasses
+import enum
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import PyTree
+
+from ..nn import Linear
+
+
+class Decay(enum.StrEnum):
+    """What the learning rate does after the warm-up: stay, or fall to zero along half a cosine."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (1711.05101) with warm-up, clipping and accumulation.
+
+    **Fields:**
+
+    - `learning_rate`: the peak.
+    - `total_steps`: optimiser steps of the run, for the decay.
+    - `warmup_steps`: steps of linear warm-up from 0.
+    - `decay`: the schedule after it.
+    - `b1`, `b2`: AdamW's averages.
+    - `weight_decay`: decoupled decay, on the weights that [`decay_mask`][elt_zoo.training.decay_mask] names.
+    - `clip_norm`: the largest global gradient norm; `None` for no clipping.
+    - `accumulation`: batches whose gradients are averaged for one optimiser step.
+
+    **Raises:** `ValueError` for values outside their range.
+    """
+
+    learning_rate: float
+    total_steps: int
+    warmup_steps: int = 0
+    decay: Decay = Decay.CONSTANT
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    accumulation: int = 1
+
+    def __post_init__(self):
+        checks = {
+            "learning_rate": self.learning_rate > 0.0,
+            "total_steps": self.total_steps >= 1,
+            "warmup_steps": 0 <= self.warmup_steps <= self.total_steps,
+            "b1": 0.0 <= self.b1 < 1.0,
+            "b2": 0.0 <= self.b2 < 1.0,
+            "weight_decay": self.weight_decay >= 0.0,
+            "clip_norm": self.clip_norm is None or self.clip_norm > 0.0,
+            "accumulation": self.accumulation >= 1,
+        }
+        wrong = [f"{name}={getattr(self, name)}" for name, good in checks.items() if not good]
+        if wrong:
+            raise ValueError(
+                f"`OptimizerConfig` got {', '.join(wrong)}: rates and counts must be positive, b1 and b2 in [0, 1), and the "
+                f"warm-up no longer than the {self.total_steps} steps of the run."
+            )
+
+    @classmethod
+    def maskgit(cls, *, total_steps: int, large: bool = False) -> "OptimizerConfig":
+        """The paper's masked setting: β = (0.9, 0.96), weight decay 0.045, five times that from scale H on (`large`).
+
+        The paper does not state warm-up or clipping; the 5,000 steps and the norm 1 are those of MaskGIT and MAGVIT.
+        """
+        return cls(
+            learning_rate=1e-4,
+            total_steps=total_steps,
+            warmup_steps=min(5000, total_steps // 10),
+            b2=0.96,
+            weight_decay=0.225 if large else 0.045,
+            clip_norm=1.0,
+        )
+
+    @classmethod
+    def dit(cls, *, total_steps: int) -> "OptimizerConfig":
+        """The paper's diffusion setting: β = (0.9, 0.99), weight decay 0.01, constant rate 1e-4. Clipping is our choice."""
+        return cls(learning_rate=1e-4, total_steps=total_steps, b2=0.99, weight_decay=0.01, clip_norm=1.0)
+
+    @classmethod
+    def digits(cls, *, total_steps: int, learning_rate: float = 8e-3) -> "OptimizerConfig":
+        """Small models on the digits: a high rate with a short warm-up, then a cosine to zero."""
+        return cls(
+            learning_rate=learning_rate,
+            total_steps=total_steps,
+            warmup_steps=min(50, total_steps // 10),
+            decay=Decay.COSINE,
+            b2=0.99,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        )
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate as a function of the optimiser step."""
+        if self.decay == Decay.COSINE:
+            return optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.warmup_steps, self.total_steps)
+        if self.warmup_steps == 0:
+            return optax.constant_schedule(self.learning_rate)
+        return optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The optax transformation of a config: clip, AdamW, and accumulation around both."""
+    adamw = optax.adamw(
+        config.schedule(), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask
+    )
+    chain = adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    if config.accumulation == 1:
+        return chain
+    steps = optax.MultiSteps(chain, every_k_schedule=config.accumulation)
+    return optax.GradientTransformation(steps.init, steps.update)
+
+
+def decay_mask(model: PyTree) -> PyTree:
+    """Marks what weight decay acts on: the weights of linear maps, and nothing else.
+
+    Biases, norms, positions and embedding tables are left alone. The kind of module decides and not the number of axes, because
+    the trunk stacks its layers: a bias there has two axes.
+    """
+
+    def mark(node):
+        if isinstance(node, Linear | eqx.nn.Linear):
+            return jax.tree.map(lambda leaf: leaf is node.weight, node)
+        return False
+
+    return jax.tree.map(mark, model, is_leaf=lambda node: isinstance(node, Linear | eqx.nn.Linear))
