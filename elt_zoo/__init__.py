@@ -10,3 +10,5 @@ from .looped import LoopedTransformer as LoopedTransformer
 from .looped import Remat as Remat
 from .models import ElasticModel as ElasticModel
 from .objectives import ILSDLoss as ILSDLoss
+from .pretrained import load as load
+from .pretrained import save as save

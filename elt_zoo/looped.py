@@ -290,7 +290,9 @@ class LoopedTransformer(eqx.Module):
         if conditioning is not None and hasattr(self.layers, "condition"):
             modulations = jax.vmap(lambda layer: eqx.combine(layer, static).condition(conditioning))(arrays)
         elif conditioning is not None:
-            modulations = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.num_layers, *leaf.shape)), conditioning)
+            modulations = jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (self.num_layers, *leaf.shape)), conditioning
+            )
 
         def apply(state, layer, modulation, loop_index, layer_index):
             arguments = (state,) if modulation is None else (state, modulation)

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from elt_zoo import DiTHead, MaskGITHead
 from elt_zoo.heads import Prediction
 from elt_zoo.nn import sincos_positions

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from elt_zoo import LoopedTransformer, Remat
-from elt_zoo.nn import AdaLNZeroLayer, PostNormLayer, PreNormLayer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from elt_zoo import LoopedTransformer, Remat
+from elt_zoo.nn import AdaLNZeroLayer, PostNormLayer, PreNormLayer
 
 DIM, HEADS, TOKENS, LAYERS, MAX_LOOPS = 16, 2, 5, 2, 5
 
@@ -162,7 +163,9 @@ def test_early_exit_stops_each_example_at_its_own_loop(differentiable):
         state, alone = run(xs[i])
         assert int(alone) == int(used[i])
         np.testing.assert_array_equal(state, states[i])
-    never, used = trunk.early_exit(xs[0], rule=lambda old, new: jnp.asarray(False), max_loops=3, differentiable=differentiable)
+    never, used = trunk.early_exit(
+        xs[0], rule=lambda old, new: jnp.asarray(False), max_loops=3, differentiable=differentiable
+    )
     assert int(used) == 3 and float(never[0, 0]) == 8.0
     late, used = trunk.early_exit(xs[2], rule=rule, max_loops=6, min_loops=3, differentiable=differentiable)
     assert int(used) == 3 and float(late[0, 0]) == 128.0
@@ -241,7 +244,9 @@ def test_dropout_differs_between_loops_and_layers_and_is_off_without_a_key(x):
     close(trunk(x, loops=2), build(PreNormLayer)(x, loops=2))
     first = trunk(x, loops=2, key=jax.random.key(0))
     assert not np.allclose(first, trunk(x, loops=2, key=jax.random.key(1)))
-    close(first, build(functools.partial(PreNormLayer, dropout=0.5), scan_layers=True)(x, loops=2, key=jax.random.key(0)))
+    close(
+        first, build(functools.partial(PreNormLayer, dropout=0.5), scan_layers=True)(x, loops=2, key=jax.random.key(0))
+    )
     once = trunk(x, loops=1, key=jax.random.key(0))
     assert not np.allclose(first, trunk(once, loops=1, key=jax.random.key(0)))
 
@@ -250,7 +255,9 @@ def test_it_is_a_pytree_like_any_other_equinox_module(x):
     trunk = build(PreNormLayer)
     doubled = jax.tree.map(lambda leaf: 2.0 * leaf if eqx.is_inexact_array(leaf) else leaf, trunk)
     assert not np.allclose(doubled(x, loops=1), trunk(x, loops=1))
-    ensemble = eqx.filter_vmap(lambda key: LoopedTransformer(DIM, 1, HEADS, key=key))(jax.random.split(jax.random.key(0), 3))
+    ensemble = eqx.filter_vmap(lambda key: LoopedTransformer(DIM, 1, HEADS, key=key))(
+        jax.random.split(jax.random.key(0), 3)
+    )
     assert eqx.filter_vmap(lambda trunk: trunk(x, loops=2))(ensemble).shape == (3, TOKENS, DIM)
     optimizer = optax.adam(1e-3)
     gradients = eqx.filter_grad(lambda trunk: jnp.sum(trunk(x, loops=2)))(trunk)

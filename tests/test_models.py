@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from elt_zoo.models import BatchedPredict, DiTConfig, ElasticModel, MaskGITConfig, config_from_dict, preset, preset_names
+
+from elt_zoo.models import (
+    BatchedPredict,
+    DiTConfig,
+    ElasticModel,
+    MaskGITConfig,
+    config_from_dict,
+    preset,
+    preset_names,
+)
 
 KEY = jax.random.key(0)
 
@@ -14,7 +23,9 @@ KEY = jax.random.key(0)
 @pytest.fixture(scope="module", params=["maskgit", "dit"])
 def model_and_inputs(request):
     if request.param == "maskgit":
-        config = MaskGITConfig(dim=8, num_layers=2, max_loops=3, num_heads=2, num_classes=4, grid=(2, 2), codebook_size=5)
+        config = MaskGITConfig(
+            dim=8, num_layers=2, max_loops=3, num_heads=2, num_classes=4, grid=(2, 2), codebook_size=5
+        )
         inputs = (jnp.asarray([[0, 5], [5, 3]]), jnp.asarray(1))
     else:
         config = DiTConfig(dim=8, num_layers=2, max_loops=3, num_heads=2, num_classes=4, shape=(4, 4, 1))
@@ -106,6 +117,10 @@ def test_unknown_names_and_broken_configs_are_explained():
     with pytest.raises(ValueError, match="Unknown framework 'gan'"):
         config_from_dict(values | {"framework": "gan"})
     config = preset("digits-maskgit")
-    for change, text in [({"num_heads": 5}, "heads must divide"), ({"dropout": 1.0}, "dropout"), ({"max_loops": 0}, "max_loops=0")]:
+    for change, text in [
+        ({"num_heads": 5}, "heads must divide"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"max_loops": 0}, "max_loops=0"),
+    ]:
         with pytest.raises(ValueError, match=text):
             dataclasses.replace(config, **change)

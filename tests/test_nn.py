@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from elt_zoo.nn import (
     AdaLNZeroLayer,
     LabelEmbedding,

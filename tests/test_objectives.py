@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from elt_zoo import ILSDLoss
 from elt_zoo.heads import Prediction
 from elt_zoo.objectives import (

@@ -19,7 +19,9 @@ class ArraySource:
     def __init__(self, examples: np.ndarray, labels: Int[np.ndarray, " examples"]):
         """**Raises:** `ValueError` if there is nothing, or not one label per example."""
         if len(examples) == 0 or len(examples) != len(labels):
-            raise ValueError(f"`ArraySource` got {len(examples)} examples and {len(labels)} labels; it needs one label each.")
+            raise ValueError(
+                f"`ArraySource` got {len(examples)} examples and {len(labels)} labels; it needs one label each."
+            )
         self._examples = examples
         self._labels = labels
 
@@ -63,7 +65,9 @@ def training_batches(
     **Raises:** `ValueError` if a shard has fewer examples than a batch or the shard index is out of range.
     """
     if not 0 <= shard_index < shard_count:
-        raise ValueError(f"`training_batches(shard_index={shard_index}, shard_count={shard_count})`: need 0 <= index < count.")
+        raise ValueError(
+            f"`training_batches(shard_index={shard_index}, shard_count={shard_count})`: need 0 <= index < count."
+        )
     if batch_size < 1 or len(source) // shard_count < batch_size:
         raise ValueError(
             f"`training_batches(batch_size={batch_size})` cannot be filled: each of {shard_count} shard(s) of the "
@@ -74,7 +78,9 @@ def training_batches(
     if transform is not None:
         dataset = dataset.map(transform)
     dataset = dataset.repeat(None).batch(batch_size, drop_remainder=True)
-    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0 if workers == 0 else 16, prefetch_buffer_size=0 if workers == 0 else 16))
+    stream = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=0 if workers == 0 else 16, prefetch_buffer_size=0 if workers == 0 else 16)
+    )
     if workers > 0:
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(stream)

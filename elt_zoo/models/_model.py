@@ -33,9 +33,7 @@ class ElasticModel(eqx.Module):
         self.max_loops = max_loops
 
     @checked
-    def __call__(
-        self, *inputs: Any, loops: int | Int[Array, ""], key: PRNGKeyArray | None = None
-    ) -> PyTree[Array]:
+    def __call__(self, *inputs: Any, loops: int | Int[Array, ""], key: PRNGKeyArray | None = None) -> PyTree[Array]:
         """The prediction after `loops` loops, a Python int or (inference only) a traced integer. `key` turns dropout on."""
         embed_key, trunk_key = _split(key)
         tokens, conditioning = self.head.embed(*inputs, key=embed_key)

@@ -47,9 +47,7 @@ class RandomDepthLoss(AbstractObjective):
     min_loops: int = eqx.field(static=True)
     per_example: bool = eqx.field(static=True)
 
-    def __init__(
-        self, ground_truth: GroundTruthLoss, *, max_loops: int, min_loops: int = 1, per_example: bool = False
-    ):
+    def __init__(self, ground_truth: GroundTruthLoss, *, max_loops: int, min_loops: int = 1, per_example: bool = False):
         """**Arguments:** as [`ILSDLoss`][elt_zoo.ILSDLoss].
 
         **Raises:** `ValueError` unless 1 ≤ `min_loops` ≤ `max_loops`.

@@ -54,8 +54,6 @@ class AbstractObjective(eqx.Module):
         """
 
 
-def sample_uniform_loops(
-    key: PRNGKeyArray, batch: int, *, low: int, high: int, per_example: bool
-) -> Int[Array, "..."]:
+def sample_uniform_loops(key: PRNGKeyArray, batch: int, *, low: int, high: int, per_example: bool) -> Int[Array, "..."]:
     """Draws loop counts uniformly from {`low`, …, `high`}, one for the batch or one per example."""
     return jax.random.randint(key, (batch,) if per_example else (), low, high + 1)

@@ -99,7 +99,11 @@ def fit(
 def _check_finite(state: TrainState, checkpoints: Checkpoints | None) -> None:
     if int(jnp.asarray(state.skipped)) == 0:
         return
-    kept = "" if checkpoints is None else f" The last good checkpoint is step {checkpoints.latest_step()} in {checkpoints.folder}."
+    kept = (
+        ""
+        if checkpoints is None
+        else f" The last good checkpoint is step {checkpoints.latest_step()} in {checkpoints.folder}."
+    )
     raise TrainingDiverged(
         f"By step {int(state.step)}, {int(state.skipped)} update(s) had a loss or gradient that was not finite; none of them was applied."
         f"{kept} Lower the learning rate, lengthen the warm-up, or compute in float32."

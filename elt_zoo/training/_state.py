@@ -20,7 +20,9 @@ class TrainState(eqx.Module):
     @classmethod
     def create(cls, model: PyTree, optimizer: optax.GradientTransformation, *, key: PRNGKeyArray) -> "TrainState":
         """The state before the first step. The average starts as a copy: a donated buffer must not be in two places."""
-        model, ema = [jax.tree.map(lambda leaf: jnp.array(leaf) if eqx.is_array(leaf) else leaf, model) for _ in range(2)]
+        model, ema = [
+            jax.tree.map(lambda leaf: jnp.array(leaf) if eqx.is_array(leaf) else leaf, model) for _ in range(2)
+        ]
         return cls(
             model=model,
             ema=ema,

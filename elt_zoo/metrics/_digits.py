@@ -1,0 +1,123 @@
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..data import Digits, digits_to_pixels, load_digits, pixels_to_digits
+from ._frechet import GaussianStatistics, frechet_distance
+
+PER_CLASS = 35
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsQuality:
+    """How good a set of generated digits is.
+
+    **Fields:**
+
+    - `accuracy`: share of images that a classifier of real digits takes for the intended class.
+    - `frechet_distance`: the *digits Fréchet distance* to the real training digits, see
+      [`DigitsEvaluator`][elt_zoo.metrics.DigitsEvaluator]. It is not FID and cannot be compared with one.
+    - `nearest_distance`: mean Euclidean distance, in grey levels, to the nearest training image. Far below that of held-out
+      digits means memorised, far above it means not clean.
+    - `samples`: images measured.
+    """
+
+    accuracy: float
+    frechet_distance: float
+    nearest_distance: float
+    samples: int
+
+
+class DigitsEvaluator:
+    """Measures generated digits against the real ones of scikit-learn.
+
+    Accuracy comes from a support vector classifier fitted to the training digits. The digits Fréchet distance lives in the 32
+    activations of the last hidden layer of a small perceptron (64 and 32 ReLU units, pixels in [−1, 1]) fitted to the same digits, and
+    compares with the statistics of all training digits. Both fits take about a second and are deterministic.
+    """
+
+    def __init__(self, train: Digits | None = None):
+        """**Arguments:** `train`: the real digits to fit and compare with; by default the training part."""
+        from sklearn.neural_network import MLPClassifier
+        from sklearn.svm import SVC
+
+        train = load_digits("train") if train is None else train
+        self._pixels = _flat(digits_to_pixels(train.images))
+        self._labels = train.labels
+        self._levels = pixels_to_digits(self._pixels)
+        self._classifier = SVC(C=10.0, gamma="scale").fit(self._pixels, train.labels)
+        self._network: Any = MLPClassifier((64, 32), max_iter=1000, random_state=0).fit(self._pixels, train.labels)
+        self._statistics = GaussianStatistics.of(self.features(self._pixels))
+
+    def features(self, pixels: Float[np.ndarray, "examples ..."]) -> Float[np.ndarray, "examples 32"]:
+        """The perceptron's last hidden layer for pixels in [−1, 1]; values outside are clipped."""
+        x = _flat(pixels)
+        for weight, bias in zip(self._network.coefs_[:-1], self._network.intercepts_[:-1], strict=True):
+            x = np.maximum(x @ weight + bias, 0.0)
+        return x
+
+    def __call__(
+        self, pixels: Float[np.ndarray, "examples 8 8 1"], labels: Int[np.ndarray, " examples"]
+    ) -> DigitsQuality:
+        """**Arguments:** `pixels`: images in [−1, 1], clipped to that range and not rounded; `labels`: the intended classes, each as often
+        as any other for a fair distance.
+
+        **Raises:** `ValueError` for other shapes, values that are not finite, or fewer than 64 images.
+        """
+        pixels, labels = np.asarray(pixels), np.asarray(labels)
+        if pixels.shape[1:] != (8, 8, 1) or labels.shape != pixels.shape[:1]:
+            raise ValueError(
+                f"`DigitsEvaluator` got images of shape {pixels.shape} and labels of shape {labels.shape}; it needs "
+                "(examples, 8, 8, 1) and one label each."
+            )
+        if len(pixels) < 64:
+            raise ValueError(f"{len(pixels)} images are too few for a covariance of 32 features; use at least 64.")
+        if not np.isfinite(pixels).all():
+            raise ValueError("Some pixels are not finite: the model or the sampler diverged.")
+        flat = _flat(pixels)
+        return DigitsQuality(
+            accuracy=float(np.mean(self._classifier.predict(flat) == labels)),
+            frechet_distance=frechet_distance(GaussianStatistics.of(self.features(flat)), self._statistics),
+            nearest_distance=float(_nearest(pixels_to_digits(flat), self._levels).mean()),
+            samples=len(pixels),
+        )
+
+    def floor(self, heldout: Digits | None = None, *, seed: int = 0, repeats: int = 10) -> dict[str, float]:
+        """What real digits score, from class-balanced sets of 35 per class (unbalanced sets score worse for their proportions alone).
+
+        **Arguments:** `heldout`: real digits that the training did not see, by default the held-out part; `seed`; `repeats`: random sets
+        to average over.
+
+        **Returns:** `heldout` and `train_subset`: the mean digits Fréchet distance of sets drawn from the held-out and from the training
+        digits; `heldout_accuracy` and `heldout_nearest_distance` of all held-out digits.
+        """
+        heldout = load_digits("heldout") if heldout is None else heldout
+        pixels = digits_to_pixels(heldout.images)
+        rng = np.random.default_rng(seed)
+
+        def balanced(flat, labels):
+            distances = []
+            for _ in range(repeats):
+                rows = [rng.choice(np.flatnonzero(labels == c), PER_CLASS, replace=False) for c in np.unique(labels)]
+                statistics = GaussianStatistics.of(self.features(flat[np.concatenate(rows)]))
+                distances.append(frechet_distance(statistics, self._statistics))
+            return float(np.mean(distances))
+
+        quality = self(pixels, heldout.labels)
+        return {
+            "heldout": balanced(_flat(pixels), heldout.labels),
+            "train_subset": balanced(self._pixels, self._labels),
+            "heldout_accuracy": quality.accuracy,
+            "heldout_nearest_distance": quality.nearest_distance,
+        }
+
+
+def _flat(pixels: np.ndarray) -> Float[np.ndarray, "examples 64"]:
+    return np.clip(np.asarray(pixels, np.float64).reshape(len(pixels), -1), -1.0, 1.0)
+
+
+def _nearest(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " n"]:
+    squared = np.sum(a**2, axis=1)[:, None] - 2.0 * a @ b.T + np.sum(b**2, axis=1)[None, :]
+    return np.sqrt(np.maximum(squared, 0.0).min(axis=1))

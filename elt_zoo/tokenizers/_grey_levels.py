@@ -1,0 +1,37 @@
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._checks import checked
+from ._base import AbstractTokenizer, check_shape
+
+
+class GreyLevels(AbstractTokenizer):
+    """Every pixel of a one-channel image is a token: its grey level, of `codebook_size` even ones over [−1, 1]."""
+
+    shape: tuple[int, int, int] = eqx.field(static=True)
+    codebook_size: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        if self.shape[2] != 1 or self.codebook_size < 2:
+            raise ValueError(
+                f"`GreyLevels(shape={self.shape}, codebook_size={self.codebook_size})` needs one channel and two levels or more."
+            )
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Height and width in pixels."""
+        return self.shape[:2]
+
+    @checked
+    def encode(self, image: Float[Array, "height width 1"]) -> Int[Array, "height width"]:
+        """**Arguments:** `image`: pixels in [−1, 1]. **Returns:** the nearest levels. **Raises:** `ValueError` for another shape."""
+        check_shape("GreyLevels.encode", "an image", image.shape, self.shape)
+        levels = jnp.rint((image[..., 0] + 1.0) * (0.5 * (self.codebook_size - 1)))
+        return jnp.clip(levels, 0, self.codebook_size - 1).astype(jnp.int32)
+
+    @checked
+    def decode(self, ids: Int[Array, "height width"]) -> Float[Array, "height width 1"]:
+        """**Arguments:** `ids` in [0, levels). **Returns:** the image. **Raises:** `ValueError` for another grid."""
+        check_shape("GreyLevels.decode", "ids", ids.shape, self.grid)
+        return (ids.astype(jnp.float32) * (2.0 / (self.codebook_size - 1)) - 1.0)[..., None]

@@ -1,0 +1,75 @@
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from .._checks import checked
+from ._base import AbstractTokenizer, check_shape
+
+
+class PatchCodebook(AbstractTokenizer):
+    """A codebook over the patches of small images, fitted by k-means: the smallest useful relative of a VQGAN.
+
+    `encode` takes the nearest code of each patch (squared Euclidean distance, the lowest id of equals), `decode` puts the codes
+    side by side.
+    """
+
+    codebook: Float[Array, "codes values"]
+    shape: tuple[int, int, int] = eqx.field(static=True)
+    patch_size: int = eqx.field(static=True)
+
+    @property
+    def codebook_size(self) -> int:
+        """K, the number of codes."""
+        return self.codebook.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along height and width."""
+        return (self.shape[0] // self.patch_size, self.shape[1] // self.patch_size)
+
+    @classmethod
+    def fit(
+        cls,
+        images: Float[np.ndarray, "examples height width channels"],
+        *,
+        codebook_size: int = 64,
+        patch_size: int = 2,
+        seed: int = 0,
+    ) -> "PatchCodebook":
+        """Fits the codes to all patches of `images` by k-means (scikit-learn), the same for the same seed.
+
+        **Arguments:** `images`: pixels in [−1, 1]; `codebook_size`: K; `patch_size`: pixels along both axes; `seed`.
+
+        **Raises:** `ValueError` if patches do not divide the images or there are fewer patches than codes.
+        """
+        from sklearn.cluster import KMeans
+
+        height, width = images.shape[1:3]
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"Patches of {patch_size} pixels do not divide images of {height} × {width}.")
+        patches = rearrange(
+            np.asarray(images, np.float64), "n (h p) (w q) c -> (n h w) (p q c)", p=patch_size, q=patch_size
+        )
+        if len(patches) < codebook_size:
+            raise ValueError(f"{len(patches)} patches cannot fill a codebook of {codebook_size}.")
+        codes = KMeans(codebook_size, n_init=1, random_state=seed).fit(patches).cluster_centers_
+        return cls(jnp.asarray(codes, jnp.float32), tuple(images.shape[1:]), patch_size)
+
+    @checked
+    def encode(self, image: Float[Array, "height width channels"]) -> Int[Array, "rows columns"]:
+        """**Arguments:** `image`: pixels in [−1, 1]. **Returns:** ids in [0, K). **Raises:** `ValueError` for another shape."""
+        check_shape("PatchCodebook.encode", "an image", image.shape, self.shape)
+        p = self.patch_size
+        patches = rearrange(image.astype(jnp.float32), "(h p) (w q) c -> h w (p q c)", p=p, q=p)
+        # ‖x − e‖² without ‖x‖², which is the same for all codes.
+        distances = jnp.sum(jnp.square(self.codebook), axis=1)[None, None, :] - 2.0 * patches @ self.codebook.T
+        return jnp.argmin(distances, axis=-1).astype(jnp.int32)
+
+    @checked
+    def decode(self, ids: Int[Array, "rows columns"]) -> Float[Array, "height width channels"]:
+        """**Arguments:** `ids` in [0, K). **Returns:** the image. **Raises:** `ValueError` for another grid."""
+        check_shape("PatchCodebook.decode", "ids", ids.shape, self.grid)
+        p = self.patch_size
+        return rearrange(self.codebook[ids], "h w (p q c) -> (h p) (w q) c", p=p, q=p)
