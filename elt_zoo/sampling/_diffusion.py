@@ -182,7 +182,7 @@ def _sample(
         initial_noise = jax.random.normal(first_key, (batch, *sampler.shape), jnp.float32)
     # Guidance acts on the prediction only; the variance channels keep their conditional values.
     channels = sampler.shape[-1] if sampler.guidance_channels is None else sampler.guidance_channels
-    static_loops, traced_loops = eqx.partition(loops, eqx.is_array)
+    traced_loops, static_loops = eqx.partition(loops, eqx.is_array)
 
     def one_step(carry, xs):
         x, reported = carry

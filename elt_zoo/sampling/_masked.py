@@ -218,7 +218,7 @@ def _sample(
 ) -> tuple[Int[Array, "batch *grid"], Int[Array, "steps batch *grid"] | None]:
     batch, tokens, steps = labels.shape[0], math.prod(sampler.grid), sampler.steps
     num_initial = jnp.sum(jnp.reshape(initial_ids, (batch, tokens)) == sampler.mask_id, axis=1)
-    static_loops, traced_loops = eqx.partition(loops, eqx.is_array)
+    traced_loops, static_loops = eqx.partition(loops, eqx.is_array)
 
     def one_step(carry, x):
         ids, reported = carry
