@@ -65,14 +65,15 @@ class MaskGITHead(eqx.Module):
                 f"`MaskGITHead(grid={grid}, codebook_size={codebook_size}, num_classes={num_classes})` needs sizes of at "
                 "least 1. For unconditional generation use one class."
             )
-        init = jax.nn.initializers.truncated_normal(0.02)
+        # BERT's 0.02 suits an embedding that is normalised. In a pre-norm residual stream it would drown in what the layers add.
+        init = jax.nn.initializers.truncated_normal(2.0 / math.sqrt(dim) if pre_norm else 0.02)
         token_key, label_key, position_key, hidden_key = jax.random.split(key, 4)
         self.token_embedding = init(token_key, (codebook_size + 1, dim), jnp.float32)
         self.label_embedding = LabelEmbedding(num_classes, dim, init=init, key=label_key)
         self.position_embedding = init(position_key, (1 + math.prod(grid), dim), jnp.float32)
         self.embedding_norm = None if pre_norm else LayerNorm(dim, eps=norm_eps)
         self.state_norm = LayerNorm(dim, eps=norm_eps) if pre_norm else None
-        self.hidden = Linear(dim, dim, init=init, key=hidden_key)
+        self.hidden = Linear(dim, dim, init=None if pre_norm else init, key=hidden_key)
         self.hidden_norm = LayerNorm(dim, eps=norm_eps)
         self.bias = jnp.zeros(codebook_size, jnp.float32)
         self.grid = tuple(grid)

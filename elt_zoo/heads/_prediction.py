@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 class Prediction(enum.StrEnum):
     """What a diffusion network predicts about x_t = α·x0 + σ·ε (with α² + σ² = 1).
 
-    `X0` the clean array, `EPSILON` the noise (2006.11239), `V` the velocity v = α·ε − σ·x0 (2202.00512, appendix D). Any two of
-    x_t, x0, ε and v give the rest. The methods take arrays of any shape, and one α and σ for all of an array.
+    `X0` the clean array, `EPSILON` the noise (2006.11239), `V` the velocity v = α·ε − σ·x0 (2202.00512, appendix D).
+    Any two of x_t, x0, ε and v give the rest. The methods take arrays of any shape, with one α and σ for all entries.
     """
 
     X0 = "x0"

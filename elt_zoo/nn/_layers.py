@@ -65,10 +65,9 @@ class PreNormLayer(AbstractLayer):
         - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
         - `dropout`: rate on both residual branches, in [0, 1).
         - `norm_eps`: epsilon of the layer norms.
-        - `init`: initialiser of all weights; default truncated normal with standard deviation 0.02, as BERT.
+        - `init`: initialiser of all weights; default Glorot uniform, which unlike BERT's fixed 0.02 suits any width.
         - `key`: PRNG key.
         """
-        init = jax.nn.initializers.truncated_normal(0.02) if init is None else init
         attention_key, mlp_key = jax.random.split(key)
         self.attention_norm = LayerNorm(dim, eps=norm_eps)
         self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
@@ -106,7 +105,9 @@ class PostNormLayer(AbstractLayer):
         init: Initializer | None = None,
         key: PRNGKeyArray,
     ):
-        """**Arguments:** as [`PreNormLayer`][elt_zoo.nn.PreNormLayer]; `norm_eps` defaults to MaskGIT's 1e-12."""
+        """**Arguments:** as [`PreNormLayer`][elt_zoo.nn.PreNormLayer], but `norm_eps` defaults to MaskGIT's 1e-12 and
+        `init` to BERT's truncated normal with standard deviation 0.02.
+        """
         init = jax.nn.initializers.truncated_normal(0.02) if init is None else init
         attention_key, mlp_key = jax.random.split(key)
         self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)

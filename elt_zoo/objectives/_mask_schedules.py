@@ -19,7 +19,7 @@ class AbstractMaskSchedule(eqx.Module):
 
 
 class CosineMaskSchedule(AbstractMaskSchedule):
-    r"""$\gamma(r) = \cos(\pi r / 2)$: few tokens in the first steps, many in the last. MaskGIT's and the paper's choice."""
+    r"""$\gamma(r) = \cos(\pi r / 2)$: few tokens in the first steps, many in the last. MaskGIT's and the paper's."""
 
     @checked
     def __call__(self, ratio: Float[Array, ""]) -> Float[Array, ""]:
@@ -28,7 +28,7 @@ class CosineMaskSchedule(AbstractMaskSchedule):
 
 
 class ArccosMaskSchedule(AbstractMaskSchedule):
-    r"""$\gamma(r) = \frac{2}{\pi}\arccos(r)$, of Muse (2301.00704) and 1d-tokenizer: the inverse function of the cosine schedule."""
+    r"""$\gamma(r) = \frac{2}{\pi}\arccos(r)$, the inverse of cosine; of Halton-MaskGIT and 1d-tokenizer."""
 
     @checked
     def __call__(self, ratio: Float[Array, ""]) -> Float[Array, ""]:

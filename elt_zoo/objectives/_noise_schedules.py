@@ -13,7 +13,7 @@ from .._checks import checked
 class AbstractNoiseSchedule(eqx.Module):
     r"""How noisy diffusion is at time t, from 0 (clean) to 1 (noise): x_t = α·x0 + σ·ε with α² + σ² = 1.
 
-    A schedule is its log signal-to-noise ratio $\lambda(t) = \log(\alpha^2 / \sigma^2)$, which falls with t (2107.00630).
+    A schedule is its log signal-to-noise ratio $\lambda(t) = \log(\alpha^2 / \sigma^2)$, falling with t (2107.00630).
     Everything is float32.
     """
 
@@ -57,8 +57,8 @@ class ShiftedCosineSchedule(AbstractNoiseSchedule):
     def __init__(self, shift: float = 1.0, *, log_snr_min: float = -10.0, log_snr_max: float = 10.0):
         """**Arguments:**
 
-        - `shift`: resolution at which the noise is defined over resolution of the images (64 / 256 in the paper's example), > 0.
-          Below 1 there is more noise at each time; default 1, the plain cosine schedule.
+        - `shift`: resolution at which the noise is defined over resolution of the images (64 / 256 in the paper's
+          example), > 0. Below 1 there is more noise at each time; default 1, the plain cosine schedule.
         - `log_snr_min`, `log_snr_max`: λ at times 1 and 0.
 
         **Raises:** `ValueError` for a shift that is not positive or ends in the wrong order.
@@ -69,8 +69,8 @@ class ShiftedCosineSchedule(AbstractNoiseSchedule):
             )
         if not log_snr_min < log_snr_max:
             raise ValueError(
-                f"`ShiftedCosineSchedule(log_snr_min={log_snr_min}, log_snr_max={log_snr_max})` needs min < max: time 0 "
-                "is clean (max), time 1 is noise (min)."
+                f"`ShiftedCosineSchedule(log_snr_min={log_snr_min}, log_snr_max={log_snr_max})` needs min < max: "
+                "time 0 is clean (max), time 1 is noise (min)."
             )
         self.shift = float(shift)
         self.log_snr_min = float(log_snr_min)
@@ -112,8 +112,8 @@ class LinearBetaSchedule(AbstractNoiseSchedule):
 
     $$\bar\alpha_i = \prod_{j \le i} (1 - \beta_j), \qquad \lambda_i = \log\bar\alpha_i - \log(1 - \bar\alpha_i),$$
 
-    with β_j evenly spaced. Index i is time i / `num_steps`; between two indices λ is interpolated linearly and beyond the last one
-    continued, so that a model may also be trained at continuous times. The table is made in float64.
+    with β_j evenly spaced. Index i is time i / `num_steps`; between two indices λ is interpolated linearly and beyond
+    the last one continued, so that a model may also be trained at continuous times. The table is made in float64.
     """
 
     num_steps: int = eqx.field(static=True)
@@ -121,7 +121,8 @@ class LinearBetaSchedule(AbstractNoiseSchedule):
     beta_end: float = eqx.field(static=True)
 
     def __init__(self, num_steps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02):
-        """**Arguments:** `num_steps`: length of the chain, at least 2; `beta_start`, `beta_end`: first and last β, in (0, 1).
+        """**Arguments:** `num_steps`: length of the chain, at least 2; `beta_start`, `beta_end`: first and last β, in
+        (0, 1).
 
         **Raises:** `ValueError` for values outside these ranges.
         """
@@ -150,7 +151,8 @@ class LinearBetaSchedule(AbstractNoiseSchedule):
         return jnp.asarray(-self.num_steps * np.diff(self._table()), jnp.float32)[index]
 
     def sampling_times(self, steps: int) -> Float[np.ndarray, " steps"]:
-        """Evenly respaced indices of the chain, both ends included, over `num_steps`, as DiT and improved diffusion (2102.09672).
+        """Evenly respaced indices of the chain, both ends included, over `num_steps`, as DiT and improved diffusion
+        (2102.09672).
 
         The network gets the index of the original chain. One step starts from the noisiest index.
 

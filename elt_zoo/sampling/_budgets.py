@@ -2,9 +2,9 @@ import math
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from .._checks import checked
@@ -17,9 +17,9 @@ Count = int | Array | np.ndarray
 class LoopBudget(eqx.Module):
     """Different loops for the two branches of guidance: spend them where the class is, save them where it is not.
 
-    Each is what a sampler takes as `loops`: a Python int (compiled for that count), an integer scalar array (one compilation
-    serves every count), or an integer array with one count per sampling step. The branches are evaluated one after the other; give a
-    plain count instead when both have the same, and the two share one call.
+    Each is what a sampler takes as `loops`: a Python int (compiled for that count), an integer scalar array (one
+    compilation serves every count), or an integer array with one count per sampling step. The branches are evaluated
+    one after the other; give a plain count instead when both have the same, and the two share one call.
     """
 
     conditional: Count
@@ -31,7 +31,8 @@ Loops = Count | LoopBudget
 
 @checked
 def constant_budget(loops: int, steps: int) -> Int[Array, " steps"]:
-    """The same count at each step, as an array: unlike a Python int it shares a compiled sampler with every other budget.
+    """The same count at each step, as an array: unlike a Python int it shares a compiled sampler with every other
+    budget.
 
     **Arguments:** `loops`, `steps`: at least 1. **Returns:** one count per step.
 
@@ -57,7 +58,8 @@ def linear_budget(start: int, stop: int, steps: int) -> Int[Array, " steps"]:
 def table_budget(counts: Sequence[int]) -> Int[Array, " steps"]:
     """Any counts, one per sampling step, as an array.
 
-    **Arguments:** `counts`: each at least 1. **Returns:** them as int32. **Raises:** `ValueError` for none, or one below 1.
+    **Arguments:** `counts`: each at least 1. **Returns:** them as int32. **Raises:** `ValueError` for none, or one
+    below 1.
     """
     if len(counts) == 0:
         raise ValueError("`table_budget([])` is empty: give one loop count per sampling step.")
@@ -87,7 +89,8 @@ def total_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None =
 
 @checked
 def average_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None = None) -> float:
-    """The mean number of loops per evaluation of the network: [`total_loops`][elt_zoo.sampling.total_loops] over the evaluations.
+    """The mean number of loops per evaluation of the network: [`total_loops`][elt_zoo.sampling.total_loops] over the
+    evaluations.
 
     **Arguments**, **Raises:** as `total_loops`. **Returns:** the mean.
     """
@@ -96,7 +99,8 @@ def average_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None
 
 
 def resolve_loops(loops: Loops, *, steps: int, guided: bool) -> tuple[int | Array, int | Array]:
-    """Checks `loops` and brings it to one form: for each branch a Python int, or an int32 array with one count per step.
+    """Checks `loops` and brings it to one form: for each branch a Python int, or an int32 array with one count per
+    step.
 
     Both are the same object when the branches can share a call.
     """
@@ -125,11 +129,11 @@ def _resolve_count(count: Count, name: str, steps: int) -> int | Array:
         raise TypeError(f"`{name}` has dtype {count.dtype}: loop counts are integers.")
     if count.shape not in ((), (steps,)):
         raise ValueError(
-            f"`{name}` has shape {count.shape}, but this sampler takes {steps} steps: pass one count, or an array of shape "
-            f"({steps},) with one per step."
+            f"`{name}` has shape {count.shape}, but this sampler takes {steps} steps: pass one count, or an array of "
+            f"shape ({steps},) with one per step."
         )
     message = f"`{name}` asks for fewer than one loop at a step; every step needs at least one."
-    if isinstance(count, jax.core.Tracer):
+    if isinstance(count, Tracer):
         count = eqx.error_if(count, count < 1, message)
     elif np.min(count) < 1:
         raise ValueError(f"{message} Got {np.asarray(count).tolist()}.")

@@ -19,11 +19,12 @@ class DiffusionSampler(eqx.Module):
     """Draws from a diffusion model: from Gaussian noise to clean arrays in a number of steps. Batched.
 
     At each step the network says what the noisy array holds (x0, v or ε, guided if there is guidance), and an
-    [`AbstractUpdate`][elt_zoo.sampling.AbstractUpdate] moves to the next, cleaner time; the last step lands on the predicted x0.
-    Continuous schedules are asked at the times 1, 1 − 1/K, …, 1/K, discrete ones at evenly respaced indices of their chain.
+    [`AbstractUpdate`][elt_zoo.sampling.AbstractUpdate] moves to the next, cleaner time; the last step lands on the
+    predicted x0. Continuous schedules are asked at the times 1, 1 − 1/K, …, 1/K, discrete ones at evenly respaced
+    indices of their chain.
 
-    The whole run is one compiled program in float32; it is compiled again for another `predict` structure, number of steps, shape or
-    Python-int loop count, but not for other guidance scales or arrays of loops.
+    The whole run is one compiled program in float32; it is compiled again for another `predict` structure, number of
+    steps, shape or Python-int loop count, but not for other guidance scales or arrays of loops.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -57,10 +58,11 @@ class DiffusionSampler(eqx.Module):
         - `steps`: K; default the paper's 512. At most the length of the chain for a discrete schedule.
         - `schedule`: the noise schedule of the training; default `ShiftedCosineSchedule()`.
         - `update`: default [`DDPM()`][elt_zoo.sampling.DDPM], or [`DDIM()`][elt_zoo.sampling.DDIM].
-        - `clip_x0`: clip the predicted x0 to [−clip_x0, clip_x0] before the update (and make ε agree with it); for data of known
-          range such as pixels. Default none, as DiT does for latents.
+        - `clip_x0`: clip the predicted x0 to [−clip_x0, clip_x0] before the update (and make ε agree with it); for data
+          of known range such as pixels. Default none, as DiT does for latents.
         - `guidance`: classifier-free guidance; default none, which never evaluates the unconditional branch.
-        - `guidance_channels`: guide only the first so many channels (DiT: 3 of 4); default all. Variance channels are never guided.
+        - `guidance_channels`: guide only the first so many channels (DiT: 3 of 4); default all. Variance channels are
+          never guided.
 
         **Raises:** `ValueError` for values outside these ranges.
         """
@@ -70,8 +72,8 @@ class DiffusionSampler(eqx.Module):
             raise ValueError(f"`DiffusionSampler(clip_x0={clip_x0})` must be positive, or None for no clipping.")
         if guidance_channels is not None and not 1 <= guidance_channels <= shape[-1]:
             raise ValueError(
-                f"`DiffusionSampler(guidance_channels={guidance_channels})` must be from 1 to the {shape[-1]} channels of "
-                f"the shape {shape}, or None for all of them."
+                f"`DiffusionSampler(guidance_channels={guidance_channels})` must be from 1 to the {shape[-1]} channels "
+                f"of the shape {shape}, or None for all of them."
             )
         check_guidance("DiffusionSampler", guidance, null_label)
         self.shape = tuple(shape)
@@ -101,24 +103,28 @@ class DiffusionSampler(eqx.Module):
 
         **Arguments:**
 
-        - `predict`: `predict(x, time, labels, loops=…) -> output`, all with a batch axis: a function, or a module such as
-          `BatchedPredict(model)`. The output has the channels of x, or twice as many, the second half being the variance. With
-          guidance the batch that it sees is twice as large.
+        - `predict`: `predict(x, time, labels, loops=…) -> output`, all with a batch axis: a function, or a module such
+          as `BatchedPredict(model)`. The output has the channels of x, or twice as many, the second half being the
+          variance. With guidance the batch that it sees is twice as large.
         - `labels`: the classes.
         - `loops`: a Python int, an integer scalar array, an integer array with one count per step, or a
-          [`LoopBudget`][elt_zoo.sampling.LoopBudget] with one of these for each branch. `predict` gets a Python int, or else a traced scalar.
+          [`LoopBudget`][elt_zoo.sampling.LoopBudget] with one of these for each branch. `predict` gets a Python int, or
+          else a traced scalar.
         - `key`: PRNG key; the same key gives the same arrays.
         - `initial_noise`: x at the first time; default drawn from the standard normal distribution.
-        - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no callback.
+        - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no
+          callback.
         - `return_trajectory`: also return x after every step.
 
         **Returns:** the arrays in float32, or these and the trajectory, whose last entry they are.
 
-        **Raises:** `ValueError`/`TypeError` for wrong loops, noise or outputs; runtime errors for traced values out of range.
+        **Raises:** `ValueError`/`TypeError` for wrong loops, noise or outputs; runtime errors for traced values out of
+        range.
         """
         if initial_noise is not None and initial_noise.shape[1:] != self.shape:
             raise ValueError(
-                f"`initial_noise` has shape {initial_noise.shape}, but this sampler's is {self.shape}, after a batch axis."
+                f"`initial_noise` has shape {initial_noise.shape}, but this sampler's is {self.shape}, after "
+                "a batch axis."
             )
         resolved = resolve_loops(loops, steps=self.steps, guided=self.guidance is not None)
         x, trajectory = _sample(
@@ -132,7 +138,7 @@ class DiffusionSampler(eqx.Module):
             callback,
             return_trajectory,
         )
-        return (x, trajectory) if return_trajectory else x
+        return x if trajectory is None else (x, trajectory)
 
     def _split(
         self, output: Float[Array, "batch *out"]
@@ -148,8 +154,8 @@ class DiffusionSampler(eqx.Module):
         variance = output[..., channels:] if output.shape[-1] == 2 * channels else None
         if self.update.learned_variance and variance is None:
             raise ValueError(
-                "`DDPM(learned_variance=True)` needs variance channels, but `predict` returned none. Use `DDPM()`, or a "
-                "model with learned variance."
+                "`DDPM(learned_variance=True)` needs variance channels, but `predict` returned none. Use `DDPM()`, or "
+                "a model with learned variance."
             )
         return output[..., :channels], variance
 

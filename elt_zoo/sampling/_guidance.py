@@ -18,15 +18,16 @@ class AbstractGuidance(eqx.Module):
 
     $$\text{guided} = \text{uncond} + s\,(\text{cond} - \text{uncond})$$
 
-    s = 1 is the conditional prediction alone, s = 0 the unconditional one; DiT and this paper count so. Papers that write
+    s = 1 is the conditional prediction alone, s = 0 the unconditional one; DiT counts so. Papers that write
     (1 + w)·cond − w·uncond mean s = 1 + w: see [`scale_from_weight`][elt_zoo.sampling.scale_from_weight].
 
-    A schedule is a function of progress p = k / K at step k = 0, …, K − 1: the share of the sampling done before that step. For the
-    continuous diffusion schedules p is 1 − time. Scales are arrays, so that another value compiles nothing anew.
+    A schedule is a function of progress p = k / K at step k = 0, …, K − 1: the share of the sampling done before
+    that step. For the continuous diffusion schedules p is 1 − time. Scales are arrays, so that another value compiles
+    nothing anew.
     """
 
     skips: ClassVar[bool] = False
-    """Whether the unconditional branch is left out at the steps where the scale is 1, at the price of a larger program."""
+    """Whether the unconditional branch is left out where the scale is 1, at the price of a larger program."""
 
     @abc.abstractmethod
     def __call__(self, progress: Float[Array, ""]) -> Float[Array, ""]:
@@ -64,7 +65,10 @@ class LinearGuidance(AbstractGuidance):
 
 
 class CosineGuidance(AbstractGuidance):
-    r"""A scale that rises slowly, then fast: $s(p) = 1 + (s_{max} - 1)\,(1 - \cos(\pi p^{q})) / 2$ (MDT, 2303.14389; 1d-tokenizer)."""
+    r"""A scale that rises slowly, then fast, from 1 (MDT, 2303.14389; 1d-tokenizer).
+
+    $$s(p) = 1 + (s_{max} - 1)\,\frac{1 - \cos(\pi p^{q})}{2}$$
+    """
 
     scale: Float[Array, ""]
     power: Float[Array, ""]
@@ -95,8 +99,8 @@ class IntervalGuidance(AbstractGuidance):
         """**Arguments:**
 
         - `guidance`: the scale inside the interval.
-        - `start`, `stop`: guided is every step with `start` ≤ p < `stop`, in [0, 1]. An interval of times (t_low, t_high] of a
-          continuous noise schedule is the one from 1 − t_high to 1 − t_low.
+        - `start`, `stop`: guided is every step with `start` ≤ p < `stop`, in [0, 1]. An interval of times (t_low,
+          t_high] of a continuous noise schedule is the one from 1 − t_high to 1 − t_low.
 
         **Raises:** `ValueError` unless 0 ≤ `start` < `stop` ≤ 1.
         """
@@ -177,8 +181,8 @@ def predict_guided(
 ) -> Float[Array, "batch *out"]:
     """The prediction of one sampling step, guided if there is guidance, in float32. Batched.
 
-    `loops` are those of the conditional and of the unconditional branch; `shared` says that they are the same, and then one
-    call on the doubled batch serves both.
+    `loops` are those of the conditional and of the unconditional branch; `shared` says that they are the same, and then
+    one call on the doubled batch serves both.
     """
 
     def conditional() -> Array:
@@ -208,8 +212,8 @@ def predict_guided(
 def check_guidance(name: str, guidance: AbstractGuidance | None, null_label: int | None) -> None:
     if guidance is not None and null_label is None:
         raise ValueError(
-            f"`{name}(guidance=...)` also needs `null_label`, the label that the model was trained to take for no class "
-            "(`head.null_label`)."
+            f"`{name}(guidance=...)` also needs `null_label`, the label that the model was trained to take for no "
+            "class (`head.null_label`)."
         )
 
 

@@ -6,11 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._checks import checked
 from ..objectives import AbstractMaskSchedule, CosineMaskSchedule
 from ._budgets import Loops, resolve_loops
+from ._categorical import categorical
 from ._guidance import AbstractGuidance, check_guidance, predict_guided, progress_of
 from ._progress import ProgressCallback, report
 
@@ -22,16 +24,17 @@ class MaskedSampler(eqx.Module):
 
     1. predict logits for all positions (guided, if there is guidance);
     2. draw every unknown token from softmax(logits / T_k), $T_k = \text{bias} + \text{scale}\,(1 - r)$;
-    3. its confidence is $\log p(\text{drawn}) + c\,(1 - r)\,\text{Gumbel}$, with p the model's probability at temperature 1, so that
-       the noise weighs the same whatever T_k is; a known token's is +∞;
-    4. of N₀ tokens unknown at the start clip(⌊N₀·γ(r)⌋, 1, unknown − 1) stay masked, those of lowest confidence; none after the last step.
+    3. its confidence is $\log p(\text{drawn}) + c\,(1 - r)\,\text{Gumbel}$, with p the model's probability at
+       temperature 1, so that the noise weighs the same whatever T_k is; a known token's is +∞;
+    4. of N₀ tokens unknown at the start clip(⌊N₀·γ(r)⌋, 1, unknown − 1) stay masked, those of lowest confidence; none
+       after the last step.
 
-    The whole run is one compiled program; it is compiled again for another `predict` structure, number of steps, shape or
-    Python-int loop count, but not for other temperatures, noise, guidance scales or arrays of loops.
+    The whole run is one compiled program; it is compiled again for another `predict` structure, number of steps, shape
+    or Python-int loop count, but not for other temperatures, noise, guidance scales or arrays of loops.
 
-    Departs from MaskGIT in two details that change no distribution: exactly the said number of tokens is masked also where
-    confidences tie (by rank; the original cuts at a value), and the last step unmasks what it drew (the original carries one
-    mask more, and returns the drawn sequence).
+    Departs from MaskGIT in two details that change no distribution: exactly the said number of tokens is masked also
+    where confidences tie (by rank; the original cuts at a value), and the last step unmasks what it drew (the original
+    carries one mask more, and returns the drawn sequence).
     """
 
     grid: tuple[int, ...] = eqx.field(static=True)
@@ -61,13 +64,15 @@ class MaskedSampler(eqx.Module):
     ):
         """**Arguments:**
 
-        - `grid`, `codebook_size`, `mask_id`: the token grid's shape, the number of codes, the id of a masked token (as the head's).
+        - `grid`, `codebook_size`, `mask_id`: the token grid's shape, the number of codes, the id of a masked token (as
+          the head's).
         - `null_label`: the label for no class; needed with guidance only.
         - `steps`: K, from 1 to the number of tokens; default the paper's 24.
         - `schedule`: γ, the masked share; default cosine.
-        - `temperature_bias`, `temperature_scale`: bias > 0 and scale ≥ 0 of T_k; defaults the paper's. 1 and 0 draw from the model.
-        - `confidence_noise`: c ≥ 0. 0 reveals the surest tokens first, a large value random ones. The paper does not state
-          it; default MaskGIT's 4.5.
+        - `temperature_bias`, `temperature_scale`: bias > 0 and scale ≥ 0 of T_k; defaults the paper's. 1 and 0 draw
+          from the model.
+        - `confidence_noise`: c ≥ 0. 0 reveals the surest tokens first, a large value random ones. The paper does not
+          state it; default MaskGIT's 4.5.
         - `guidance`: classifier-free guidance; default none, which never evaluates the unconditional branch.
 
         **Raises:** `ValueError` for values outside these ranges.
@@ -84,13 +89,14 @@ class MaskedSampler(eqx.Module):
             raise ValueError(f"`MaskedSampler(steps={steps})` draws nothing: use at least one step.")
         if steps > num_tokens:
             raise ValueError(
-                f"`MaskedSampler(steps={steps})` cannot reveal {num_tokens} tokens: every step reveals at least one. Use at "
-                f"most {num_tokens} steps."
+                f"`MaskedSampler(steps={steps})` cannot reveal {num_tokens} tokens: every step reveals at least one. "
+                f"Use at most {num_tokens} steps."
             )
         if not (temperature_bias > 0 and temperature_scale >= 0):
             raise ValueError(
-                f"`MaskedSampler(temperature_bias={temperature_bias}, temperature_scale={temperature_scale})` needs bias > 0 "
-                "and scale >= 0, or some temperature is not positive. Use a small bias to draw the likeliest token."
+                f"`MaskedSampler(temperature_bias={temperature_bias}, temperature_scale={temperature_scale})` "
+                "needs bias > 0 and scale >= 0, or some temperature is not positive. Use a small bias to draw "
+                "the likeliest token."
             )
         if not confidence_noise >= 0:
             raise ValueError(f"`MaskedSampler(confidence_noise={confidence_noise})` must not be negative.")
@@ -126,16 +132,19 @@ class MaskedSampler(eqx.Module):
           `BatchedPredict(model)`. With guidance the batch that it sees is twice as large.
         - `labels`: the classes.
         - `loops`: a Python int, an integer scalar array, an integer array with one count per step, or a
-          [`LoopBudget`][elt_zoo.sampling.LoopBudget] with one of these for each branch. `predict` gets a Python int, or else a traced scalar.
+          [`LoopBudget`][elt_zoo.sampling.LoopBudget] with one of these for each branch. `predict` gets a Python int, or
+          else a traced scalar.
         - `key`: PRNG key; the same key gives the same ids.
-        - `initial_ids`: what is known already, `mask_id` elsewhere; known tokens stay as they are. With fewer unknown tokens than
-          steps, the last steps find nothing to do. Default: nothing is known.
-        - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no callback.
+        - `initial_ids`: what is known already, `mask_id` elsewhere; known tokens stay as they are. With fewer unknown
+          tokens than steps, the last steps find nothing to do. Default: nothing is known.
+        - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no
+          callback.
         - `return_trajectory`: also return the ids after every step, those still masked as `mask_id`.
 
         **Returns:** ids in [0, codebook_size), or these and the trajectory, whose last entry they are.
 
-        **Raises:** `ValueError`/`TypeError` for wrong loops, ids or logits; runtime errors for traced values out of range.
+        **Raises:** `ValueError`/`TypeError` for wrong loops, ids or logits; runtime errors for traced values out of
+        range.
         """
         resolved = resolve_loops(loops, steps=self.steps, guided=self.guidance is not None)
         if initial_ids is None:
@@ -151,15 +160,18 @@ class MaskedSampler(eqx.Module):
             callback,
             return_trajectory,
         )
-        return (ids, trajectory) if return_trajectory else ids
+        return ids if trajectory is None else (ids, trajectory)
 
     def _checked_ids(self, ids: Int[Array, "batch *grid"]) -> Int[Array, "batch *grid"]:
         if ids.shape[1:] != self.grid:
             raise ValueError(
                 f"`initial_ids` has shape {ids.shape}, but this sampler's grid is {self.grid}, after a batch axis."
             )
-        message = f"`initial_ids` holds an id that is neither a code (0 to {self.codebook_size - 1}) nor the mask ({self.mask_id})."
-        if isinstance(ids, jax.core.Tracer):
+        message = (
+            f"`initial_ids` holds an id that is neither a code (0 to {self.codebook_size - 1}) nor the mask "
+            f"({self.mask_id})."
+        )
+        if isinstance(ids, Tracer):
             return eqx.error_if(ids, ((ids < 0) | (ids >= self.codebook_size)) & (ids != self.mask_id), message)
         values = np.asarray(ids)
         if np.any(((values < 0) | (values >= self.codebook_size)) & (values != self.mask_id)):
@@ -179,7 +191,7 @@ class MaskedSampler(eqx.Module):
         ratio = (step + 1).astype(jnp.float32) / self.steps
         unknown = ids == self.mask_id
         temperature = self.temperature_bias + self.temperature_scale * (1.0 - ratio)
-        drawn = jax.random.categorical(draw_key, logits / temperature).astype(ids.dtype)
+        drawn = categorical(draw_key, logits / temperature).astype(ids.dtype)
         log_prob = jnp.take_along_axis(logits, drawn[:, :, None], axis=2)[:, :, 0] - jax.nn.logsumexp(logits, axis=2)
         noise = self.confidence_noise * (1.0 - ratio) * jax.random.gumbel(noise_key, ids.shape, jnp.float32)
         confidence = jnp.where(unknown, log_prob + noise, jnp.inf)

@@ -17,9 +17,11 @@ def report(
     reported: Int[Array, ""],
     state: Shaped[Array, "..."],
 ) -> Int[Array, ""]:
-    """Calls `callback` once `state` is there and the call before (whose result is `reported`) is over; without one, does nothing.
+    """Calls `callback` once `state` is there and the call before (whose result is `reported`) is over; without one,
+    does nothing.
 
-    The order comes from these two dependencies rather than from an ordered effect, which JAX has for a single device only.
+    The order comes from these two dependencies rather than from an ordered effect, which JAX has for a single device
+    only.
     """
     if callback is None:
         return reported

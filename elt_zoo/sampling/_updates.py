@@ -1,5 +1,5 @@
 import abc
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,8 +14,8 @@ from ..objectives import AbstractNoiseSchedule
 class DiffusionStep(NamedTuple):
     """What an update needs to know of one sampling step, from a noisier time t to a cleaner time s. Float32.
 
-    The variances are those of q(x_s | x_t, x0): `log_small` is log β̃, right for data without spread, `log_large` is log β, right
-    for data of unit variance (2006.11239, section 3.2).
+    The variances are those of q(x_s | x_t, x0): `log_small` is log β̃, right for data without spread, `log_large` is
+    log β, right for data of unit variance (2006.11239, section 3.2).
     """
 
     time: Float[Array, "*steps"]
@@ -31,10 +31,11 @@ class DiffusionStep(NamedTuple):
 def diffusion_steps(schedule: AbstractNoiseSchedule, steps: int) -> DiffusionStep:
     r"""The steps of a sampling run, stacked along a leading axis.
 
-    With $c = 1 - e^{\lambda_t - \lambda_s}$: $\tilde\beta = c\,\sigma_s^2$ and $\beta = c\,\sigma_t^2$ (2107.00630, appendix A). At the last step
-    β̃ = 0, and its logarithm is replaced by that of the step before (2102.09672).
+    With $c = 1 - e^{\lambda_t - \lambda_s}$: $\tilde\beta = c\,\sigma_s^2$ and $\beta = c\,\sigma_t^2$ (2107.00630,
+    appendix A). At the last step β̃ = 0, and its logarithm is replaced by that of the step before (2102.09672).
 
-    **Arguments:** `schedule`; `steps`: at least 1. **Returns:** a [`DiffusionStep`][elt_zoo.sampling.DiffusionStep] of arrays.
+    **Arguments:** `schedule`; `steps`: at least 1. **Returns:** a [`DiffusionStep`][elt_zoo.sampling.DiffusionStep] of
+    arrays.
     """
     time = jnp.asarray(schedule.sampling_times(steps), jnp.float32)
     log_snr = jax.vmap(schedule.log_snr)(time)
@@ -81,21 +82,21 @@ class DDPM(AbstractUpdate):
 
     $$\text{mean} = \alpha_s\,(1 - c)\,x_t / \alpha_t + \alpha_s\,c\,x_0, \qquad c = 1 - e^{\lambda_t - \lambda_s}$$
 
-    On a discrete schedule this is the posterior of the respaced chain, as in DiT; on a continuous one that of 2107.00630.
+    On a discrete schedule this is the posterior of the respaced chain, as in DiT; on a continuous one that of
+    2107.00630.
     """
-
-    stochastic: ClassVar[bool] = True
 
     variance: float = eqx.field(static=True)
     learned_variance: bool = eqx.field(static=True)
+    stochastic: bool = eqx.field(static=True)
 
     def __init__(self, *, variance: float = 0.0, learned_variance: bool = False):
         """**Arguments:**
 
-        - `variance`: log-variance on the line from log β̃ (0, "small", the default: the posterior's own) to log β (1, "large"); between
-          0 and 1 it is interpolated (2301.11093 uses 0.3 or less).
-        - `learned_variance`: take it for each entry from the network's variance channels v instead, at (v + 1) / 2 (2102.09672); for models with
-          `learned_variance`.
+        - `variance`: log-variance on the line from log β̃ (0, "small", the default: the posterior's own) to log β (1,
+          "large"); between 0 and 1 it is interpolated (2301.11093 uses 0.3 or less).
+        - `learned_variance`: take it for each entry from the network's variance channels v instead, at (v + 1) / 2
+          (2102.09672); for models with `learned_variance`.
 
         **Raises:** `ValueError` outside [0, 1], or when both are set.
         """
@@ -105,6 +106,7 @@ class DDPM(AbstractUpdate):
             raise ValueError(f"`DDPM(variance={variance}, learned_variance=True)` sets the variance twice: drop one.")
         self.variance = float(variance)
         self.learned_variance = learned_variance
+        self.stochastic = True
 
     @checked
     def posterior(
@@ -114,8 +116,8 @@ class DDPM(AbstractUpdate):
         step: DiffusionStep,
         *,
         variance: Float[Array, "batch *shape"] | None = None,
-    ) -> tuple[Float[Array, "batch *shape"], Float[Array, "*shape_or_scalar"]]:
-        """Mean and log-variance of x_s given x_t and x0; the latter a scalar unless it is learned. Arguments as for a call."""
+    ) -> tuple[Float[Array, "batch *shape"], Float[Array, "..."]]:
+        """Mean and log-variance of x_s given x_t and x0; the latter a scalar unless learned. Arguments as a call's."""
         keep = jnp.exp(step.log_snr - step.next_log_snr)
         alpha, next_alpha = jnp.sqrt(jax.nn.sigmoid(step.log_snr)), jnp.sqrt(jax.nn.sigmoid(step.next_log_snr))
         # 1 − keep with all its digits, where neighbouring steps are close.
@@ -148,25 +150,25 @@ class DDPM(AbstractUpdate):
 
 
 class DDIM(AbstractUpdate):
-    r"""DDIM (2010.02502, equation 12): $x_s = \alpha_s x_0 + \sqrt{\sigma_s^2 - \varsigma^2}\,\varepsilon + \varsigma z$.
+    r"""DDIM (2010.02502, equation 12).
 
-    $\varsigma = \eta\,\sigma_s\sqrt{1 - e^{\lambda_t - \lambda_s}}$; η = 0 is deterministic given the first noise, η = 1 is ancestral sampling
-    with the posterior's variance.
+    $$x_s = \alpha_s x_0 + \sqrt{\sigma_s^2 - \varsigma^2}\,\varepsilon + \varsigma z$$
+
+    $\varsigma = \eta\,\sigma_s\sqrt{1 - e^{\lambda_t - \lambda_s}}$; η = 0 is deterministic given the first
+    noise, η = 1 is ancestral sampling with the posterior's variance.
     """
 
-    learned_variance: ClassVar[bool] = False
-
     eta: float = eqx.field(static=True)
+    learned_variance: bool = eqx.field(static=True)
+    stochastic: bool = eqx.field(static=True)
 
     def __init__(self, *, eta: float = 0.0):
         """**Arguments:** `eta`: η in [0, 1]; default 0. **Raises:** `ValueError` otherwise."""
         if not 0 <= eta <= 1:
             raise ValueError(f"`DDIM(eta={eta})` must be in [0, 1]: 0 is deterministic, 1 as noisy as DDPM.")
         self.eta = float(eta)
-
-    @property
-    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.eta > 0
+        self.learned_variance = False
+        self.stochastic = self.eta > 0
 
     @checked
     def __call__(

@@ -10,6 +10,7 @@ from ._loop import FitResult as FitResult
 from ._loop import Report as Report
 from ._loop import TrainingDiverged as TrainingDiverged
 from ._loop import fit as fit
+from ._loop import stop_on_signals as stop_on_signals
 from ._optimizer import Decay as Decay
 from ._optimizer import OptimizerConfig as OptimizerConfig
 from ._optimizer import decay_mask as decay_mask

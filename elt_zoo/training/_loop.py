@@ -44,6 +44,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 1000,
     prepare: Callable[[Any], Any] | None = None,
+    stop: threading.Event | None = None,
 ) -> FitResult:
     """Trains until `total_steps` steps have been taken, or until the process is asked to stop.
 
@@ -59,6 +60,8 @@ def fit(
     - `log_every`, `on_report`: how often to report, and to whom.
     - `checkpoints`, `checkpoint_every`: where and how often to save; also saved at the end.
     - `prepare`: applied to every batch, such as sharding it.
+    - `stop`: set it to end the run after the running step; by default signals do, see
+      [`stop_on_signals`][elt_zoo.training.stop_on_signals]. Needed off the main thread, where Python delivers no signals.
 
     **Returns:** the last state, whether the run is complete, and its pace.
 
@@ -67,7 +70,7 @@ def fit(
     taken = int(state.step)
     paced = reported = time.perf_counter()
     first, since_report, size = taken, 0, 0
-    with _stop_requests() as stop:
+    with stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop:
         while taken < total_steps and not stop.is_set():
             batch = next(batches)
             size = len(jax.tree.leaves(batch)[0])
@@ -115,8 +118,11 @@ def _place(batches: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _stop_requests():
-    """An event that SIGTERM and the first SIGINT set; Python delivers signals to the main thread only, so elsewhere it stays unset."""
+def stop_on_signals() -> Iterator[threading.Event]:
+    """A context with an event that SIGTERM and the first SIGINT (Ctrl-C) set; the handlers from before come back after it.
+
+    Python delivers signals to the main thread only, so in another thread the event stays unset.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

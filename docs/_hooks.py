@@ -1,0 +1,111 @@
+"""What mkdocs does to our pages beyond Markdown: tables made from the code, and formulas as MathML.
+
+A page asks for a table with a line `<!-- generated: NAME -->`; the functions that make them are in `_TABLES`. Formulas
+become MathML when the site is built, so reading it needs neither a script nor the network.
+"""
+
+import html
+import importlib
+import re
+from collections.abc import Callable, Iterable
+
+from latex2mathml.converter import convert
+
+_MARKER = re.compile(r"^<!-- generated: (?P<name>[\w-]+) -->$", re.MULTILINE)
+_INLINE = re.compile(r'<span class="arithmatex">\\\((?P<tex>.*?)\\\)</span>', re.DOTALL)
+_BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(?P<tex>.*?)\\\]\s*</div>', re.DOTALL)
+
+# Of "log p" the converter leaves "logp".
+_NAMED_FUNCTION = re.compile(r"(<mi>(?:log|sin|cos|tan|arccos)</mi>)(?=<m(?:i|row|sub|sup)\b)")
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    def table(match: re.Match) -> str:
+        name = match["name"]
+        if name not in _TABLES:
+            raise ValueError(f"{page.file.src_path} asks for the table {name!r}; known are {sorted(_TABLES)}.")
+        return _TABLES[name]()
+
+    return _MARKER.sub(table, markdown)
+
+
+def on_page_content(content: str, **_) -> str:
+    content = _INLINE.sub(lambda match: _formula(match["tex"], "inline"), content)
+    return _BLOCK.sub(lambda match: f'<div class="arithmatex">{_formula(match["tex"], "block")}</div>', content)
+
+
+def _formula(tex: str, display: str) -> str:
+    formula = convert(html.unescape(tex).strip(), display=display)
+    return _NAMED_FUNCTION.sub(r'\1<mspace width="0.167em" />', formula)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _count(number: float) -> str:
+    """Three digits and a suffix of powers of 1000."""
+    for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def _presets() -> str:
+    from elt_zoo.models import preset, preset_names
+    from elt_zoo.profile import profile
+
+    rows = []
+    for name in preset_names():
+        config = preset(name)
+        costs = profile(config)
+        rows.append(
+            [
+                f"`{name}`",
+                config.framework,
+                f"{config.num_layers}N · {config.max_loops}L",
+                str(config.dim),
+                str(config.num_heads),
+                str(config.num_tokens),
+                _count(costs.trunk_parameters),
+                _count(costs.parameters),
+                _count(costs.forward_macs),
+            ]
+        )
+    header = ["Name", "Framework", "Layers · loops", "Width", "Heads", "Tokens"]
+    return _table([*header, "Trunk parameters", "All parameters", "MACs"], rows)
+
+
+def _top_level() -> str:
+    import elt_zoo
+
+    public = {name: value for name, value in vars(elt_zoo).items() if getattr(value, "__doc__", None)}
+    rows = [
+        [f"[`elt_zoo.{name}`][elt_zoo.{name}]", _first_sentence(value.__doc__)]
+        for name, value in sorted(public.items())
+        if not name.startswith("_") and not _is_module(value)
+    ]
+    return _table(["Name", "What it is"], rows)
+
+
+def _modules() -> str:
+    pages = "nn looped heads models objectives sampling tokenizers metrics pretrained data training profile".split()
+    rows = []
+    for page in pages:
+        module = importlib.import_module(f"elt_zoo.{page}")
+        rows.append([f"[`elt_zoo.{page}`]({page}.md)", _first_sentence(module.__doc__ or "")])
+    return _table(["Module", "What it holds"], rows)
+
+
+def _is_module(value: object) -> bool:
+    return type(value).__name__ == "module"
+
+
+def _first_sentence(docstring: str) -> str:
+    text = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", text)[0].removesuffix(".")
+
+
+_TABLES: dict[str, Callable[[], str]] = {"presets": _presets, "top-level": _top_level, "modules": _modules}

@@ -1,0 +1,55 @@
+"""Figures that the examples share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import ScalarFormatter
+
+
+def save_sample_grid(path: Path, samples: Mapping[int, np.ndarray], *, title: str) -> None:
+    """One row of images (pixels in [−1, 1], channels last) for each loop count."""
+    columns = max(len(images) for images in samples.values())
+    figure, axes = plt.subplots(len(samples), columns, figsize=(0.6 * columns + 1.0, 0.6 * len(samples) + 0.5), squeeze=False)
+    for row, (loops, images) in zip(axes, samples.items(), strict=True):
+        for axis in row:
+            axis.axis("off")
+        for axis, image in zip(row, images, strict=False):
+            axis.imshow(np.clip(image.squeeze(), -1.0, 1.0), cmap="gray", vmin=-1.0, vmax=1.0)
+        row[0].text(-0.35, 0.5, f"L = {loops}", transform=row[0].transAxes, ha="right", va="center")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def plot_quality(path: Path, rows: list[dict[str, Any]], *, max_loops: int, floor: float) -> None:
+    """Held-out loss, digits Fréchet distance and accuracy of every objective, against loops and compute."""
+    figure, axes = plt.subplots(1, 3, figsize=(13.0, 3.8))
+    panels = {
+        "heldout_loss": "held-out loss",
+        "digits_frechet_distance": "digits Fréchet distance",
+        "accuracy": "accuracy of the intended class",
+    }
+    for axis, (column, label) in zip(axes, panels.items(), strict=True):
+        for name in dict.fromkeys(row["objective"] for row in rows):
+            mine = [row for row in rows if row["objective"] == name]
+            axis.plot([row["loops"] for row in mine], [row[column] for row in mine], marker="o", label=name)
+        axis.axvline(max_loops, color="0.7", linestyle=":", label="L_max in training")
+        axis.set_xlabel("loops per sampling step")
+        axis.set_ylabel(label)
+        per_loop = rows[0]["megaflops_per_sample"] / rows[0]["loops"]
+        top = axis.secondary_xaxis("top", functions=(lambda loops: loops * per_loop, lambda flops: flops / per_loop))
+        top.set_xlabel("MFLOPs per sample (about)")
+    for axis in axes[:2]:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+    axes[1].axhline(floor, color="0.5", linestyle="--", label="real held-out digits")
+    axes[1].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

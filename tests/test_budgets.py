@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elt_zoo.sampling import (
+    ConstantGuidance,
+    IntervalGuidance,
+    LoopBudget,
+    average_loops,
+    constant_budget,
+    linear_budget,
+    table_budget,
+    total_loops,
+)
+from elt_zoo.sampling._budgets import resolve_loops
+
+GUIDANCE = ConstantGuidance(2.0)
+
+
+def test_ramps():
+    assert constant_budget(3, 4).tolist() == [3, 3, 3, 3]
+    assert linear_budget(1, 4, 4).tolist() == [1, 2, 3, 4]
+    assert linear_budget(4, 1, 7).tolist() == [4, 4, 3, 3, 2, 2, 1]
+    assert linear_budget(2, 5, 1).tolist() == [2]
+    assert table_budget([1, 1, 5]).tolist() == [1, 1, 5]
+    assert table_budget([1]).dtype == jnp.int32
+
+
+def test_loops_are_counted_over_steps_and_branches():
+    assert total_loops(3, 8) == 24
+    assert total_loops(3, 8, guidance=GUIDANCE) == 48
+    assert total_loops(linear_budget(1, 3, 8), 8) == 16
+    assert total_loops(LoopBudget(4, 1), 8, guidance=GUIDANCE) == 40
+    assert average_loops(linear_budget(1, 3, 8), 8) == 2.0
+    assert average_loops(LoopBudget(4, 1), 8, guidance=GUIDANCE) == 2.5
+    # Two of eight steps run the unconditional branch.
+    interval = IntervalGuidance(GUIDANCE, start=0.25, stop=0.5)
+    assert total_loops(LoopBudget(4, 1), 8, guidance=interval) == 34
+    assert average_loops(3, 8, guidance=interval) == 3.0
+
+
+def test_every_form_is_brought_to_a_python_int_or_one_count_per_step():
+    assert resolve_loops(3, steps=4, guided=True) == (3, 3)
+    for form in (jnp.asarray(3), np.asarray(3), np.full(4, 3, np.int64), jnp.full(4, 3, jnp.uint8)):
+        conditional, unconditional = resolve_loops(form, steps=4, guided=True)
+        assert conditional is unconditional
+        assert conditional.dtype == jnp.int32 and conditional.tolist() == [3, 3, 3, 3]
+    assert resolve_loops(LoopBudget(4, 2), steps=4, guided=True) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("loops", "error", "message"),
+    [
+        (0, ValueError, "`loops=0` draws nothing"),
+        (True, TypeError, "`loops=True` is a bool"),
+        (jnp.ones(4), TypeError, "dtype float32: loop counts are integers"),
+        (jnp.ones(3, jnp.int32), ValueError, r"shape \(3,\), but this sampler takes 4 steps"),
+        (jnp.asarray([1, 2, 0, 3]), ValueError, r"fewer than one loop at a step.*Got \[1, 2, 0, 3\]"),
+        (LoopBudget(2, -1), ValueError, "`loops.unconditional=-1`"),
+        (LoopBudget(jnp.asarray(0), 1), ValueError, "`loops.conditional` asks for fewer"),
+    ],
+)
+def test_bad_loops_are_named(loops, error, message):
+    with pytest.raises(error, match=message):
+        resolve_loops(loops, steps=4, guided=True)
+
+
+def test_an_unconditional_budget_needs_guidance():
+    with pytest.raises(ValueError, match="this sampler has no guidance"):
+        resolve_loops(LoopBudget(2, 1), steps=4, guided=False)
+
+
+def test_traced_loops_below_one_are_a_runtime_error():
+    resolve = jax.jit(lambda loops: resolve_loops(loops, steps=4, guided=False)[0])
+    assert resolve(jnp.asarray(2)).tolist() == [2, 2, 2, 2]
+    with pytest.raises(Exception, match="fewer than one loop"):
+        jax.block_until_ready(resolve(jnp.asarray(0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: linear_budget(1, 3, 0), "needs at least one step"),
+        (lambda: linear_budget(0, 3, 4), "0 loops draws nothing"),
+        (lambda: table_budget([]), "is empty"),
+        (lambda: table_budget([2, 0]), r"at least one. Got \[2, 0\]"),
+    ],
+)
+def test_bad_ramps_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
