@@ -4,6 +4,8 @@ A modality-free trunk that loops, heads that give it a modality at both ends, an
 and plain typed functions that put them together.
 """
 
+import importlib.metadata
+
 from .heads import DiTHead as DiTHead
 from .heads import MaskGITHead as MaskGITHead
 from .looped import LoopedTransformer as LoopedTransformer
@@ -12,3 +14,5 @@ from .models import ElasticModel as ElasticModel
 from .objectives import ILSDLoss as ILSDLoss
 from .pretrained import load as load
 from .pretrained import save as save
+
+__version__ = importlib.metadata.version("elt_zoo")

@@ -19,8 +19,8 @@ ExitRule = Callable[[State, State], Bool[Array, ""]]
 class Remat(enum.StrEnum):
     """What the backward pass recomputes instead of storing.
 
-    `NONE` stores every activation; `LOOP` stores the state at every loop boundary and recomputes a loop at a time; `LAYER`
-    stores the state before every layer and recomputes a layer at a time.
+    `NONE` stores every activation; `LOOP` stores the state at every loop boundary and recomputes a loop at a time;
+    `LAYER` stores the state before every layer and recomputes a layer at a time.
     """
 
     NONE = "none"
@@ -29,10 +29,11 @@ class Remat(enum.StrEnum):
 
 
 class LoopedTransformer(eqx.Module):
-    r"""N unique layers, applied L times: $F_{N,L}(x) = g^{L}(x)$ with $g = f_N \circ \dots \circ f_1$ (2604.09168, section 3).
+    r"""N unique layers, applied L times: $F_{N,L}(x) = g^{L}(x)$ with $g = f_N \circ \dots \circ f_1$ (2604.09168,
+    section 3).
 
-    Parameters grow with N = `num_layers`, compute and effective depth N·L with L = `loops`. The trunk knows no modality:
-    it maps tokens to tokens. The number of loops is an argument of each call:
+    Parameters grow with N = `num_layers`, compute and effective depth N·L with L = `loops`. The trunk knows no
+    modality: it maps tokens to tokens. The number of loops is an argument of each call:
 
     | call | loop count | differentiable | work done |
     |---|---|---|---|
@@ -43,11 +44,12 @@ class LoopedTransformer(eqx.Module):
     | `trunk.trajectory(x, c, loops=4)` | Python int | yes | 4 loops, all four states returned |
     | `trunk.student_and_teacher(x, c, student_loops=r, loops=4)` | both | yes | 4 loops, two states returned |
 
-    All of them agree to float tolerance: the state after loop r is the same whichever way it is reached. Under `jax.vmap`
-    integer arrays may hold one count per example.
+    All of them agree to float tolerance: the state after loop r is the same whichever way it is reached. Under
+    `jax.vmap` integer arrays may hold one count per example.
 
-    A layer is any Equinox module called as `layer(x)`, or as `layer(x, conditioning)` when the call passes conditioning.
-    If it has a method `condition`, that runs once per call, outside the loop, and its result replaces the conditioning.
+    A layer is any Equinox module called as `layer(x)`, or as `layer(x, conditioning)` when the call passes
+    conditioning. If it has a method `condition`, that runs once per call, outside the loop, and its result replaces the
+    conditioning.
     """
 
     layers: PyTree[Array]
@@ -75,10 +77,10 @@ class LoopedTransformer(eqx.Module):
         - `num_layers`: N, the number of unique layers, at least 1.
         - `num_heads`: attention heads, a divisor of `dim`.
         - `mlp_dim`: hidden width of the MLP; default 4·`dim`.
-        - `layer`: called as `layer(dim, num_heads, mlp_dim=…, key=…)` for each unique layer; default pre-norm. Pass another
-          layer class, or a `functools.partial` of one to set more of its arguments.
-        - `scan_layers`: scan the layers inside a loop instead of unrolling them: compile time independent of N, at 12 to 25%
-          more time per step on a CPU.
+        - `layer`: called as `layer(dim, num_heads, mlp_dim=…, key=…)` for each unique layer; default pre-norm. Pass
+          another layer class, or a `functools.partial` of one to set more of its arguments.
+        - `scan_layers`: scan the layers inside a loop instead of unrolling them: compile time independent of N, at 12
+          to 25% more time per step on a CPU.
         - `unroll_loops`: unroll the loops of a static count: faster steps, compile time proportional to L.
         - `remat`: what the backward pass recomputes.
         - `key`: PRNG key, split among the layers.
@@ -137,8 +139,9 @@ class LoopedTransformer(eqx.Module):
 
         - `x`: tokens.
         - `conditioning`: what the layers take besides tokens; computed into modulations once, before the loop.
-        - `loops`: L ≥ 1. A Python int is a `lax.scan`, which can be differentiated. An integer array is a loop of traced length: one
-          compilation for all counts, no work past the count, no reverse-mode derivative (use `masked` for that).
+        - `loops`: L ≥ 1. A Python int is a `lax.scan`, which can be differentiated. An integer array is a loop of
+          traced length: one compilation for all counts, no work past the count, no reverse-mode derivative (use
+          `masked` for that).
         - `key`: turns on the layers' dropout; another mask in every layer and loop.
 
         **Returns:** the state after the last loop.
@@ -164,8 +167,8 @@ class LoopedTransformer(eqx.Module):
     ) -> Float[Array, "tokens dim"]:
         """Applies the layers `loops` times by running `max_loops` and keeping the state still after `loops` of them.
 
-        It can be differentiated, and under `jax.vmap` each example may have its own count; it costs `max_loops` whatever the
-        counts are.
+        It can be differentiated, and under `jax.vmap` each example may have its own count; it costs `max_loops`
+        whatever the counts are.
 
         **Arguments:** as `__call__`; `loops` in [1, `max_loops`].
 
@@ -214,7 +217,8 @@ class LoopedTransformer(eqx.Module):
     ) -> tuple[Float[Array, "tokens dim"], Float[Array, "tokens dim"]]:
         """The states that Intra-Loop Self Distillation needs, from one forward pass (2604.09168, algorithm 1).
 
-        **Arguments:** as `__call__`; `student_loops`: the student's exit L_int, in [1, `loops`], traced; `loops`: L_max.
+        **Arguments:** as `__call__`; `student_loops`: the student's exit L_int, in [1, `loops`], traced; `loops`:
+        L_max.
 
         **Returns:** the state after `student_loops` loops and the state after `loops` loops.
 
@@ -252,8 +256,9 @@ class LoopedTransformer(eqx.Module):
         - `rule`: called as `rule(previous_state, state)` after every loop; true means that `state` is the exit.
         - `max_loops`: the most loops to run.
         - `min_loops`: the loops to run before the rule is asked, in [1, `max_loops`].
-        - `differentiable`: false stops as soon as the rule fires; in a batch under `jax.vmap`, as soon as it has fired for every
-          example. True runs all `max_loops` with an active mask, so that the result can be differentiated. Both return the same.
+        - `differentiable`: false stops as soon as the rule fires; in a batch under `jax.vmap`, as soon as it has fired
+          for every example. True runs all `max_loops` with an active mask, so that the result can be differentiated.
+          Both return the same.
 
         **Returns:** the exit's state and the number of loops it took.
 
@@ -314,7 +319,7 @@ class LoopedTransformer(eqx.Module):
 
         else:
             # Sliced here, outside the loop, so that neither the slices nor their gradients' scatters repeat in it.
-            slices = [jax.tree.map(lambda leaf: leaf[i], (arrays, modulations)) for i in range(self.num_layers)]
+            slices = [_entry((arrays, modulations), index) for index in range(self.num_layers)]
 
             def step(state, loop_index):
                 for layer_index, (layer, modulation) in enumerate(slices):
@@ -338,6 +343,10 @@ def _stack(layers: Sequence[eqx.Module]) -> PyTree[Array]:
                 f"{layers[index]} against {layers[0]}. Build all of them with the same class and sizes."
             )
     return eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), statics[0])
+
+
+def _entry(tree: PyTree[Array], index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _same(a: PyTree, b: PyTree) -> bool:

@@ -12,16 +12,18 @@ import numpy as np
 from matplotlib.ticker import ScalarFormatter
 
 
-def save_sample_grid(path: Path, samples: Mapping[int, np.ndarray], *, title: str) -> None:
-    """One row of images (pixels in [−1, 1], channels last) for each loop count."""
+def save_sample_grid(path: Path, samples: Mapping[str, np.ndarray], *, title: str) -> None:
+    """One named row of images (pixels in [−1, 1], channels last) for each entry."""
     columns = max(len(images) for images in samples.values())
-    figure, axes = plt.subplots(len(samples), columns, figsize=(0.6 * columns + 1.0, 0.6 * len(samples) + 0.5), squeeze=False)
-    for row, (loops, images) in zip(axes, samples.items(), strict=True):
+    figure, axes = plt.subplots(
+        len(samples), columns, figsize=(0.6 * columns + 1.0, 0.6 * len(samples) + 0.5), squeeze=False
+    )
+    for row, (name, images) in zip(axes, samples.items(), strict=True):
         for axis in row:
             axis.axis("off")
         for axis, image in zip(row, images, strict=False):
             axis.imshow(np.clip(image.squeeze(), -1.0, 1.0), cmap="gray", vmin=-1.0, vmax=1.0)
-        row[0].text(-0.35, 0.5, f"L = {loops}", transform=row[0].transAxes, ha="right", va="center")
+        row[0].text(-0.35, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
     figure.suptitle(title)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
@@ -35,6 +37,7 @@ def plot_quality(path: Path, rows: list[dict[str, Any]], *, max_loops: int, floo
         "digits_frechet_distance": "digits Fréchet distance",
         "accuracy": "accuracy of the intended class",
     }
+    per_loop = rows[0]["megaflops_per_sample"] / rows[0]["loops"]
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
         for name in dict.fromkeys(row["objective"] for row in rows):
             mine = [row for row in rows if row["objective"] == name]
@@ -42,7 +45,6 @@ def plot_quality(path: Path, rows: list[dict[str, Any]], *, max_loops: int, floo
         axis.axvline(max_loops, color="0.7", linestyle=":", label="L_max in training")
         axis.set_xlabel("loops per sampling step")
         axis.set_ylabel(label)
-        per_loop = rows[0]["megaflops_per_sample"] / rows[0]["loops"]
         top = axis.secondary_xaxis("top", functions=(lambda loops: loops * per_loop, lambda flops: flops / per_loop))
         top.set_xlabel("MFLOPs per sample (about)")
     for axis in axes[:2]:

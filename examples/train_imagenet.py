@@ -4,9 +4,9 @@
     python examples/train_imagenet.py --framework maskgit    # digits, masked generation
     python examples/train_imagenet.py --preset elt-XL-7Nx4L --framework maskgit --dry-run
 
-With no arguments it trains on the 1,797 real digits that come with scikit-learn. The run goes to `runs/<name>`: pictures of samples at every
-loop count, a plot and a table of quality against loops and compute, the trained model, the metrics, and `summary.json` with every knob. Run it
-again to resume an interrupted run.
+With no arguments it trains on the 1,797 real digits that come with scikit-learn. The run goes to `runs/<name>`:
+pictures of samples at every loop count, a plot and a table of quality against loops and compute, the trained model, the
+metrics, and `summary.json` with every knob. Run it again to resume an interrupted run.
 """
 
 import contextlib
@@ -21,14 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import elt_zoo
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from pictures import plot_quality, save_sample_grid
+from samplers import SamplerSettings, make_sampler
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+import elt_zoo
 from elt_zoo.data import ArraySource, digits_to_pixels, load_digits, training_batches
-from elt_zoo.heads import Prediction
 from elt_zoo.metrics import DigitsEvaluator
 from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig, ModelConfig, preset
 from elt_zoo.objectives import (
@@ -45,7 +49,7 @@ from elt_zoo.objectives import (
     VanillaLoss,
 )
 from elt_zoo.profile import profile
-from elt_zoo.sampling import DDIM, ConstantGuidance, DiffusionSampler, MaskedSampler
+from elt_zoo.sampling import DiffusionSampler, MaskedSampler
 from elt_zoo.tokenizers import AbstractTokenizer, GreyLevels, PatchCodebook
 from elt_zoo.training import (
     Checkpoints,
@@ -60,9 +64,6 @@ from elt_zoo.training import (
     make_train_step,
     stop_on_signals,
 )
-from pictures import plot_quality, save_sample_grid
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 Objective = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 
@@ -109,10 +110,7 @@ class Config:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters stay float32."""
 
-    sampling_steps: int | None = None
-    """Default 16 deterministic steps (diffusion) or 8 (masked)."""
-    guidance: float | None = None
-    """Guidance scale; by default the conditional model alone, which is best on digits."""
+    sampler: SamplerSettings = dataclasses.field(default_factory=SamplerSettings)
     samples: int = 600
     """Samples per loop count to measure quality on, as many of each class."""
 
@@ -122,17 +120,20 @@ class Config:
     def __post_init__(self):
         if self.data != "digits":
             raise ValueError(
-                f"`--data {self.data}`: reading ImageNet is not part of this version yet. Only `--data digits` trains; any preset can "
-                "be inspected with `--dry-run`."
+                f"`--data {self.data}`: reading ImageNet is not part of this version yet. Only `--data digits` trains; any "
+                "preset can be inspected with `--dry-run`."
             )
         if self.samples < 100 or self.samples % 10:
             raise ValueError(f"`--samples {self.samples}` must be a multiple of the 10 classes, and at least 100.")
 
     @property
     def model(self) -> ModelConfig:
-        name = self.preset or {"dit": "digits-dit", "patches": "digits-maskgit", "pixels": "digits-maskgit-pixels"}[
-            "dit" if self.framework == "dit" else self.tokens
-        ]
+        name = (
+            self.preset
+            or {"dit": "digits-dit", "patches": "digits-maskgit", "pixels": "digits-maskgit-pixels"}[
+                "dit" if self.framework == "dit" else self.tokens
+            ]
+        )
         config = preset(name)
         if config.framework != self.framework:
             raise ValueError(f"Preset {name!r} is for `--framework {config.framework}`, not {self.framework}.")
@@ -143,17 +144,14 @@ class Config:
         return self.out or Path("runs") / f"{self.data}-{self.framework}-{self.objective}"
 
     @property
-    def decode_steps(self) -> int:
-        return self.sampling_steps or (16 if self.framework == "dit" else 8)
-
-    @property
     def objectives(self) -> tuple[Objective, ...]:
         return (self.objective, "vanilla") if self.compare and self.objective != "vanilla" else (self.objective,)
 
     def run_config(self, objective: Objective) -> dict[str, Any]:
         """What two runs must share for one to resume the other: everything that changes the parameters."""
-        cosmetic = ("out", "dry_run", "compare", "objective", "sampling_steps", "guidance", "samples", "log_every", "checkpoint_every")
+        cosmetic = ("out", "dry_run", "compare", "objective", "sampler", "samples", "log_every", "checkpoint_every")
         knobs = {name: value for name, value in dataclasses.asdict(self).items() if name not in cosmetic}
+        knobs["noise_shift"] = self.sampler.noise_shift
         return {"objective": objective, "model": self.model.to_dict(), **knobs}
 
 
@@ -176,10 +174,9 @@ def make_task(config: Config) -> Task:
     train, heldout = load_digits("train"), load_digits("heldout")
     pixels, heldout_pixels = digits_to_pixels(train.images), digits_to_pixels(heldout.images)
     labels = jnp.asarray(heldout.labels)
-    guidance = None if config.guidance is None else ConstantGuidance(config.guidance)
     model = config.model
     if isinstance(model, DiTConfig):
-        schedule = ShiftedCosineSchedule()
+        schedule = ShiftedCosineSchedule(config.sampler.noise_shift)
         return Task(
             train=ArraySource(pixels, train.labels),
             heldout=(jnp.asarray(heldout_pixels), labels),
@@ -187,16 +184,7 @@ def make_task(config: Config) -> Task:
                 schedule, prediction=model.prediction, null_label=model.num_classes, label_drop=drop
             ),
             loss=SigmoidWeightedMSE(model.prediction, config.loss_bias),
-            sampler=DiffusionSampler(
-                shape=model.shape,
-                prediction=model.prediction,
-                null_label=model.num_classes,
-                steps=config.decode_steps,
-                schedule=schedule,
-                update=DDIM(),
-                clip_x0=1.0,
-                guidance=guidance,
-            ),
+            sampler=make_sampler(model, config.sampler),
             decode=lambda samples: samples,
         )
     assert isinstance(model, MaskGITConfig)
@@ -209,17 +197,7 @@ def make_task(config: Config) -> Task:
             CosineMaskSchedule(), mask_id=model.codebook_size, null_label=model.num_classes, label_drop=drop
         ),
         loss=MaskedCrossEntropy(config.label_smoothing),
-        sampler=MaskedSampler(
-            grid=model.grid,
-            codebook_size=model.codebook_size,
-            mask_id=model.codebook_size,
-            null_label=model.num_classes,
-            steps=config.decode_steps,
-            temperature_bias=0.8,
-            temperature_scale=0.4,
-            confidence_noise=10.0,
-            guidance=guidance,
-        ),
+        sampler=make_sampler(model, config.sampler),
         decode=jax.vmap(tokenizer.decode),
         tokenizer=tokenizer,
     )
@@ -237,7 +215,9 @@ def make_objective(name: Objective, config: Config, task: Task) -> AbstractObjec
         case "deep_supervision":
             return DeepSupervisionLoss(loss, max_loops=max_loops)
         case "random_depth":
-            return RandomDepthLoss(loss, max_loops=max_loops, min_loops=config.min_loops, per_example=config.per_example)
+            return RandomDepthLoss(
+                loss, max_loops=max_loops, min_loops=config.min_loops, per_example=config.per_example
+            )
 
 
 def make_optimizer_config(config: Config) -> OptimizerConfig:
@@ -254,7 +234,9 @@ def make_optimizer_config(config: Config) -> OptimizerConfig:
 
 
 def train(name: Objective, config: Config, task: Task, stop: threading.Event, row: int) -> tuple[Any, bool, float]:
-    """Trains with one objective, or resumes it. Returns the averaged model, whether training is complete, and seconds per step."""
+    """Trains with one objective, or resumes it. Returns the averaged model, whether training is complete, and seconds
+    per step.
+    """
     optimizer = make_optimizer(make_optimizer_config(config))
     objective = make_objective(name, config, task)
     build_key, train_key = jax.random.split(jax.random.key(config.seed))
@@ -285,7 +267,9 @@ def train(name: Objective, config: Config, task: Task, stop: threading.Event, ro
     ):
 
         def on_report(report: Report) -> None:
-            bar.set_postfix({k: f"{v:.3f}" for k, v in report.metrics.items()} | {"images/s": f"{report.examples_per_second:.0f}"})
+            bar.set_postfix(
+                {k: f"{v:.3f}" for k, v in report.metrics.items()} | {"images/s": f"{report.examples_per_second:.0f}"}
+            )
             bar.update(report.step - bar.n)
             write(report)
 
@@ -322,8 +306,12 @@ def metric_files(folder: Path, name: str) -> Iterator[Callable[[Report], None]]:
         yield write
 
 
-def evaluate(name: Objective, model: Any, config: Config, task: Task, evaluator: DigitsEvaluator) -> list[dict[str, Any]]:
-    """One row per loop count up to 2·L_max: held-out loss, quality of samples, compute. Also saves the samples' picture."""
+def evaluate(
+    name: Objective, model: Any, config: Config, task: Task, evaluator: DigitsEvaluator
+) -> list[dict[str, Any]]:
+    """One row per loop count up to 2·L_max: held-out loss, quality of samples, compute. Also saves the samples'
+    picture.
+    """
     max_loops = config.model.max_loops
     loop_counts = [*range(1, max_loops + 1), max_loops + max(max_loops // 2, 1), 2 * max_loops]
     examples, labels = (jnp.tile(leaf, (4,) + (1,) * (leaf.ndim - 1)) for leaf in task.heldout)
@@ -332,7 +320,9 @@ def evaluate(name: Objective, model: Any, config: Config, task: Task, evaluator:
     )
     classes = jnp.tile(jnp.arange(config.model.num_classes), config.samples // config.model.num_classes)
     predict = BatchedPredict(model)
-    sample = eqx.filter_jit(lambda predict, loops: task.decode(task.sampler(predict, classes, loops=loops, key=jax.random.key(1))))
+    sample = eqx.filter_jit(
+        lambda predict, loops: task.decode(task.sampler(predict, classes, loops=loops, key=jax.random.key(1)))
+    )
     jax.block_until_ready(sample(predict, jnp.asarray(1)))  # compiles; every loop count shares the program
     rows, pictures = [], {}
     for loops in loop_counts:
@@ -340,8 +330,10 @@ def evaluate(name: Objective, model: Any, config: Config, task: Task, evaluator:
         pixels = np.asarray(sample(predict, jnp.asarray(loops)))
         seconds = time.perf_counter() - started
         quality = evaluator(pixels, np.asarray(classes))
-        compute = profile(config.model, loops=loops, steps=config.decode_steps, guided=config.guidance is not None)
-        pictures[loops] = pixels[: 2 * config.model.num_classes]
+        compute = profile(
+            config.model, loops=loops, steps=task.sampler.steps, guidance=task.sampler.guidance is not None
+        )
+        pictures[f"L = {loops}"] = pixels[: 2 * config.model.num_classes]
         rows.append(
             {
                 "objective": name,
@@ -350,11 +342,13 @@ def evaluate(name: Objective, model: Any, config: Config, task: Task, evaluator:
                 "digits_frechet_distance": quality.frechet_distance,
                 "accuracy": quality.accuracy,
                 "nearest_train_distance": quality.nearest_distance,
-                "megaflops_per_sample": compute.flops_per_sample / 1e6,
+                "megaflops_per_sample": compute.sample_flops / 1e6,
                 "milliseconds_per_sample": 1e3 * seconds / config.samples,
             }
         )
-    save_sample_grid(config.folder / f"samples-{name}.png", pictures, title=f"{name}, trained at up to {max_loops} loops")
+    save_sample_grid(
+        config.folder / f"samples-{name}.png", pictures, title=f"{name}, trained at up to {max_loops} loops"
+    )
     return rows
 
 
@@ -376,7 +370,10 @@ def save_table(folder: Path, rows: list[dict[str, Any]]) -> str:
 
 def main(config: Config) -> None:
     if config.dry_run:
-        print(profile(config.model, batch=config.batch_size, steps=config.decode_steps, guided=config.guidance is not None))
+        guided = config.sampler.guidance is not None
+        print(
+            profile(config.model, batch=config.batch_size, steps=config.sampler.steps_of(config.model), guidance=guided)
+        )
         return
     started = time.perf_counter()
     task = make_task(config)
@@ -403,7 +400,6 @@ def main(config: Config) -> None:
         "config": dataclasses.asdict(config) | {"out": str(config.folder)},
         "model": config.model.to_dict(),
         "optimizer": dataclasses.asdict(make_optimizer_config(config)),
-        "sampler": repr(task.sampler),
         "evaluator": "digits Fréchet distance of elt_zoo.metrics.DigitsEvaluator (not FID)",
         "real_digits": floor,
         "results": rows,
@@ -414,11 +410,19 @@ def main(config: Config) -> None:
     }
     (config.folder / "summary.json").write_text(json.dumps(summary, indent=2, default=str))
     for name, (model, _, _) in results.items():
-        metadata = {"objective": name, "sampler": summary["sampler"], "results": [row for row in rows if row["objective"] == name]}
-        metadata |= {"sampling_steps": config.decode_steps, "framework": config.framework}
+        settings = dataclasses.replace(config.sampler, steps=task.sampler.steps)
+        results_of = [row for row in rows if row["objective"] == name]
+        metadata = {
+            "objective": name,
+            "sampler": dataclasses.asdict(settings),
+            "training": config.run_config(name),
+            "results": results_of,
+        }
         folder = config.folder / ("model" if name == config.objective else f"model-{name}")
         elt_zoo.save(folder, model, config.model, tokenizer=task.tokenizer, metadata=metadata, overwrite=True)
-    print(f"\n{table}\nReal held-out digits: distance {floor['heldout']:.2f}, accuracy {floor['heldout_accuracy']:.3f}.")
+    print(
+        f"\n{table}\nReal held-out digits: distance {floor['heldout']:.2f}, accuracy {floor['heldout_accuracy']:.3f}."
+    )
     print(f"Pictures, table, metrics and model are in {config.folder} ({time.perf_counter() - started:.0f} s).")
 
 

@@ -79,8 +79,15 @@ def count(tree):
 # The paper's tables (2604.09168). Masked models are counted without embeddings and head.
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("elt-L-8Nx3L", 101), ("elt-L-12Nx2L", 152), ("elt-XL-7Nx4L", 111), ("maskgit-L-24", 303), ("maskgit-XL-28", 446)]
-    + [("elt-ucf101-6Nx4L", 76), ("magvit-L-24", 306)],
+    [
+        ("elt-L-8Nx3L", 101),
+        ("elt-L-12Nx2L", 152),
+        ("elt-XL-7Nx4L", 111),
+        ("maskgit-L-24", 303),
+        ("maskgit-XL-28", 446),
+        ("elt-ucf101-6Nx4L", 76),
+        ("magvit-L-24", 306),
+    ],
 )
 def test_masked_presets_have_the_papers_parameter_counts(name, millions):
     model = eqx.filter_eval_shape(preset(name).build, key=KEY)

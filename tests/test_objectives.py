@@ -129,7 +129,7 @@ def test_masked_cross_entropy_matches_numpy():
             soft[target.ids[i, j]] += 1 - smoothing
             expected -= (soft * np.log(p)).sum()
         assert float(MaskedCrossEntropy(smoothing)(logits, target)) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ValueError, match="label_smoothing=1.0"):
+    with pytest.raises(ValueError, match=r"label_smoothing=1\.0"):
         MaskedCrossEntropy(1.0)
 
 

@@ -15,11 +15,14 @@ class Digits(NamedTuple):
 
 
 def load_digits(split: Literal["train", "heldout"]) -> Digits:
-    """The 1,797 real digits of 8 × 8 pixels that come with scikit-learn, nothing to download (UCI optdigits, test part).
+    """The 1,797 real digits of 8 × 8 pixels that come with scikit-learn, nothing to download (UCI optdigits, test
+    part).
 
-    The split is fixed: every class is shuffled with one seed, and a fifth of it is held out; 1,437 for training and 360 held out.
+    The split is fixed: every class is shuffled with one seed, and a fifth of it is held out; 1,437 for training and 360
+    held out.
 
-    **Arguments:** `split`: "train" or "heldout". **Returns:** images and labels of that part. **Raises:** `ValueError` for another name.
+    **Arguments:** `split`: "train" or "heldout". **Returns:** images and labels of that part. **Raises:** `ValueError`
+    for another name.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"`load_digits({split!r})`: the parts are 'train' and 'heldout'.")

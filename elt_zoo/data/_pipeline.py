@@ -14,7 +14,9 @@ class Batch(NamedTuple):
 
 
 class ArraySource:
-    """Arrays in memory as a Grain random-access source of [`Batch`][elt_zoo.data.Batch] entries without the batch axis."""
+    """Arrays in memory as a Grain random-access source of [`Batch`][elt_zoo.data.Batch] entries without the batch
+    axis.
+    """
 
     def __init__(self, examples: np.ndarray, labels: Int[np.ndarray, " examples"]):
         """**Raises:** `ValueError` if there is nothing, or not one label per example."""
@@ -48,8 +50,9 @@ def training_batches(
 ) -> grain.DatasetIterator:
     """An endless, shuffled stream of batches with a state that can be saved.
 
-    Every epoch is a new permutation of the whole source, decided by the seed alone. Shards take every `shard_count`-th example, so that
-    together they see each example once an epoch. Examples are read by threads, or by `workers` processes.
+    Every epoch is a new permutation of the whole source, decided by the seed alone. Shards take every `shard_count`-th
+    example, so that together they see each example once an epoch. Examples are read by threads, or by `workers`
+    processes.
 
     **Arguments:**
 

@@ -12,10 +12,11 @@ _AXES = ("frames", "height", "width")
 
 
 class DiTHead(eqx.Module):
-    """Both ends of diffusion with transformers: a noisy array, a time and a class in, the prediction out (DiT, 2212.09748).
+    """Both ends of diffusion with transformers: a noisy array, a time and a class in, the prediction out (DiT,
+    2212.09748).
 
-    Patches become tokens through one linear map plus fixed sine-cosine positions; time and class embeddings add up to the
-    conditioning vector of the trunk's adaLN layers; the prediction is adaLN, a linear map and the patches put back.
+    Patches become tokens through one linear map plus fixed sine-cosine positions; time and class embeddings add up to
+    the conditioning vector of the trunk's adaLN layers; the prediction is adaLN, a linear map and the patches put back.
     """
 
     patch_embedding: Linear
@@ -49,11 +50,13 @@ class DiTHead(eqx.Module):
         - `patch_size`: pixels of a patch along every axis, or one number per axis; it divides the array.
         - `num_classes`: number of classes; label `num_classes` is the null class.
         - `prediction`: what the network's output means; samplers and losses read it from here.
-        - `learned_variance`: append as many channels again for the variance interpolation v of improved DDPM (2102.09672).
+        - `learned_variance`: append as many channels again for the variance interpolation v of improved DDPM
+          (2102.09672).
         - `conditioning_dim`: width of the conditioning vector, `dim` by default.
         - `key`: PRNG key.
 
-        **Raises:** `ValueError` if the array has neither two nor three axes beside channels, or patches do not divide it.
+        **Raises:** `ValueError` if the array has neither two nor three axes beside channels, or patches do not divide
+        it.
         """
         axes = len(shape) - 1
         patch_size = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)

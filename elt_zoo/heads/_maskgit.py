@@ -16,9 +16,9 @@ class MaskGITHead(eqx.Module):
     The trunk sees one class token and then the tokens of the grid in row-major order. The prediction is BERT's masked
     language model head (Linear, GELU, layer norm) times the transposed token embedding plus a bias.
 
-    Ids 0 to K − 1 are codes and id K is the mask; MaskGIT's own weights use −1 for the mask, which silently wraps to the
-    last row, so here an id outside [0, K] is an error. Departs from MaskGIT in that classes have a table of their own, with
-    a null class for guidance, and in `pre_norm`.
+    Ids 0 to K − 1 are codes and id K is the mask; MaskGIT's own weights use −1 for the mask, which silently wraps to
+    the last row, so here an id outside [0, K] is an error. Departs from MaskGIT in that classes have a table of their
+    own, with a null class for guidance, and in `pre_norm`.
     """
 
     token_embedding: Float[Array, "ids dim"]
@@ -52,8 +52,8 @@ class MaskGITHead(eqx.Module):
         - `grid`: tokens along each axis: (length,), (height, width) or (frames, height, width).
         - `codebook_size`: K, the number of codes.
         - `num_classes`: number of classes; label `num_classes` is the null class.
-        - `pre_norm`: true for a trunk of pre-norm layers, whose state the head normalises before it reads it; false for BERT's
-          post-norm layers, whose embedding is normalised instead.
+        - `pre_norm`: true for a trunk of pre-norm layers, whose state the head normalises before it reads it; false for
+          BERT's post-norm layers, whose embedding is normalised instead.
         - `dropout`: rate after the embedding, in [0, 1).
         - `norm_eps`: epsilon of the layer norms; default MaskGIT's 1e-12.
         - `key`: PRNG key.
@@ -62,10 +62,11 @@ class MaskGITHead(eqx.Module):
         """
         if min(grid, default=0) < 1 or codebook_size < 1 or num_classes < 1:
             raise ValueError(
-                f"`MaskGITHead(grid={grid}, codebook_size={codebook_size}, num_classes={num_classes})` needs sizes of at "
-                "least 1. For unconditional generation use one class."
+                f"`MaskGITHead(grid={grid}, codebook_size={codebook_size}, num_classes={num_classes})` needs sizes of "
+                "at least 1. For unconditional generation use one class."
             )
-        # BERT's 0.02 suits an embedding that is normalised. In a pre-norm residual stream it would drown in what the layers add.
+        # BERT's 0.02 suits an embedding that is normalised. In a pre-norm residual stream it would drown in what the
+        # layers add.
         init = jax.nn.initializers.truncated_normal(2.0 / math.sqrt(dim) if pre_norm else 0.02)
         token_key, label_key, position_key, hidden_key = jax.random.split(key, 4)
         self.token_embedding = init(token_key, (codebook_size + 1, dim), jnp.float32)
@@ -124,7 +125,9 @@ class MaskGITHead(eqx.Module):
 
     @checked
     def __call__(self, state: Float[Array, "tokens dim"], conditioning: None = None) -> Float[Array, "*grid codebook"]:
-        """**Arguments:** `state`: the trunk's state at any exit. **Returns:** logits over the K codes, in the state's dtype."""
+        """**Arguments:** `state`: the trunk's state at any exit. **Returns:** logits over the K codes, in the state's
+        dtype.
+        """
         x = state[1:]
         if self.state_norm is not None:
             x = self.state_norm(x)

@@ -19,8 +19,8 @@ class DigitsQuality:
     - `accuracy`: share of images that a classifier of real digits takes for the intended class.
     - `frechet_distance`: the *digits Fréchet distance* to the real training digits, see
       [`DigitsEvaluator`][elt_zoo.metrics.DigitsEvaluator]. It is not FID and cannot be compared with one.
-    - `nearest_distance`: mean Euclidean distance, in grey levels, to the nearest training image. Far below that of held-out
-      digits means memorised, far above it means not clean.
+    - `nearest_distance`: mean Euclidean distance, in grey levels, to the nearest training image. Far below that of
+      held-out digits means memorised, far above it means not clean.
     - `samples`: images measured.
     """
 
@@ -33,9 +33,11 @@ class DigitsQuality:
 class DigitsEvaluator:
     """Measures generated digits against the real ones of scikit-learn.
 
-    Accuracy comes from a support vector classifier fitted to the training digits. The digits Fréchet distance lives in the 32
-    activations of the last hidden layer of a small perceptron (64 and 32 ReLU units, pixels in [−1, 1]) fitted to the same digits, and
-    compares with the statistics of all training digits. Both fits take about a second and are deterministic.
+    Accuracy comes from a support vector classifier fitted to the training digits. The digits Fréchet distance lives in
+    the 32 activations of the last hidden layer of a small perceptron (64 and 32 ReLU units, pixels in [−1, 1]) fitted
+    to the same digits, and compares with the statistics of all training digits. Both fits take about a second and are
+    deterministic. A feature's scale is that of the fitted network, so distances from networks fitted otherwise (other
+    sizes, other pixel ranges) are not comparable.
     """
 
     def __init__(self, train: Digits | None = None):
@@ -61,10 +63,11 @@ class DigitsEvaluator:
     def __call__(
         self, pixels: Float[np.ndarray, "examples 8 8 1"], labels: Int[np.ndarray, " examples"]
     ) -> DigitsQuality:
-        """**Arguments:** `pixels`: images in [−1, 1], clipped to that range and not rounded; `labels`: the intended classes, each as often
-        as any other for a fair distance.
+        """**Arguments:** `pixels`: images in [−1, 1], clipped to that range and not rounded; `labels`: the intended
+        classes, each as often as any other for a fair distance.
 
-        **Raises:** `ValueError` for other shapes, values that are not finite, or fewer than 64 images.
+        **Raises:** `ValueError` for other shapes, labels out of range, values that are not finite, or fewer than 64
+        images.
         """
         pixels, labels = np.asarray(pixels), np.asarray(labels)
         if pixels.shape[1:] != (8, 8, 1) or labels.shape != pixels.shape[:1]:
@@ -72,6 +75,8 @@ class DigitsEvaluator:
                 f"`DigitsEvaluator` got images of shape {pixels.shape} and labels of shape {labels.shape}; it needs "
                 "(examples, 8, 8, 1) and one label each."
             )
+        if not ((labels >= 0) & (labels <= 9)).all():
+            raise ValueError(f"`DigitsEvaluator` got labels {labels.min()} to {labels.max()}; digits are 0 to 9.")
         if len(pixels) < 64:
             raise ValueError(f"{len(pixels)} images are too few for a covariance of 32 features; use at least 64.")
         if not np.isfinite(pixels).all():
@@ -85,13 +90,14 @@ class DigitsEvaluator:
         )
 
     def floor(self, heldout: Digits | None = None, *, seed: int = 0, repeats: int = 10) -> dict[str, float]:
-        """What real digits score, from class-balanced sets of 35 per class (unbalanced sets score worse for their proportions alone).
+        """What real digits score, from class-balanced sets of 35 per class (unbalanced sets score worse for their
+        proportions alone).
 
-        **Arguments:** `heldout`: real digits that the training did not see, by default the held-out part; `seed`; `repeats`: random sets
-        to average over.
+        **Arguments:** `heldout`: real digits that the training did not see, by default the held-out part; `seed`;
+        `repeats`: random sets to average over.
 
-        **Returns:** `heldout` and `train_subset`: the mean digits Fréchet distance of sets drawn from the held-out and from the training
-        digits; `heldout_accuracy` and `heldout_nearest_distance` of all held-out digits.
+        **Returns:** `heldout` and `train_subset`: the mean digits Fréchet distance of sets drawn from the held-out and
+        from the training digits; `heldout_accuracy` and `heldout_nearest_distance` of all held-out digits.
         """
         heldout = load_digits("heldout") if heldout is None else heldout
         pixels = digits_to_pixels(heldout.images)

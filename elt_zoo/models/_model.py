@@ -13,8 +13,8 @@ class ElasticModel(eqx.Module):
     """A trunk and a head put together: one model, any number of loops.
 
     Every method takes the inputs of the head's `embed` for one example (`ids, label` for
-    [`MaskGITHead`][elt_zoo.MaskGITHead], `x, time, label` for [`DiTHead`][elt_zoo.DiTHead]) and returns predictions; the loop
-    counts are those of [`LoopedTransformer`][elt_zoo.LoopedTransformer]'s method of the same name.
+    [`MaskGITHead`][elt_zoo.MaskGITHead], `x, time, label` for [`DiTHead`][elt_zoo.DiTHead]) and returns predictions;
+    the loop counts are those of [`LoopedTransformer`][elt_zoo.LoopedTransformer]'s method of the same name.
     """
 
     head: Head
@@ -34,7 +34,9 @@ class ElasticModel(eqx.Module):
 
     @checked
     def __call__(self, *inputs: Any, loops: int | Int[Array, ""], key: PRNGKeyArray | None = None) -> PyTree[Array]:
-        """The prediction after `loops` loops, a Python int or (inference only) a traced integer. `key` turns dropout on."""
+        """The prediction after `loops` loops, a Python int or (inference only) a traced integer. `key` turns dropout
+        on.
+        """
         embed_key, trunk_key = _split(key)
         tokens, conditioning = self.head.embed(*inputs, key=embed_key)
         return self.head(self.trunk(tokens, conditioning, loops=loops, key=trunk_key), conditioning)
@@ -71,13 +73,17 @@ class ElasticModel(eqx.Module):
 
 
 class BatchedPredict(eqx.Module):
-    """A model as the `predict` function that samplers call: a leading batch axis on every input, one loop count for all."""
+    """A model as the `predict` function that samplers call: a leading batch axis on every input, one loop count for
+    all.
+    """
 
     model: ElasticModel
 
     @checked
     def __call__(self, *inputs: Any, loops: int | Int[Array, ""]) -> PyTree[Array]:
-        """**Arguments:** the model's inputs with a batch axis each, and the loop count. **Returns:** batched predictions."""
+        """**Arguments:** the model's inputs with a batch axis each, and the loop count. **Returns:** batched
+        predictions.
+        """
         return jax.vmap(lambda *example: self.model(*example, loops=loops))(*inputs)
 
 

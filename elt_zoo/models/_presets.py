@@ -5,7 +5,8 @@ from types import MappingProxyType
 from ..heads import Prediction
 from ._configs import DiTConfig, MaskGITConfig, ModelConfig
 
-# The paper's scales (2604.09168): width and attention heads; the MLP is four times as wide. The heads of G are not stated.
+# The paper's scales (2604.09168): width and attention heads; the MLP is four times as wide. The heads of G are not
+# stated.
 _SCALES = {"B": (768, 12), "L": (1024, 16), "XL": (1152, 16), "H": (1280, 16), "G": (1536, 16)}
 # Transformers of DiT (2212.09748): layers, width, heads.
 _DIT_SCALES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -46,8 +47,9 @@ def _video(num_layers: int, max_loops: int) -> MaskGITConfig:
 
 
 def _elt_dit(num_layers: int, max_loops: int) -> DiTConfig:
-    # The paper's table of sizes is not public. Its parameter counts fit layers of 16·d² at d = 2048, of which attention and
-    # MLP are 12·d², plus the class table; adaLN from a conditioning vector of two thirds of the width makes up the rest.
+    # The paper's table of sizes is not public. Its parameter counts fit layers of 16·d² at d = 2048, of which attention
+    # and MLP are 12·d², plus the class table; adaLN from a conditioning vector of two thirds of the width makes up the
+    # rest.
     return DiTConfig(
         dim=2048,
         num_layers=num_layers,
@@ -110,8 +112,9 @@ def preset_names() -> tuple[str, ...]:
 def preset(name: str) -> ModelConfig:
     """The config of a published or small model, to build, to read, or to change with `dataclasses.replace`.
 
-    `elt-…` are the paper's looped models (2604.09168), `maskgit-…`, `magvit-…` and `dit-2048-…` their unique-depth baselines, `dit-S-2` to
-    `dit-XL-8` the original DiT models (2212.09748), `digits-…` the small ones that train in minutes on a CPU.
+    `elt-…` are the paper's looped models (2604.09168), `maskgit-…`, `magvit-…` and `dit-2048-…` their unique-depth
+    baselines, `dit-S-2` to `dit-XL-8` the original DiT models (2212.09748), `digits-…` the small ones that train in
+    minutes on a CPU.
 
     **Raises:** `ValueError` for an unknown name, with the nearest ones.
     """

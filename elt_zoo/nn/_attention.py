@@ -10,8 +10,8 @@ from ._linear import Initializer, Linear
 class SelfAttention(eqx.Module):
     """Full (bidirectional) multi-head self-attention (1706.03762) over one sequence of tokens.
 
-    Built on `jax.nn.dot_product_attention`, so that accelerator kernels are used where the hardware has them; the softmax
-    is computed in float32.
+    Built on `jax.nn.dot_product_attention`, so that accelerator kernels are used where the hardware has them; the
+    softmax is computed in float32.
     """
 
     qkv: Linear

@@ -16,8 +16,8 @@ from ._norm import LayerNorm
 class AbstractLayer(eqx.Module):
     """One transformer layer, in the form that [`LoopedTransformer`][elt_zoo.LoopedTransformer] loops.
 
-    `condition` turns the conditioning of the whole model into what this layer needs of it. It does not see the loop index,
-    so the trunk calls it once and reuses the result in every loop. `__call__` maps the tokens.
+    `condition` turns the conditioning of the whole model into what this layer needs of it. It does not see the loop
+    index, so the trunk calls it once and reuses the result in every loop. `__call__` maps the tokens.
     """
 
     def condition(self, conditioning: PyTree[Array]) -> PyTree[Array]:
@@ -39,8 +39,8 @@ class PreNormLayer(AbstractLayer):
     """Pre-norm layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
     The state stays an unnormalised residual stream, so a head should normalise it (as ours do). It is our default for
-    masked generation because it keeps working past the trained number of loops. Departs from the paper, whose backbone is
-    MaskGIT's BERT: that one is [`PostNormLayer`][elt_zoo.nn.PostNormLayer].
+    masked generation because it keeps working past the trained number of loops. Departs from the paper, whose backbone
+    is MaskGIT's BERT: that one is [`PostNormLayer`][elt_zoo.nn.PostNormLayer].
     """
 
     attention_norm: LayerNorm
@@ -136,8 +136,8 @@ def modulate(
 class AdaLNZeroLayer(AbstractLayer):
     """DiT's adaLN-zero layer (2212.09748).
 
-    Shift, scale and gate of both branches are `Linear(SiLU(conditioning))`, which starts at zero, so that a new layer is
-    the identity. Their order in the weight is shift, scale, gate of the attention, then of the MLP.
+    Shift, scale and gate of both branches are `Linear(SiLU(conditioning))`, which starts at zero, so that a new layer
+    is the identity. Their order in the weight is shift, scale, gate of the attention, then of the MLP.
     """
 
     modulation: Linear

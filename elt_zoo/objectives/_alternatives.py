@@ -20,7 +20,9 @@ class VanillaLoss(AbstractObjective):
     max_loops: int = eqx.field(static=True)
 
     def __init__(self, ground_truth: GroundTruthLoss, *, max_loops: int):
-        """**Arguments:** `ground_truth`: loss of one example, `(prediction, target) -> scalar`; `max_loops`: L_max ≥ 1."""
+        """**Arguments:** `ground_truth`: loss of one example, `(prediction, target) -> scalar`; `max_loops`: L_max ≥
+        1.
+        """
         self.ground_truth = ground_truth
         self.max_loops = _checked_max_loops("VanillaLoss", max_loops)
 
@@ -38,7 +40,9 @@ class VanillaLoss(AbstractObjective):
 
 
 class RandomDepthLoss(AbstractObjective):
-    """The ground-truth loss at one exit drawn uniformly from {L_min, …, L_max}, as recurrent-depth models are trained."""
+    """The ground-truth loss at one exit drawn uniformly from {L_min, …, L_max}, as recurrent-depth models are
+    trained.
+    """
 
     exits: ClassVar[Exits] = Exits.STUDENT
 

@@ -28,13 +28,16 @@ class AbstractCorruption(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, examples: Any, labels: Int[Array, " batch"], *, key: PRNGKeyArray) -> Corrupted:
-        """**Arguments:** clean `examples` and their `labels`, with a batch axis; `key`. **Returns:** the corrupted batch."""
+        """**Arguments:** clean `examples` and their `labels`, with a batch axis; `key`. **Returns:** the corrupted
+        batch.
+        """
 
 
 class MaskedCorruption(AbstractCorruption):
     """Masks a random share of each example's tokens (MaskGIT, 2202.04200, section 3.2). Batched.
 
-    A ratio r ~ U[0, 1) is drawn per example, spread evenly over the batch, and ⌈γ(r)·tokens⌉ positions are masked, at least one.
+    A ratio r ~ U[0, 1) is drawn per example, spread evenly over the batch, and ⌈γ(r)·tokens⌉ positions are masked, at
+    least one.
     """
 
     schedule: AbstractMaskSchedule
@@ -60,8 +63,8 @@ class MaskedCorruption(AbstractCorruption):
     ) -> Corrupted:
         """**Arguments:** `examples`: token ids in [0, codebook); `labels`; `key`.
 
-        **Returns:** inputs (masked ids, label), a [`MaskedTarget`][elt_zoo.objectives.MaskedTarget] and the number of masked
-        positions as weight.
+        **Returns:** inputs (masked ids, label), a [`MaskedTarget`][elt_zoo.objectives.MaskedTarget] and the number of
+        masked positions as weight.
         """
         ratio_key, order_key, drop_key = jax.random.split(key, 3)
         batch = examples.shape[0]
@@ -114,7 +117,8 @@ class DiffusionCorruption(AbstractCorruption):
     ) -> Corrupted:
         """**Arguments:** `examples`: clean arrays of about unit scale; `labels`; `key`.
 
-        **Returns:** inputs (x_t, time, label), a [`DiffusionTarget`][elt_zoo.objectives.DiffusionTarget] and weights of 1.
+        **Returns:** inputs (x_t, time, label), a [`DiffusionTarget`][elt_zoo.objectives.DiffusionTarget] and weights of
+        1.
         """
         time_key, noise_key, drop_key = jax.random.split(key, 3)
         batch = examples.shape[0]
@@ -133,7 +137,9 @@ class DiffusionCorruption(AbstractCorruption):
 
 
 def stratified(key: PRNGKeyArray, batch: int) -> Float[Array, " batch"]:
-    """Numbers that are each uniform in [0, 1) and together evenly spread: (i + u) / batch, in random order, one u for all."""
+    """Numbers that are each uniform in [0, 1) and together evenly spread: (i + u) / batch, in random order, one u for
+    all.
+    """
     offset_key, order_key = jax.random.split(key)
     grid = (jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(offset_key)) / batch
     return jax.random.permutation(order_key, grid)

@@ -16,9 +16,9 @@ class ILSDLoss(AbstractObjective):
     $$\mathcal{L} = \mathrm{GT}(F_{L_{max}}, y) + \lambda\,\mathrm{GT}(F_{L_{int}}, y)
       + (1 - \lambda)\,\mathrm{dist}(F_{L_{int}}, \mathrm{sg}(F_{L_{max}}))$$
 
-    The student is an early exit of the very forward pass that makes the teacher, so the extra cost is one kept state, one more
-    head application and two loss terms. No gradient of the distillation term reaches the teacher's prediction (sg); both
-    reach the shared layers through the student.
+    The student is an early exit of the very forward pass that makes the teacher, so the extra cost is one kept state,
+    one more head application and two loss terms. No gradient of the distillation term reaches the teacher's prediction
+    (sg); both reach the shared layers through the student.
     """
 
     exits: ClassVar[Exits] = Exits.STUDENT_AND_TEACHER
@@ -46,16 +46,16 @@ class ILSDLoss(AbstractObjective):
         - `distillation`: distance of one example, `(student, teacher, target) -> scalar`.
         - `max_loops`: L_max, the teacher's exit.
         - `min_loops`: L_min, the earliest exit of the student.
-        - `curriculum`: λ as an optax schedule of training progress, so that its length is 1 and not a number of steps; default
-          the paper's, `optax.linear_schedule(1.0, 0.0, transition_steps=1)`.
+        - `curriculum`: λ as an optax schedule of training progress, so that its length is 1 and not a number of steps;
+          default the paper's, `optax.linear_schedule(1.0, 0.0, transition_steps=1)`.
         - `per_example`: draw the student's exit for each example instead of once per batch (the paper's way).
 
         **Raises:** `ValueError` unless 1 ≤ `min_loops` < `max_loops`.
         """
         if not 1 <= min_loops < max_loops:
             raise ValueError(
-                f"`ILSDLoss(min_loops={min_loops}, max_loops={max_loops})` leaves no exit for the student: it is drawn from "
-                "{min_loops, …, max_loops - 1}. Use 1 <= min_loops < max_loops, or `VanillaLoss` for a single exit."
+                f"`ILSDLoss(min_loops={min_loops}, max_loops={max_loops})` leaves no exit for the student: it is drawn "
+                "from {min_loops, …, max_loops - 1}. Use 1 <= min_loops < max_loops, or `VanillaLoss` for a single exit."
             )
         self.ground_truth = ground_truth
         self.distillation = distillation

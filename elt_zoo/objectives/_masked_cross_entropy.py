@@ -18,8 +18,9 @@ class MaskedTarget(NamedTuple):
 class MaskedCrossEntropy(eqx.Module):
     """Cross-entropy summed over the masked positions of one example, in nats (MaskGIT, 2202.04200, equation 1).
 
-    The ground-truth loss compares with the true ids, softened by label smoothing; `distillation` compares with the teacher's
-    whole softmax at the same positions. A batch is normalised by its number of masked positions where the sums are added up.
+    The ground-truth loss compares with the true ids, softened by label smoothing; `distillation` compares with the
+    teacher's whole softmax at the same positions. A batch is normalised by its number of masked positions where the
+    sums are added up.
     """
 
     label_smoothing: float = eqx.field(static=True, default=0.0)

@@ -10,7 +10,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 GroundTruthLoss = Callable[[PyTree[Array], PyTree[Array]], Float[Array, ""]]
 """Loss of one example: `(prediction, target) -> scalar`."""
 DistillationLoss = Callable[[PyTree[Array], PyTree[Array], PyTree[Array]], Float[Array, ""]]
-"""Distance of one example: `(student, teacher, target) -> scalar`; the target tells where to compare, such as the mask."""
+"""Distance of one example: `(student, teacher, target) -> scalar`; the target tells where to compare, such as the
+mask.
+"""
 
 
 class Exits(enum.Enum):
@@ -29,8 +31,8 @@ class Exits(enum.Enum):
 class AbstractObjective(eqx.Module):
     """What a looped model is trained for, as a function of its predictions for one example.
 
-    An objective never sees the model. Its class attribute `exits` says which predictions it wants, `sample_loops` draws the
-    sampled exit, and the call turns predictions and target into a loss and its terms.
+    An objective never sees the model. Its class attribute `exits` says which predictions it wants, `sample_loops` draws
+    the sampled exit, and the call turns predictions and target into a loss and its terms.
     """
 
     exits: ClassVar[Exits]

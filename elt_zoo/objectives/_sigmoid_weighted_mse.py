@@ -21,9 +21,10 @@ class DiffusionTarget(NamedTuple):
 class SigmoidWeightedMSE(eqx.Module):
     r"""Mean squared error of one example under the sigmoid weighting (2303.00848; 2410.19324).
 
-    In terms of ε the weight is $w_\epsilon = (-\mathrm{d}\log\mathrm{snr}/\mathrm{d}t)\,\sigma(b - \log\mathrm{snr})$. An error in
-    x0 counts `snr` times as much, an error in v `α²` times: the same loss, whatever the network predicts. The mean is over all
-    entries. Of a prediction with learned variance the first half of the channels counts; this loss leaves the variance alone.
+    In terms of ε the weight is $w_\epsilon = (-\mathrm{d}\log\mathrm{snr}/\mathrm{d}t)\,\sigma(b - \log\mathrm{snr})$.
+    An error in x0 counts `snr` times as much, an error in v `α²` times: the same loss, whatever the network predicts.
+    The mean is over all entries. Of a prediction with learned variance the first half of the channels counts; this loss
+    leaves the variance alone.
     """
 
     prediction: Prediction = eqx.field(static=True)
@@ -31,7 +32,9 @@ class SigmoidWeightedMSE(eqx.Module):
 
     @checked
     def __call__(self, prediction: Float[Array, "*out"], target: DiffusionTarget) -> Float[Array, ""]:
-        """**Arguments:** `prediction`: the network's output, channels last; `target`. **Returns:** w(t) · mean squared error."""
+        """**Arguments:** `prediction`: the network's output, channels last; `target`. **Returns:** w(t) · mean squared
+        error.
+        """
         return self._weight(target) * _mean_square(prediction, target.value)
 
     @checked

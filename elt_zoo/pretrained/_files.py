@@ -1,7 +1,8 @@
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,10 +45,10 @@ def save(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a model to a folder as `model.safetensors` and `config.json`, each replaced in one go.
+    """Writes a model to a folder as `model.safetensors` and `config.json`; no reader ever sees half a file.
 
-    Tensor names are the attribute paths of the tree, such as `model.trunk.layers.attention.qkv.weight` (stacked over layers), so the file can be
-    read without this library.
+    Tensor names are the attribute paths of the tree, such as `model.trunk.layers.attention.qkv.weight` (stacked over
+    layers), so the file can be read without this library.
 
     **Arguments:**
 
@@ -57,13 +58,19 @@ def save(
     - `metadata`: anything of JSON's types: training knobs, scores.
     - `overwrite`: replace a model that is already there.
 
-    **Returns:** the folder. **Raises:** `FileExistsError` if it holds a model, `TypeError` for a tokenizer that cannot be described.
+    **Returns:** the folder. **Raises:** `FileExistsError` if it holds a model, `ValueError` if the config would build
+    another model, `TypeError` for a tokenizer that cannot be described or metadata that JSON cannot hold. Then nothing
+    is written.
     """
     folder = Path(folder)
     if not overwrite and ((folder / _CONFIG).exists() or (folder / _WEIGHTS).exists()):
         raise FileExistsError(
             f"{folder} already holds a model. Choose another folder, or pass `overwrite=True` to replace it."
         )
+    abstract = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
+    problems = _differences(_named_arrays(model), _named_arrays(abstract))
+    if problems:
+        raise ValueError("`save`: this config does not build this model:\n  " + "\n  ".join(problems))
     tensors = {f"model.{name}": np.asarray(leaf) for name, leaf in _named_arrays(model).items()}
     description = {
         "format_version": FORMAT_VERSION,
@@ -73,10 +80,21 @@ def save(
     }
     if tokenizer is not None:
         tensors |= {f"tokenizer.{name}": np.asarray(leaf) for name, leaf in _named_arrays(tokenizer).items()}
-    text = json.dumps(description, indent=2)
+    try:
+        text = json.dumps(description, indent=2)
+    except TypeError as error:
+        raise TypeError(
+            f"`save(metadata=…)` holds what JSON cannot: {error}. Convert arrays and their scalars first."
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / _WEIGHTS, lambda path: save_file(tensors, path))
-    _replace(folder / _CONFIG, lambda path: Path(path).write_text(text))
+    with _temporary(folder / _WEIGHTS) as weights, _temporary(folder / _CONFIG) as config_file:
+        save_file(tensors, weights)
+        config_file.write_text(text)
+        # An interruption from here on may leave a folder without a config, which `load` refuses, but never one model's weights with
+        # another's config.
+        (folder / _CONFIG).unlink(missing_ok=True)
+        os.replace(weights, folder / _WEIGHTS)
+        os.replace(config_file, folder / _CONFIG)
     return folder
 
 
@@ -87,8 +105,9 @@ def load(path: str | os.PathLike) -> LoadedModel:
 
     **Returns:** model, config, tokenizer and metadata.
 
-    **Raises:** `FileNotFoundError` if there is no such folder or name; [`WeightsError`][elt_zoo.pretrained.WeightsError] if a file is damaged or from a newer
-    version, or if tensors are missing, unused or of another shape or dtype (all of them are named). Nothing is half-loaded.
+    **Raises:** `FileNotFoundError` if there is no such folder or name;
+    [`WeightsError`][elt_zoo.pretrained.WeightsError] if a file is damaged or from a newer version, or if tensors are
+    missing, unused or of another shape or dtype (all of them are named). Nothing is half-loaded.
     """
     folder = Path(path)
     if not folder.exists() and str(path) in bundled_names():
@@ -101,6 +120,8 @@ def load(path: str | os.PathLike) -> LoadedModel:
     try:
         description = json.loads((folder / _CONFIG).read_text())
         version = description["format_version"]
+        if not isinstance(version, int):
+            raise TypeError(f"format_version is {version!r}")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder / _CONFIG} is damaged or not a config of elt_zoo: {error!r}") from error
     if version > FORMAT_VERSION:
@@ -112,14 +133,16 @@ def load(path: str | os.PathLike) -> LoadedModel:
         abstract = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
         abstract_tokenizer = _abstract_tokenizer(description["tokenizer"])
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / _CONFIG} does not describe a model: {error}") from error
+        raise WeightsError(f"{folder / _CONFIG} does not describe a model: {error!r}") from error
     try:
         tensors = load_file(folder / _WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{folder / _WEIGHTS} is damaged or truncated: {error}") from error
     expected = {f"model.{name}": leaf for name, leaf in _named_arrays(abstract).items()}
     expected |= {f"tokenizer.{name}": leaf for name, leaf in _named_arrays(abstract_tokenizer).items()}
-    _check_tensors(folder / _WEIGHTS, tensors, expected)
+    problems = _differences(tensors, expected)
+    if problems:
+        raise WeightsError(f"{folder / _WEIGHTS} does not fit the model of its config:\n  " + "\n  ".join(problems))
     return LoadedModel(
         model=_fill(abstract, tensors, "model."),
         config=config,
@@ -178,25 +201,26 @@ def _fill(abstract: PyTree, tensors: dict[str, np.ndarray], prefix: str) -> Any:
     )
 
 
-def _check_tensors(file: Path, tensors: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
+def _differences(tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Everything in which named arrays differ from what is expected, one line each."""
     problems = [f"missing: {name} {expected[name].shape}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unused: {name} {tensors[name].shape}" for name in sorted(tensors.keys() - expected.keys())]
     for name in sorted(expected.keys() & tensors.keys()):
         want, have = expected[name], tensors[name]
         if (want.shape, want.dtype) != (have.shape, have.dtype):
             problems.append(f"different: {name} is {have.dtype}{have.shape}, expected {want.dtype}{want.shape}")
-    if problems:
-        raise WeightsError(f"{file} does not fit the model of its config:\n  " + "\n  ".join(problems))
+    return problems
 
 
-def _replace(file: Path, write) -> None:
-    """Writes next to the file and renames, so that a crash leaves the old file or the new one, never half of one."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+@contextlib.contextmanager
+def _temporary(file: Path) -> Iterator[Path]:
+    """An empty file beside `file` to write to and rename; removed if it is still there at the end."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)
     os.close(handle)
+    temporary = Path(name)
     try:
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
+        # mkstemp makes it private.
+        temporary.chmod(0o644)
+        yield temporary
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)

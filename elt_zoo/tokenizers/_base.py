@@ -1,6 +1,7 @@
 import abc
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
@@ -18,7 +19,7 @@ class AbstractTokenizer(eqx.Module):
 
     @abc.abstractmethod
     def decode(self, ids: Int[Array, "*grid"]) -> Float[Array, "*shape channels"]:
-        """**Arguments:** `ids` in [0, K). **Returns:** the image, float32 in [−1, 1]."""
+        """**Arguments:** `ids` in [0, K), no masks. **Returns:** the image, float32 in [−1, 1]."""
 
 
 def check_shape(name: str, what: str, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -26,3 +27,15 @@ def check_shape(name: str, what: str, given: tuple[int, ...], expected: tuple[in
         raise ValueError(
             f"`{name}` got {what} of shape {given} but works on {expected}. Pass one example at a time (`jax.vmap` for a batch)."
         )
+
+
+def check_ids(name: str, ids: Int[Array, "*grid"], codebook_size: int) -> Int[Array, "*grid"]:
+    """Makes an id that is not a code, above all a mask left over from sampling, a runtime error instead of a wrong
+    code.
+    """
+    return eqx.error_if(
+        ids,
+        jnp.any((ids < 0) | (ids >= codebook_size)),
+        f"`{name}` got an id outside the codebook, which has ids 0 to {codebook_size - 1}. The mask is not a code: "
+        "decode only when every token has been drawn.",
+    )

@@ -3,11 +3,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._checks import checked
-from ._base import AbstractTokenizer, check_shape
+from ._base import AbstractTokenizer, check_ids, check_shape
 
 
 class GreyLevels(AbstractTokenizer):
-    """Every pixel of a one-channel image is a token: its grey level, of `codebook_size` even ones over [−1, 1]."""
+    """Every pixel of a one-channel image is a token: its grey level, of `codebook_size` even ones over [−1, 1].
+
+    The digits have 17 levels, so `GreyLevels((8, 8, 1), 17)` loses nothing.
+    """
 
     shape: tuple[int, int, int] = eqx.field(static=True)
     codebook_size: int = eqx.field(static=True)
@@ -25,13 +28,19 @@ class GreyLevels(AbstractTokenizer):
 
     @checked
     def encode(self, image: Float[Array, "height width 1"]) -> Int[Array, "height width"]:
-        """**Arguments:** `image`: pixels in [−1, 1]. **Returns:** the nearest levels. **Raises:** `ValueError` for another shape."""
+        """**Arguments:** `image`: pixels in [−1, 1]. **Returns:** the nearest levels. **Raises:** `ValueError` for
+        another shape.
+        """
         check_shape("GreyLevels.encode", "an image", image.shape, self.shape)
         levels = jnp.rint((image[..., 0] + 1.0) * (0.5 * (self.codebook_size - 1)))
         return jnp.clip(levels, 0, self.codebook_size - 1).astype(jnp.int32)
 
     @checked
     def decode(self, ids: Int[Array, "height width"]) -> Float[Array, "height width 1"]:
-        """**Arguments:** `ids` in [0, levels). **Returns:** the image. **Raises:** `ValueError` for another grid."""
+        """**Arguments:** `ids` in [0, levels). **Returns:** the image.
+
+        **Raises:** `ValueError` for another grid, a runtime error for an id out of range.
+        """
         check_shape("GreyLevels.decode", "ids", ids.shape, self.grid)
+        ids = check_ids("GreyLevels.decode", ids, self.codebook_size)
         return (ids.astype(jnp.float32) * (2.0 / (self.codebook_size - 1)) - 1.0)[..., None]

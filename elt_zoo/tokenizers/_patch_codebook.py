@@ -5,19 +5,28 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from .._checks import checked
-from ._base import AbstractTokenizer, check_shape
+from ._base import AbstractTokenizer, check_ids, check_shape
 
 
 class PatchCodebook(AbstractTokenizer):
     """A codebook over the patches of small images, fitted by k-means: the smallest useful relative of a VQGAN.
 
-    `encode` takes the nearest code of each patch (squared Euclidean distance, the lowest id of equals), `decode` puts the codes
-    side by side.
+    `encode` takes the nearest code of each patch (squared Euclidean distance, the lowest id of equals), `decode` puts
+    the codes side by side.
     """
 
     codebook: Float[Array, "codes values"]
     shape: tuple[int, int, int] = eqx.field(static=True)
     patch_size: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        height, width, channels = self.shape
+        p = self.patch_size
+        if p < 1 or height % p or width % p or self.codebook.shape[1] != p * p * channels:
+            raise ValueError(
+                f"`PatchCodebook` got codes of {self.codebook.shape[1]} values for patches of {p} × {p} × {channels} of images of shape "
+                f"{self.shape}: a code is one patch, and patches must divide the image."
+            )
 
     @property
     def codebook_size(self) -> int:
@@ -30,6 +39,7 @@ class PatchCodebook(AbstractTokenizer):
         return (self.shape[0] // self.patch_size, self.shape[1] // self.patch_size)
 
     @classmethod
+    @checked
     def fit(
         cls,
         images: Float[np.ndarray, "examples height width channels"],
@@ -47,29 +57,40 @@ class PatchCodebook(AbstractTokenizer):
         from sklearn.cluster import KMeans
 
         height, width = images.shape[1:3]
-        if height % patch_size or width % patch_size:
-            raise ValueError(f"Patches of {patch_size} pixels do not divide images of {height} × {width}.")
+        if patch_size < 1 or height % patch_size or width % patch_size:
+            raise ValueError(
+                f"`PatchCodebook.fit(patch_size={patch_size})`: such patches do not divide images of {height} × {width}."
+            )
         patches = rearrange(
             np.asarray(images, np.float64), "n (h p) (w q) c -> (n h w) (p q c)", p=patch_size, q=patch_size
         )
-        if len(patches) < codebook_size:
-            raise ValueError(f"{len(patches)} patches cannot fill a codebook of {codebook_size}.")
+        if not 1 <= codebook_size <= len(patches):
+            raise ValueError(
+                f"`PatchCodebook.fit(codebook_size={codebook_size})` needs 1 to {len(patches)} codes, as many as there are patches. "
+                "Use fewer codes or more images."
+            )
         codes = KMeans(codebook_size, n_init=1, random_state=seed).fit(patches).cluster_centers_
         return cls(jnp.asarray(codes, jnp.float32), tuple(images.shape[1:]), patch_size)
 
     @checked
     def encode(self, image: Float[Array, "height width channels"]) -> Int[Array, "rows columns"]:
-        """**Arguments:** `image`: pixels in [−1, 1]. **Returns:** ids in [0, K). **Raises:** `ValueError` for another shape."""
+        """**Arguments:** `image`: pixels in [−1, 1]. **Returns:** ids in [0, K). **Raises:** `ValueError` for another
+        shape.
+        """
         check_shape("PatchCodebook.encode", "an image", image.shape, self.shape)
         p = self.patch_size
         patches = rearrange(image.astype(jnp.float32), "(h p) (w q) c -> h w (p q c)", p=p, q=p)
-        # ‖x − e‖² without ‖x‖², which is the same for all codes.
-        distances = jnp.sum(jnp.square(self.codebook), axis=1)[None, None, :] - 2.0 * patches @ self.codebook.T
+        # Differences and not a matrix product, which accelerators may round enough to prefer another code.
+        distances = jnp.sum(jnp.square(patches[:, :, None, :] - self.codebook[None, None, :, :]), axis=-1)
         return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
     @checked
     def decode(self, ids: Int[Array, "rows columns"]) -> Float[Array, "height width channels"]:
-        """**Arguments:** `ids` in [0, K). **Returns:** the image. **Raises:** `ValueError` for another grid."""
+        """**Arguments:** `ids` in [0, K). **Returns:** the image.
+
+        **Raises:** `ValueError` for another grid, a runtime error for an id out of range.
+        """
         check_shape("PatchCodebook.decode", "ids", ids.shape, self.grid)
+        ids = check_ids("PatchCodebook.decode", ids, self.codebook_size)
         p = self.patch_size
         return rearrange(self.codebook[ids], "h w (p q c) -> (h p) (w q) c", p=p, q=p)

@@ -21,8 +21,8 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one run in a folder (Orbax): the whole training state, the data's place, and the run's config.
 
-    A folder belongs to one config. Opening it with another one fails and changes nothing. Saves are atomic: one that was interrupted is
-    not seen.
+    A folder belongs to one config. Opening it with another one fails and changes nothing. Saves are atomic: one that
+    was interrupted is not seen.
     """
 
     def __init__(self, folder: str | os.PathLike, config: Mapping[str, Any], *, keep: int = 2):
@@ -64,7 +64,9 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_state: Any) -> None:
-        """Saves a state and the place of the data iterator (`iterator.get_state()`), unless this step is saved already."""
+        """Saves a state and the place of the data iterator (`iterator.get_state()`), unless this step is saved
+        already.
+        """
         step = int(state.step)
         if step == self._manager.latest_step():
             return
@@ -77,7 +79,8 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> tuple[TrainState, Any]:
         """Reads the newest checkpoint.
 
-        **Arguments:** `abstract`: a state of the right structure; its values are not used, so `equinox.filter_eval_shape` will do.
+        **Arguments:** `abstract`: a state of the right structure; its values are not used, so
+        `equinox.filter_eval_shape` will do.
 
         **Returns:** the state and the data iterator's place.
 
@@ -92,8 +95,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:
             raise CheckpointError(
-                f"The checkpoint of step {step} in {self.folder} cannot be read: it is damaged, incomplete or of another model. "
-                f"Delete {self.folder / 'steps' / str(step)} to fall back to the one before it. Cause: {error}"
+                f"The checkpoint of step {step} in {self.folder} cannot be read: it is damaged, incomplete or of another "
+                f"model. Delete {self.folder / 'steps' / str(step)} to fall back to the one before it. Cause: {error}"
             ) from error
         return _from_arrays(abstract, restored["state"]), restored["data"]["iterator"]
 

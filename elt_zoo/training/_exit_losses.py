@@ -23,8 +23,8 @@ def exit_losses(
 
     With held-out examples and a fixed key it is deterministic: our primary figure for how good each exit is.
 
-    **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel]; `ground_truth`, `corruption`: as in training; `examples`, `labels`: clean;
-    `loops`: exits to measure; `key`: of the corruption.
+    **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel]; `ground_truth`, `corruption`: as in training;
+    `examples`, `labels`: clean; `loops`: exits to measure; `key`: of the corruption.
 
     **Returns:** the loss after 1, …, `loops` loops, normalised as in training (masked: nats per masked token).
     """

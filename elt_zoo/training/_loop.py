@@ -18,7 +18,9 @@ class TrainingDiverged(RuntimeError):
 
 
 class FitResult(NamedTuple):
-    """What `fit` returns: the last state, whether all steps were taken, and the seconds spent per step after the first."""
+    """What `fit` returns: the last state, whether all steps were taken, and the seconds spent per step after the
+    first.
+    """
 
     state: TrainState
     finished: bool
@@ -26,7 +28,9 @@ class FitResult(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `fit` tells while it runs: the steps taken, the metrics of the last of them, examples per second since the last report."""
+    """What `fit` tells while it runs: the steps taken, the metrics of the last of them, examples per second since the
+    last report.
+    """
 
     step: int
     metrics: dict[str, float]
@@ -48,8 +52,8 @@ def fit(
 ) -> FitResult:
     """Trains until `total_steps` steps have been taken, or until the process is asked to stop.
 
-    The devices are never waited for between reports. SIGTERM and SIGINT (Ctrl-C) let the running step finish, save a checkpoint and return with
-    `finished` false; a second Ctrl-C interrupts at once.
+    The devices are never waited for between reports. SIGTERM and SIGINT (Ctrl-C) let the running step finish, save a
+    checkpoint and return with `finished` false; a second Ctrl-C interrupts at once.
 
     **Arguments:**
 
@@ -61,11 +65,13 @@ def fit(
     - `checkpoints`, `checkpoint_every`: where and how often to save; also saved at the end.
     - `prepare`: applied to every batch, such as sharding it.
     - `stop`: set it to end the run after the running step; by default signals do, see
-      [`stop_on_signals`][elt_zoo.training.stop_on_signals]. Needed off the main thread, where Python delivers no signals.
+      [`stop_on_signals`][elt_zoo.training.stop_on_signals]. Needed off the main thread, where Python delivers no
+      signals.
 
     **Returns:** the last state, whether the run is complete, and its pace.
 
-    **Raises:** `TrainingDiverged` at the first report or save after an update that was not finite. Checkpoints from before are kept.
+    **Raises:** `TrainingDiverged` at the first report or save after an update that was not finite. Checkpoints from
+    before are kept.
     """
     taken = int(state.step)
     paced = reported = time.perf_counter()
@@ -108,8 +114,8 @@ def _check_finite(state: TrainState, checkpoints: Checkpoints | None) -> None:
         else f" The last good checkpoint is step {checkpoints.latest_step()} in {checkpoints.folder}."
     )
     raise TrainingDiverged(
-        f"By step {int(state.step)}, {int(state.skipped)} update(s) had a loss or gradient that was not finite; none of them was applied."
-        f"{kept} Lower the learning rate, lengthen the warm-up, or compute in float32."
+        f"By step {int(state.step)}, {int(state.skipped)} update(s) had a loss or gradient that was not finite; none of "
+        f"them was applied.{kept} Lower the learning rate, lengthen the warm-up, or compute in float32."
     )
 
 
@@ -119,7 +125,8 @@ def _place(batches: Any) -> Any:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """A context with an event that SIGTERM and the first SIGINT (Ctrl-C) set; the handlers from before come back after it.
+    """A context with an event that SIGTERM and the first SIGINT (Ctrl-C) set; the handlers from before come back after
+    it.
 
     Python delivers signals to the main thread only, so in another thread the event stays unset.
     """

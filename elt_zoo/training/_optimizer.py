@@ -58,8 +58,8 @@ class OptimizerConfig:
         wrong = [f"{name}={getattr(self, name)}" for name, good in checks.items() if not good]
         if wrong:
             raise ValueError(
-                f"`OptimizerConfig` got {', '.join(wrong)}: rates and counts must be positive, b1 and b2 in [0, 1), and the "
-                f"warm-up no longer than the {self.total_steps} steps of the run."
+                f"`OptimizerConfig` got {', '.join(wrong)}: rates and counts must be positive, b1 and b2 in [0, 1), and "
+                f"the warm-up no longer than the {self.total_steps} steps of the run."
             )
 
     @classmethod
@@ -79,7 +79,9 @@ class OptimizerConfig:
 
     @classmethod
     def dit(cls, *, total_steps: int) -> "OptimizerConfig":
-        """The paper's diffusion setting: β = (0.9, 0.99), weight decay 0.01, constant rate 1e-4. Clipping is our choice."""
+        """The paper's diffusion setting: β = (0.9, 0.99), weight decay 0.01, constant rate 1e-4. Clipping is our
+        choice.
+        """
         return cls(learning_rate=1e-4, total_steps=total_steps, b2=0.99, weight_decay=0.01, clip_norm=1.0)
 
     @classmethod
@@ -119,8 +121,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def decay_mask(model: PyTree) -> PyTree:
     """Marks what weight decay acts on: the weights of linear maps, and nothing else.
 
-    Biases, norms, positions and embedding tables are left alone. The kind of module decides and not the number of axes, because
-    the trunk stacks its layers: a bias there has two axes.
+    Biases, norms, positions and embedding tables are left alone. The kind of module decides and not the number of axes,
+    because the trunk stacks its layers: a bias there has two axes.
     """
 
     def mark(node):

@@ -26,6 +26,8 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copies every array of a tree to all devices. A jitted step on a replicated state and a sharded batch is data-parallel."""
+    """Copies every array of a tree to all devices. A jitted step on a replicated state and a sharded batch is
+    data-parallel.
+    """
     arrays, static = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), static)

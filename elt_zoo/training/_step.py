@@ -27,8 +27,8 @@ def predict_exits(
 ) -> tuple[PyTree[Array], ...]:
     """The predictions that an objective asks for, for one example, from one forward pass.
 
-    **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel] or anything with its methods; `inputs`: of one example; `exits`:
-    what is asked for; `sampled_loops`: the sampled exit; `max_loops`: L_max; `key`: turns dropout on.
+    **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel] or anything with its methods; `inputs`: of one
+    example; `exits`: what is asked for; `sampled_loops`: the sampled exit; `max_loops`: L_max; `key`: turns dropout on.
     """
     match exits:
         case Exits.FINAL:
@@ -52,8 +52,8 @@ def batch_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """The objective over a batch: the sum of the examples' losses over the sum of their weights, and every term alike.
 
-    **Arguments:** `corrupted`: the batch; `sampled_loops`: one count, or one per example; `progress`: share of training done; `keys`:
-    one per example turns dropout on.
+    **Arguments:** `corrupted`: the batch; `sampled_loops`: one count, or one per example; `progress`: share of training
+    done; `keys`: one per example turns dropout on.
     """
 
     def one(inputs, target, loops, key):
@@ -85,8 +85,8 @@ def make_train_step(
 ) -> TrainStep:
     """The training step as a pure function of state and batch; wrap it in [`jit_step`][elt_zoo.training.jit_step].
 
-    Every random number of step t comes from the state's key folded with t, so a resumed run repeats nothing and misses nothing. An update
-    that is not finite is not applied, and counted in `state.skipped`.
+    Every random number of step t comes from the state's key folded with t, so a resumed run repeats nothing and misses
+    nothing. An update that is not finite is not applied, and counted in `state.skipped`.
 
     **Arguments:**
 
@@ -98,8 +98,8 @@ def make_train_step(
     - `precision`: compute dtype; default float32.
     - `dropout`: whether the model has dropout to turn on.
 
-    **Returns:** `train_step(state, batch) -> (state, metrics)`, `batch` with fields `examples` and `labels`. Metrics are float32 scalars:
-    `loss`, the objective's terms and `gradient_norm`.
+    **Returns:** `train_step(state, batch) -> (state, metrics)`, `batch` with fields `examples` and `labels`. Metrics
+    are float32 scalars: `loss`, the objective's terms and `gradient_norm`.
     """
     precision = Precision() if precision is None else precision
 
