@@ -8,17 +8,13 @@ outputs pass through memory, as they do inside the run, but it also pays for a c
 """
 
 import argparse
-import csv
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from timing import compare, environment, header, show, write_csv
 
 from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig
 from elt_zoo.sampling import DDIM, DDPM, AbstractUpdate, ConstantGuidance, DiffusionSampler, MaskedSampler
@@ -79,40 +75,6 @@ def diffusion(batch: int, steps: int, guided: bool, update: AbstractUpdate) -> t
     )
 
 
-def seconds(call: Callable, repeats: int = 1) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        jax.block_until_ready(call())
-    return time.perf_counter() - start
-
-
-def measure(name: str, sample: Callable, forward: Callable, steps: int, rounds: int) -> dict[str, float | str | int]:
-    compile_sample, compile_forward = seconds(sample), seconds(forward)
-    seconds(sample)
-    seconds(forward, steps)
-    # Alternating order within a round, too: a slow drift of the clock then falls on both sides alike.
-    pairs = []
-    for index in range(rounds):
-        if index % 2:
-            whole, passes = seconds(sample), seconds(forward, steps)
-        else:
-            passes, whole = seconds(forward, steps), seconds(sample)
-        pairs.append((whole, passes))
-    ratios = sorted(whole / passes for whole, passes in pairs)
-    return {
-        "sampler": name,
-        "steps": steps,
-        "rounds": rounds,
-        "sample_ms": 1e3 * statistics.median(whole for whole, _ in pairs),
-        "forward_ms": 1e3 * statistics.median(passes for _, passes in pairs) / steps,
-        "ratio": statistics.median(ratios),
-        "ratio_low": ratios[len(ratios) // 4],
-        "ratio_high": ratios[(3 * len(ratios)) // 4],
-        "compile_sample_s": compile_sample,
-        "compile_forward_s": compile_forward,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
@@ -120,11 +82,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--csv", type=Path, help="also write the table here")
     arguments = parser.parse_args()
-    machine = f"{platform.machine()} {jax.devices()[0].device_kind}, Python {platform.python_version()}"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "equinox", "elt_zoo"))
-    print(f"{machine}; {versions}; batch {arguments.batch}, median and quartiles of {arguments.rounds} rounds")
-    print(f"{'sampler':24}{'forward':>10}{'sample':>10}{'ratio':>8}{'quartiles':>18}{'compile (forward)':>20}")
     steps, batch = arguments.steps, arguments.batch
+    print(f"{environment()}; batch {batch}, {steps} steps, median and quartiles of {arguments.rounds} rounds")
     cases = {
         "masked": lambda: masked(MASKED, batch, steps, False),
         "masked, guided": lambda: masked(MASKED, batch, steps, True),
@@ -134,20 +93,13 @@ def main() -> None:
         "DDPM": lambda: diffusion(batch, steps, False, DDPM()),
         "DDPM, guided": lambda: diffusion(batch, steps, True, DDPM()),
     }
+    header("whole sample", "one forward")
     rows = []
     for name, make in cases.items():
-        row = measure(name, *make(), steps, arguments.rounds)
-        rows.append({**row, "batch": batch, "machine": machine, "versions": versions})
-        quartiles = f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"
-        print(
-            f"{name:24}{row['forward_ms']:8.1f}ms{row['sample_ms']:8.0f}ms{row['ratio']:8.3f}{quartiles:>18}"
-            f"{row['compile_sample_s']:12.1f}s ({row['compile_forward_s']:.1f}s)"
-        )
-    if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        row = compare(*make(), rounds=arguments.rounds, baseline_repeats=steps)
+        show(name, row)
+        rows.append({"case": name, "steps": steps, "batch": batch, **row})
+    write_csv(arguments.csv, rows)
 
 
 if __name__ == "__main__":

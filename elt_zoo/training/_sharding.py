@@ -3,13 +3,14 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis, "data", over all devices or those given."""
-    return jax.make_mesh((len(devices or jax.devices()),), ("data",), devices=devices)
+    return Mesh(np.asarray(devices or jax.devices()), ("data",))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:

@@ -1,0 +1,160 @@
+"""What looping costs: an ILSD step, a traced loop count, and compiling many loops, each beside its plain counterpart.
+
+    python benchmarks/looping.py --csv looping.csv
+
+Requirements: an ILSD step at most 1.06 times the vanilla looped step; a traced loop count at most 1.05 times the static
+one at a batch of 8 or more; compiling 32 loops at most 1.2 times as long as compiling 4.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from timing import compare, environment, header, show, write_csv
+
+from elt_zoo import ILSDLoss, LoopedTransformer
+from elt_zoo.data import Batch
+from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig, ModelConfig, preset
+from elt_zoo.nn import AdaLNZeroLayer, PreNormLayer
+from elt_zoo.objectives import (
+    AbstractObjective,
+    CosineMaskSchedule,
+    DiffusionCorruption,
+    MaskedCorruption,
+    MaskedCrossEntropy,
+    ShiftedCosineSchedule,
+    SigmoidWeightedMSE,
+    VanillaLoss,
+)
+from elt_zoo.training import OptimizerConfig, TrainState, jit_step, make_optimizer, make_train_step
+
+# Between the digits and the paper's sizes: large enough that one step is mostly matrix products.
+MEDIUM_DIT = DiTConfig(shape=(16, 16, 4), num_classes=10, dim=192, num_layers=2, max_loops=4, num_heads=4)
+MEDIUM_MASKED = MaskGITConfig(
+    grid=(8, 8), codebook_size=1024, num_classes=10, dim=192, num_layers=2, max_loops=4, num_heads=4
+)
+
+
+def training_step(config: ModelConfig, batch_size: int, *, ilsd: bool) -> Callable:
+    """A call that takes one training step and keeps the state for the next."""
+    if isinstance(config, DiTConfig):
+        corruption = DiffusionCorruption(
+            ShiftedCosineSchedule(), prediction=config.prediction, null_label=config.num_classes
+        )
+        loss = SigmoidWeightedMSE(config.prediction)
+        examples = jax.random.normal(jax.random.key(0), (batch_size, *config.shape))
+    else:
+        assert isinstance(config, MaskGITConfig)
+        corruption = MaskedCorruption(CosineMaskSchedule(), mask_id=config.codebook_size, null_label=config.num_classes)
+        loss = MaskedCrossEntropy()
+        examples = jax.random.randint(jax.random.key(0), (batch_size, *config.grid), 0, config.codebook_size)
+    objective: AbstractObjective = VanillaLoss(loss, max_loops=config.max_loops)
+    if ilsd:
+        objective = ILSDLoss(loss, loss.distillation, max_loops=config.max_loops)
+    optimizer = make_optimizer(OptimizerConfig.digits(total_steps=1000))
+    step = jit_step(make_train_step(optimizer, objective, corruption, total_steps=1000))
+    batch = Batch(examples, jnp.zeros(batch_size, jnp.int32))
+    state = TrainState.create(config.build(key=jax.random.key(0)), optimizer, key=jax.random.key(1))
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics["loss"]
+
+    return call
+
+
+def ilsd_step(rounds: int) -> list[dict]:
+    header("ILSD step", "vanilla step")
+    cases = {
+        "digits DiT, batch 64": (preset("digits-dit"), 64),
+        "digits MaskGIT, batch 64": (preset("digits-maskgit"), 64),
+        "DiT d=192 2N×4L, batch 16": (MEDIUM_DIT, 16),
+        "MaskGIT d=192 2N×4L, batch 16": (MEDIUM_MASKED, 16),
+    }
+    rows = []
+    for name, (config, batch_size) in cases.items():
+        ours, baseline = (training_step(config, batch_size, ilsd=ilsd) for ilsd in (True, False))
+        row = compare(ours, baseline, rounds=rounds)
+        show(name, row)
+        rows.append({"case": f"ILSD step, {name}", **row})
+    return rows
+
+
+def traced_count(rounds: int) -> list[dict]:
+    header("traced", "static")
+    rows = []
+    for name, batch, loops in (
+        ("digits-dit", 8, 4),
+        ("digits-dit", 64, 1),
+        ("digits-dit", 64, 4),
+        ("digits-dit", 256, 8),
+    ):
+        config = preset(name)
+        assert isinstance(config, DiTConfig)
+        predict = BatchedPredict(config.build(key=jax.random.key(0)))
+        inputs = (jnp.zeros((batch, *config.shape)), jnp.full(batch, 0.5), jnp.zeros(batch, jnp.int32))
+        forward = eqx.filter_jit(lambda predict, inputs, loops: predict(*inputs, loops=loops))
+        count = jnp.asarray(loops)
+        row = compare(
+            lambda f=forward, p=predict, i=inputs, c=count: f(p, i, c),
+            lambda f=forward, p=predict, i=inputs, n=loops: f(p, i, n),
+            rounds=8 * rounds,
+        )
+        show(f"{name}, batch {batch}, {loops} loop(s)", row)
+        rows.append({"case": f"traced count, {name}, batch {batch}, {loops} loops", **row})
+    return rows
+
+
+def compile_time(rounds: int) -> list[dict]:
+    header("32 loops", "4 loops")
+    rows = []
+    for layer in (PreNormLayer, AdaLNZeroLayer):
+        trunk = LoopedTransformer(64, 2, 4, layer=layer, key=jax.random.key(0))
+        conditioning = None if layer is PreNormLayer else jnp.ones(64)
+        x = jnp.ones((16, 64))
+
+        def compile_gradient(loops, trunk=trunk, conditioning=conditioning, x=x):
+            def loss(trunk):
+                return jnp.sum(jnp.square(trunk(x, conditioning, loops=loops)))
+
+            jax.clear_caches()
+            start = time.perf_counter()
+            eqx.filter_jit(eqx.filter_grad(loss)).lower(trunk).compile()
+            return time.perf_counter() - start
+
+        compile_gradient(2)
+        pairs = [(compile_gradient(32), compile_gradient(4)) for _ in range(max(rounds // 2, 3))]
+        ratios = sorted(many / few for many, few in pairs)
+        row = {
+            "rounds": len(pairs),
+            "ours_ms": 1e3 * statistics.median(many for many, _ in pairs),
+            "baseline_ms": 1e3 * statistics.median(few for _, few in pairs),
+            "ratio": statistics.median(ratios),
+            "ratio_low": ratios[len(ratios) // 4],
+            "ratio_high": ratios[(3 * len(ratios)) // 4],
+            "compile_ours_s": 0.0,
+            "compile_baseline_s": 0.0,
+        }
+        show(f"{layer.__name__}, gradient", row)
+        rows.append({"case": f"compile time, {layer.__name__}", **row})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    arguments = parser.parse_args()
+    print(environment(), f"; medians and quartiles of {arguments.rounds} rounds")
+    rows = ilsd_step(arguments.rounds) + traced_count(arguments.rounds) + compile_time(arguments.rounds)
+    write_csv(arguments.csv, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What the benchmarks share: timing two sides in turn, and saying where."""
+
+import csv
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def environment() -> str:
+    """The machine and the versions that figures were measured with."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "equinox", "elt_zoo"))
+    device = jax.devices()[0].device_kind
+    return f"{platform.machine()} {device}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
+
+
+def seconds(call: Callable, repeats: int = 1) -> float:
+    """Wall time of `repeats` calls, each waited for."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def compare(ours: Callable, baseline: Callable, *, rounds: int, baseline_repeats: int = 1) -> dict[str, float]:
+    """Times two calls in turn and takes their ratio within each round, so that a busy machine hits both.
+
+    The order alternates between rounds: a slow drift of the clock then falls on both sides alike. The first calls,
+    which compile, are timed apart; a second pair is not counted.
+    """
+    compile_ours, compile_baseline = seconds(ours), seconds(baseline)
+    seconds(ours)
+    seconds(baseline, baseline_repeats)
+    pairs = []
+    for index in range(rounds):
+        if index % 2:
+            mine, theirs = seconds(ours), seconds(baseline, baseline_repeats)
+        else:
+            theirs, mine = seconds(baseline, baseline_repeats), seconds(ours)
+        pairs.append((mine, theirs))
+    ratios = sorted(mine / theirs for mine, theirs in pairs)
+    return {
+        "rounds": rounds,
+        "ours_ms": 1e3 * statistics.median(mine for mine, _ in pairs),
+        "baseline_ms": 1e3 * statistics.median(theirs for _, theirs in pairs) / baseline_repeats,
+        "ratio": statistics.median(ratios),
+        "ratio_low": ratios[len(ratios) // 4],
+        "ratio_high": ratios[(3 * len(ratios)) // 4],
+        "compile_ours_s": compile_ours,
+        "compile_baseline_s": compile_baseline,
+    }
+
+
+def show(name: str, row: dict[str, float]) -> None:
+    """Prints one comparison."""
+    quartiles = f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"
+    print(
+        f"{name:34}{row['ours_ms']:10.2f}ms{row['baseline_ms']:10.2f}ms{row['ratio']:8.3f}{quartiles:>18}"
+        f"{row['compile_ours_s']:8.1f}s ({row['compile_baseline_s']:.1f}s)",
+        flush=True,
+    )
+
+
+def header(ours: str, baseline: str) -> None:
+    """Prints the names of the columns of `show`."""
+    print(f"{'':34}{ours:>12}{baseline:>12}{'ratio':>8}{'quartiles':>18}{'compile':>10}")
+
+
+def write_csv(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes the rows, each with the environment."""
+    if path is None:
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[*rows[0], "environment"])
+        writer.writeheader()
+        writer.writerows({**row, "environment": environment()} for row in rows)

@@ -1,0 +1,63 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elt_zoo.models import MaskGITConfig, preset
+from elt_zoo.training import Decay, OptimizerConfig, decay_mask, ema_decay_at, make_optimizer, update_ema
+
+
+@pytest.mark.parametrize("name", ["digits-dit", "digits-maskgit"])
+def test_only_weights_of_linear_maps_decay(name):
+    model = eqx.filter_eval_shape(preset(name).build, key=jax.random.key(0))
+    marked = [jax.tree_util.keystr(path) for path, decays in jax.tree.leaves_with_path(decay_mask(model)) if decays]
+    assert marked and all(path.endswith(".weight") for path in marked)
+    assert any(".attention.qkv.weight" in path for path in marked)
+    assert not any(("embedding.weight" in path and "patch" not in path) or "norm" in path for path in marked)
+
+
+def test_decay_moves_weights_and_leaves_stacked_biases_alone():
+    sizes = {"dim": 8, "num_layers": 2, "max_loops": 2, "num_heads": 2, "num_classes": 4}
+    model = MaskGITConfig(**sizes, grid=(2, 2), codebook_size=5).build(key=jax.random.key(0))
+    model = jax.tree.map(lambda leaf: jnp.ones_like(leaf) if eqx.is_inexact_array(leaf) else leaf, model)
+    params = eqx.filter(model, eqx.is_inexact_array)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, total_steps=10, weight_decay=0.5))
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates.trunk.layers.mlp.up.weight, -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates.trunk.layers.mlp.up.bias, 0.0)
+    np.testing.assert_array_equal(updates.head.token_embedding, 0.0)
+
+
+def test_schedules_warm_up_and_decay():
+    schedule = OptimizerConfig(learning_rate=1.0, total_steps=100, warmup_steps=10, decay=Decay.COSINE).schedule()
+    with jax.numpy_dtype_promotion("standard"):
+        values = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(values, [0.0, 0.5, 1.0, 0.5, 0.0], atol=1e-6)
+    constant = OptimizerConfig(learning_rate=1.0, total_steps=100).schedule()
+    assert float(constant(99)) == 1.0
+
+
+def test_presets_are_the_papers():
+    masked, diffusion = OptimizerConfig.maskgit(total_steps=10**6), OptimizerConfig.dit(total_steps=10**6)
+    assert (masked.b1, masked.b2, masked.weight_decay, masked.learning_rate) == (0.9, 0.96, 0.045, 1e-4)
+    assert OptimizerConfig.maskgit(total_steps=10**6, large=True).weight_decay == pytest.approx(5 * 0.045)
+    assert (diffusion.b1, diffusion.b2, diffusion.weight_decay, diffusion.learning_rate) == (0.9, 0.99, 0.01, 1e-4)
+
+
+def test_bad_values_are_listed():
+    with pytest.raises(ValueError, match=r"got learning_rate=0\.0, b2=1\.0"):
+        OptimizerConfig(learning_rate=0.0, total_steps=10, b2=1.0)
+
+
+def test_ema_warms_up_and_matches_a_loop():
+    assert float(ema_decay_at(jnp.asarray(0), 0.9)) == pytest.approx(0.1)
+    assert float(ema_decay_at(jnp.asarray(10**6), 0.9)) == pytest.approx(0.9)
+    expected, ema = 0.0, {"w": jnp.zeros(2)}
+    for step in range(20):
+        value = float(np.sin(step))
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        ema = update_ema(ema, {"w": jnp.full(2, value)}, jnp.asarray(step), 0.9)
+    np.testing.assert_allclose(ema["w"], expected, rtol=1e-5)

@@ -1,0 +1,313 @@
+import os
+import signal
+import threading
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elt_zoo import ILSDLoss
+from elt_zoo.data import ArraySource, Batch, training_batches
+from elt_zoo.models import DiTConfig
+from elt_zoo.objectives import (
+    DeepSupervisionLoss,
+    DiffusionCorruption,
+    RandomDepthLoss,
+    ShiftedCosineSchedule,
+    SigmoidWeightedMSE,
+    VanillaLoss,
+)
+from elt_zoo.training import (
+    CheckpointError,
+    Checkpoints,
+    OptimizerConfig,
+    Precision,
+    TrainingDiverged,
+    TrainState,
+    batch_loss,
+    config_differences,
+    data_mesh,
+    exit_losses,
+    fit,
+    jit_step,
+    make_optimizer,
+    make_train_step,
+    replicate,
+    shard_batch,
+    stop_on_signals,
+)
+
+CONFIG = DiTConfig(dim=8, num_layers=1, max_loops=3, num_heads=2, num_classes=4, shape=(4, 4, 1))
+LOSS = SigmoidWeightedMSE(CONFIG.prediction)
+CORRUPTION = DiffusionCorruption(ShiftedCosineSchedule(), prediction=CONFIG.prediction, null_label=4)
+OPTIMIZER = make_optimizer(OptimizerConfig.digits(total_steps=20))
+OBJECTIVE = ILSDLoss(LOSS, LOSS.distillation, max_loops=3)
+RUN = {"model": CONFIG.to_dict(), "steps": 20}
+
+
+@eqx.filter_jit
+def build():
+    return CONFIG.build(key=jax.random.key(0))
+
+
+def start():
+    return TrainState.create(build(), OPTIMIZER, key=jax.random.key(1))
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    source = ArraySource(rng.uniform(-1, 1, (40, 4, 4, 1)).astype(np.float32), np.arange(40, dtype=np.int32) % 4)
+    return training_batches(source, batch_size=8, seed=3)
+
+
+@pytest.fixture(scope="module")
+def plain_step():
+    return make_train_step(OPTIMIZER, OBJECTIVE, CORRUPTION, total_steps=20, ema_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def step(plain_step):
+    return jit_step(plain_step)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(step):
+    return fit(start(), step, batches(), total_steps=10, log_every=5).state
+
+
+def arrays(state):
+    leaves = jax.tree.leaves(eqx.filter(state, eqx.is_array))
+    return [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+
+
+def assert_bitwise_equal(a, b):
+    for x, y in zip(arrays(a), arrays(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_training_lowers_the_loss_and_reports(step):
+    reports = []
+    result = fit(start(), step, batches(), total_steps=20, log_every=10, on_report=reports.append)
+    assert result.finished and int(result.state.step) == 20 and int(result.state.skipped) == 0
+    assert [report.step for report in reports] == [10, 20]
+    assert {"loss", "teacher", "student", "distillation", "lambda", "gradient_norm"} <= set(reports[0].metrics)
+    assert reports[1].metrics["lambda"] == pytest.approx(1 - 19 / 20)
+    assert reports[1].metrics["loss"] < reports[0].metrics["loss"]
+
+
+def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, step, uninterrupted):
+    checkpoints = Checkpoints(tmp_path / "run", RUN)
+    fit(start(), step, batches(), total_steps=5, checkpoints=checkpoints)
+    checkpoints.close()
+    # Everything anew, as another process would.
+    checkpoints = Checkpoints(tmp_path / "run", RUN)
+    state, place = checkpoints.restore(eqx.filter_eval_shape(start))
+    stream = batches()
+    stream.set_state(place)
+    resumed = fit(state, step, stream, total_steps=10, checkpoints=checkpoints).state
+    assert checkpoints.latest_step() == 10
+    checkpoints.close()
+    assert_bitwise_equal(resumed, uninterrupted)
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    Checkpoints(tmp_path / "run", RUN).close()
+    other = RUN | {"steps": 30, "model": RUN["model"] | {"dim": 16}}
+    with pytest.raises(
+        ValueError, match=r"different run(.|\n)*model\.dim: saved 8, given 16\n  steps: saved 20, given 30"
+    ):
+        Checkpoints(tmp_path / "run", other)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        Checkpoints(tmp_path / "mine", RUN)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert config_differences({"a": 1}, {"b": 2}) == ["a: saved 1, given '(missing)'", "b: saved '(missing)', given 2"]
+
+
+def test_damaged_checkpoints_are_named(tmp_path, step):
+    checkpoints = Checkpoints(tmp_path / "run", RUN)
+    with pytest.raises(CheckpointError, match="There is no checkpoint in"):
+        checkpoints.restore(eqx.filter_eval_shape(start))
+    fit(start(), step, batches(), total_steps=1, checkpoints=checkpoints)
+    for file in (tmp_path / "run" / "steps" / "1" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"step 1 in .*run cannot be read"):
+        checkpoints.restore(eqx.filter_eval_shape(start))
+    checkpoints.close()
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run\.json cannot be read"):
+        Checkpoints(tmp_path / "run", RUN)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_returns(tmp_path, step, number):
+    checkpoints = Checkpoints(tmp_path / "run", RUN)
+    before = signal.getsignal(number)
+
+    def on_report(report):
+        if report.step == 2:
+            os.kill(os.getpid(), number)
+
+    result = fit(start(), step, batches(), total_steps=10, log_every=1, on_report=on_report, checkpoints=checkpoints)
+    assert not result.finished and int(result.state.step) == 2 == checkpoints.latest_step()
+    assert signal.getsignal(number) is before
+    checkpoints.close()
+
+
+def test_a_stop_event_ends_runs_in_other_threads(step):
+    stop = threading.Event()
+    stop.set()
+    assert not fit(start(), step, batches(), total_steps=10, stop=stop).finished
+    seen = []
+
+    def elsewhere():
+        with stop_on_signals() as event:
+            seen.append(event.is_set())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_updates_that_are_not_finite_are_not_applied_and_stop_the_run(tmp_path, step):
+    checkpoints = Checkpoints(tmp_path / "run", RUN)
+    good = fit(start(), step, batches(), total_steps=2, checkpoints=checkpoints).state
+    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter((good.model, good.ema), eqx.is_array))]
+
+    def poisoned():
+        for batch in batches():
+            yield Batch(batch.examples * np.nan, batch.labels)
+
+    with pytest.raises(TrainingDiverged, match="last good checkpoint is step 2"):
+        fit(good, step, poisoned(), total_steps=4, log_every=4, checkpoints=checkpoints)
+    assert checkpoints.latest_step() == 2
+    state, _ = checkpoints.restore(eqx.filter_eval_shape(start))
+    after, _ = step(state, next(poisoned()))
+    assert int(after.skipped) == 1 and int(after.step) == 3
+    for a, b in zip(jax.tree.leaves(eqx.filter((after.model, after.ema), eqx.is_array)), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    checkpoints.close()
+
+
+def test_the_first_step_is_the_gradient_of_the_objective(plain_step):
+    state, batch = start(), next(batches())
+    corrupt_key, loops_key, _ = jax.random.split(jax.random.fold_in(state.key, 0), 3)
+    corrupted = CORRUPTION(jnp.asarray(batch.examples), jnp.asarray(batch.labels), key=corrupt_key)
+    loops = OBJECTIVE.sample_loops(loops_key, 8)
+
+    @eqx.filter_jit
+    def loss(model):
+        def one(inputs, target):
+            student, teacher = model(*inputs, loops=int(loops)), model(*inputs, loops=3)
+            return OBJECTIVE(student, teacher, target=target, progress=0.0)[0]
+
+        return jnp.mean(jax.vmap(one)(corrupted.inputs, corrupted.target))
+
+    expected = float(loss(state.model))
+    _, metrics = eqx.filter_jit(plain_step)(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        VanillaLoss(LOSS, max_loops=3),
+        DeepSupervisionLoss(LOSS, max_loops=3),
+        RandomDepthLoss(LOSS, max_loops=3, per_example=True),
+        ILSDLoss(LOSS, LOSS.distillation, max_loops=3, per_example=True),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_every_objective_gets_the_exits_it_asks_for(objective):
+    model = jax.tree.map(lambda leaf: leaf + 0.05 if eqx.is_inexact_array(leaf) else leaf, start().model)
+    batch = next(batches())
+    corrupted = CORRUPTION(jnp.asarray(batch.examples), jnp.asarray(batch.labels), key=jax.random.key(5))
+    loops = objective.sample_loops(jax.random.key(6), 8)
+    evaluate = eqx.filter_jit(
+        lambda model: batch_loss(model, corrupted, objective, sampled_loops=loops, progress=jnp.asarray(0.5))
+    )
+    loss, terms = evaluate(model)
+
+    @eqx.filter_jit
+    def losses_of(model):
+        def one(inputs, target):
+            return jax.vmap(lambda prediction: LOSS(prediction, target))(model.trajectory(*inputs, loops=3))
+
+        return jax.vmap(one)(corrupted.inputs, corrupted.target)
+
+    per_exit = np.asarray(losses_of(model))
+    drawn = per_exit[np.arange(8), np.broadcast_to(np.asarray(loops), (8,)) - 1].mean()
+    if "student" in terms:
+        assert float(terms["student"]) == pytest.approx(drawn, rel=1e-4)
+    if "teacher" in terms:
+        assert float(terms["teacher"]) == pytest.approx(per_exit[:, 2].mean(), rel=1e-4)
+    if "exit_1" in terms:
+        assert float(loss) == pytest.approx((0.5 * per_exit[:, :2].sum(1) + per_exit[:, 2]).mean(), rel=1e-4)
+
+
+def test_exit_losses_are_deterministic_and_match_the_objective():
+    model = jax.tree.map(lambda leaf: leaf + 0.05 if eqx.is_inexact_array(leaf) else leaf, start().model)
+    batch = next(batches())
+    examples, labels = jnp.asarray(batch.examples), jnp.asarray(batch.labels)
+    losses = exit_losses(model, LOSS, CORRUPTION, examples, labels, loops=3, key=jax.random.key(0))
+    again = exit_losses(model, LOSS, CORRUPTION, examples, labels, loops=3, key=jax.random.key(0))
+    np.testing.assert_array_equal(losses, again)
+    corrupted = CORRUPTION(examples, labels, key=jax.random.key(0))
+    last = batch_loss(
+        model, corrupted, VanillaLoss(LOSS, max_loops=3), sampled_loops=jnp.asarray(3), progress=jnp.asarray(0.0)
+    )
+    assert float(losses[2]) == pytest.approx(float(last[0]), rel=1e-5)
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch():
+    config = OptimizerConfig(learning_rate=0.1, total_steps=10, accumulation=2, weight_decay=0.01)
+    once = make_optimizer(OptimizerConfig(learning_rate=0.1, total_steps=10, weight_decay=0.01))
+    twice = make_optimizer(config)
+    params = {"w": jnp.arange(3.0)}
+    gradients = [{"w": jnp.asarray([1.0, 2.0, 3.0])}, {"w": jnp.asarray([3.0, 0.0, -1.0])}]
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _ = once.update(jax.tree.map(lambda a, b: (a + b) / 2, *gradients), once.init(params), params)
+        state = twice.init(params)
+        first, state = twice.update(gradients[0], state, params)
+        second, state = twice.update(gradients[1], state, params)
+    np.testing.assert_array_equal(first["w"], 0.0)
+    np.testing.assert_allclose(second["w"], expected["w"], rtol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+    objective, precision = VanillaLoss(LOSS, max_loops=2), Precision(jnp.bfloat16)
+    seen = []
+
+    class Spy(eqx.Module):
+        model: eqx.Module
+
+        def __call__(self, *inputs, **options):
+            output = self.model(*inputs, **options)
+            seen.append(output.dtype)
+            return output
+
+    state = TrainState.create(Spy(build()), OPTIMIZER, key=jax.random.key(1))
+    step = eqx.filter_jit(make_train_step(OPTIMIZER, objective, CORRUPTION, total_steps=20, precision=precision))
+    state, metrics = step(state, next(batches()))
+    assert seen == [jnp.bfloat16] and metrics["loss"].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(eqx.filter(state.model, eqx.is_array))} == {jnp.dtype("float32")}
+    with pytest.raises(ValueError, match="must be float32 or bfloat16"):
+        Precision(jnp.float16)
+
+
+def test_data_parallel_steps_equal_one_device(plain_step):
+    if len(jax.devices()) < 4:
+        pytest.skip("needs 4 devices, such as those that conftest.py forces on a CPU")
+    batch, run = next(batches()), eqx.filter_jit(plain_step)
+    alone, _ = run(start(), batch)
+    mesh = data_mesh(jax.devices()[:4])
+    together, _ = run(replicate(start(), mesh), shard_batch(batch, mesh))
+    for a, b in zip(arrays(alone.ema), arrays(together.ema), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="A batch of 8 cannot be split over 3 devices"):
+        shard_batch(batch, data_mesh(jax.devices()[:3]))
