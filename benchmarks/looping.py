@@ -15,6 +15,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from timing import compare, environment, header, show, write_csv
 
 from elt_zoo import ILSDLoss, LoopedTransformer
@@ -58,7 +59,7 @@ def training_step(config: ModelConfig, batch_size: int, *, ilsd: bool) -> Callab
         objective = ILSDLoss(loss, loss.distillation, max_loops=config.max_loops)
     optimizer = make_optimizer(OptimizerConfig.digits(total_steps=1000))
     step = jit_step(make_train_step(optimizer, objective, corruption, total_steps=1000))
-    batch = Batch(examples, jnp.zeros(batch_size, jnp.int32))
+    batch = Batch(np.asarray(examples), np.zeros(batch_size, np.int32))
     state = TrainState.create(config.build(key=jax.random.key(0)), optimizer, key=jax.random.key(1))
 
     def call():
@@ -125,7 +126,7 @@ def compile_time(rounds: int) -> list[dict]:
 
             jax.clear_caches()
             start = time.perf_counter()
-            eqx.filter_jit(eqx.filter_grad(loss)).lower(trunk).compile()
+            eqx.filter_jit(eqx.filter_grad(loss)).lower(trunk).compile()  # pyright: ignore[reportFunctionMemberAccess]
             return time.perf_counter() - start
 
         compile_gradient(2)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from beartype import beartype
 from jaxtyping import jaxtyped
@@ -20,4 +20,4 @@ def checked(function: _Function) -> _Function:
     """
     if not CHECKS_ENABLED:
         return function
-    return jaxtyped(function, typechecker=beartype)
+    return cast(_Function, jaxtyped(function, typechecker=beartype))

@@ -339,8 +339,9 @@ def _stack(layers: Sequence[eqx.Module]) -> PyTree[Array]:
         shapes, first = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (array, arrays[0]))
         if not eqx.tree_equal(static, statics[0]) or not _same(shapes, first):
             raise ValueError(
-                f"The layers of a `LoopedTransformer` must share one structure, but layer {index} differs from layer 0: "
-                f"{layers[index]} against {layers[0]}. Build all of them with the same class and sizes."
+                "The layers of a `LoopedTransformer` must share one structure, but layer "
+                f"{index} differs from layer 0: {layers[index]} against {layers[0]}. Build all of them with the same "
+                "class and sizes."
             )
     return eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), statics[0])
 

@@ -278,8 +278,10 @@ def _macs(jaxpr: Jaxpr) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
+            operand: Any = equation.invars[0].aval
+            result: Any = equation.outvars[0].aval
+            sizes = [operand.shape[axis] for axis in contracted]
+            total += math.prod(result.shape) * math.prod(sizes)
         inner = [_macs(sub) for sub in _inner(equation)]
         if equation.primitive.name == "cond":
             total += max(inner)

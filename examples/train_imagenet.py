@@ -89,14 +89,16 @@ class Config:
     dry_run: bool = False
     """Build everything abstractly, print sizes and compute, and stop."""
 
-    steps: int = 1000
+    steps: int | None = None
+    """Default 1,000 (diffusion) or 2,000 (masked)."""
     batch_size: int = 64
     seed: int = 0
     learning_rate: float | None = None
-    """Default 8e-3 for small models on digits, else the paper's 1e-4."""
+    """Default 8e-3 (diffusion) or 6e-3 (masked) for the small models on digits, else the paper's 1e-4."""
     accumulation: int = 1
     """Batches whose gradients make one optimiser step."""
-    ema_decay: float = 0.995
+    ema_decay: float | None = None
+    """Default 0.995 (diffusion) or 0.998 (masked) for the small models on digits, else 0.9999."""
     label_drop: float = 0.1
     """Share of examples that lose their label, for guidance."""
     min_loops: int = 1
@@ -120,11 +122,23 @@ class Config:
     def __post_init__(self):
         if self.data != "digits":
             raise ValueError(
-                f"`--data {self.data}`: reading ImageNet is not part of this version yet. Only `--data digits` trains; any "
-                "preset can be inspected with `--dry-run`."
+                f"`--data {self.data}`: reading ImageNet is not part of this version yet. Only `--data digits` trains; "
+                "any preset can be inspected with `--dry-run`."
             )
         if self.samples < 100 or self.samples % 10:
             raise ValueError(f"`--samples {self.samples}` must be a multiple of the 10 classes, and at least 100.")
+
+    @property
+    def recipe(self) -> "Recipe":
+        """The knobs whose defaults depend on the framework and the model."""
+        masked, small = self.framework == "maskgit", self.preset is None
+        default = Recipe(
+            steps=2000 if masked else 1000,
+            learning_rate=(6e-3 if masked else 8e-3) if small else 1e-4,
+            ema_decay=(0.998 if masked else 0.995) if small else 0.9999,
+        )
+        given = {name: getattr(self, name) for name in dataclasses.asdict(default)}
+        return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
 
     @property
     def model(self) -> ModelConfig:
@@ -152,7 +166,16 @@ class Config:
         cosmetic = ("out", "dry_run", "compare", "objective", "sampler", "samples", "log_every", "checkpoint_every")
         knobs = {name: value for name, value in dataclasses.asdict(self).items() if name not in cosmetic}
         knobs["noise_shift"] = self.sampler.noise_shift
-        return {"objective": objective, "model": self.model.to_dict(), **knobs}
+        return {"objective": objective, "model": self.model.to_dict(), **knobs, **dataclasses.asdict(self.recipe)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What `Config` leaves open until the framework and the model are known."""
+
+    steps: int
+    learning_rate: float
+    ema_decay: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +211,11 @@ def make_task(config: Config) -> Task:
             decode=lambda samples: samples,
         )
     assert isinstance(model, MaskGITConfig)
-    tokenizer = PatchCodebook.fit(pixels) if config.tokens == "patches" else GreyLevels((8, 8, 1), 17)
+    tokenizer = (
+        PatchCodebook.fit(pixels, codebook_size=model.codebook_size)
+        if config.tokens == "patches"
+        else GreyLevels((8, 8, 1), model.codebook_size)
+    )
     encode = jax.jit(jax.vmap(tokenizer.encode))
     return Task(
         train=ArraySource(np.asarray(encode(pixels)), train.labels),
@@ -221,22 +248,22 @@ def make_objective(name: Objective, config: Config, task: Task) -> AbstractObjec
 
 
 def make_optimizer_config(config: Config) -> OptimizerConfig:
-    updates = max(config.steps // config.accumulation, 1)
+    recipe = config.recipe
+    updates = max(recipe.steps // config.accumulation, 1)
     if config.preset is None:
-        return dataclasses.replace(
-            OptimizerConfig.digits(total_steps=updates, learning_rate=config.learning_rate or 8e-3),
-            accumulation=config.accumulation,
-        )
-    paper = OptimizerConfig.dit if config.framework == "dit" else OptimizerConfig.maskgit
-    return dataclasses.replace(
-        paper(total_steps=updates), learning_rate=config.learning_rate or 1e-4, accumulation=config.accumulation
-    )
+        optimizer = OptimizerConfig.digits(total_steps=updates, learning_rate=recipe.learning_rate)
+    elif config.framework == "dit":
+        optimizer = OptimizerConfig.dit(total_steps=updates)
+    else:
+        optimizer = OptimizerConfig.maskgit(total_steps=updates, large=config.model.dim >= 1280)
+    return dataclasses.replace(optimizer, learning_rate=recipe.learning_rate, accumulation=config.accumulation)
 
 
 def train(name: Objective, config: Config, task: Task, stop: threading.Event, row: int) -> tuple[Any, bool, float]:
     """Trains with one objective, or resumes it. Returns the averaged model, whether training is complete, and seconds
     per step.
     """
+    recipe = config.recipe
     optimizer = make_optimizer(make_optimizer_config(config))
     objective = make_objective(name, config, task)
     build_key, train_key = jax.random.split(jax.random.key(config.seed))
@@ -255,13 +282,13 @@ def train(name: Objective, config: Config, task: Task, stop: threading.Event, ro
         optimizer,
         objective,
         task.corruption(config.label_drop),
-        total_steps=config.steps,
-        ema_decay=config.ema_decay,
+        total_steps=recipe.steps,
+        ema_decay=recipe.ema_decay,
         precision=Precision(jnp.dtype(config.precision)),
         dropout=config.model.dropout > 0.0,
     )
     with (
-        tqdm(total=config.steps, initial=int(state.step), desc=name, position=row, unit="step") as bar,
+        tqdm(total=recipe.steps, initial=int(state.step), desc=name, position=row, unit="step") as bar,
         metric_files(config.folder, name) as write,
         contextlib.closing(checkpoints),
     ):
@@ -277,7 +304,7 @@ def train(name: Objective, config: Config, task: Task, stop: threading.Event, ro
             state,
             jit_step(step),
             batches,
-            total_steps=config.steps,
+            total_steps=recipe.steps,
             log_every=config.log_every,
             on_report=on_report,
             checkpoints=checkpoints,
@@ -382,7 +409,9 @@ def main(config: Config) -> None:
     with stop_on_signals() as stop, ThreadPoolExecutor(len(config.objectives)) as pool:
         runs = [pool.submit(train, name, config, task, stop, row) for row, name in enumerate(config.objectives)]
         try:
-            results = {name: run.result() for name, run in zip(config.objectives, runs, strict=True)}
+            results: dict[Objective, Any] = {
+                name: run.result() for name, run in zip(config.objectives, runs, strict=True)
+            }
         except BaseException:
             stop.set()
             raise
@@ -397,7 +426,7 @@ def main(config: Config) -> None:
     table = save_table(config.folder, rows)
     plot_quality(config.folder / "quality.png", rows, max_loops=config.model.max_loops, floor=floor["heldout"])
     summary = {
-        "config": dataclasses.asdict(config) | {"out": str(config.folder)},
+        "config": dataclasses.asdict(config) | dataclasses.asdict(config.recipe) | {"out": str(config.folder)},
         "model": config.model.to_dict(),
         "optimizer": dataclasses.asdict(make_optimizer_config(config)),
         "evaluator": "digits Fréchet distance of elt_zoo.metrics.DigitsEvaluator (not FID)",

@@ -246,24 +246,23 @@ def test_clipping_bounds_x0_and_keeps_epsilon_consistent():
         return jnp.full_like(x, 5.0)
 
     noise = jax.random.normal(KEY, (3, 2))
-    drawn, trajectory = toy_sampler(clip_x0=1.0, update=DDIM())(
-        predict, LABELS, loops=1, key=KEY, initial_noise=noise, return_trajectory=True
+    trajectory = toy_sampler(clip_x0=1.0, update=DDIM()).trajectory(
+        predict, LABELS, loops=1, key=KEY, initial_noise=noise
     )
-    np.testing.assert_array_equal(drawn, 1.0)
+    np.testing.assert_array_equal(trajectory[-1], 1.0)
     # As if the network had said 1.
 
     def ones(x, time, labels, *, loops):
         return jnp.ones_like(x)
 
-    _, expected = toy_sampler(update=DDIM())(
-        ones, LABELS, loops=1, key=KEY, initial_noise=noise, return_trajectory=True
-    )
+    expected = toy_sampler(update=DDIM()).trajectory(ones, LABELS, loops=1, key=KEY, initial_noise=noise)
     np.testing.assert_allclose(trajectory, expected, atol=1e-6)
 
 
 def test_same_key_same_numbers_and_the_trajectory_ends_in_the_answer():
     sampler = toy_sampler()
-    drawn, trajectory = sampler(toy_predict, LABELS, loops=1, key=KEY, return_trajectory=True)
+    drawn = sampler(toy_predict, LABELS, loops=1, key=KEY)
+    trajectory = sampler.trajectory(toy_predict, LABELS, loops=1, key=KEY)
     assert drawn.shape == (3, 2) and drawn.dtype == jnp.float32 and trajectory.shape == (4, 3, 2)
     np.testing.assert_array_equal(trajectory[-1], drawn)
     np.testing.assert_array_equal(sampler(toy_predict, LABELS, loops=1, key=KEY), drawn)
@@ -278,9 +277,7 @@ def test_every_form_of_a_budget_draws_the_same():
 
 
 def test_the_loops_of_each_step_and_branch_reach_predict():
-    _, trajectory = toy_sampler(update=DDIM())(
-        loops_predict, LABELS, loops=linear_budget(1, 4, 4), key=KEY, return_trajectory=True
-    )
+    trajectory = toy_sampler(update=DDIM()).trajectory(loops_predict, LABELS, loops=linear_budget(1, 4, 4), key=KEY)
     np.testing.assert_allclose(trajectory[-1], 4.0)
     sampler = toy_sampler(guidance=ConstantGuidance(3.0))
     drawn = sampler(loops_predict, LABELS, loops=LoopBudget(linear_budget(1, 4, 4), 2), key=KEY)
@@ -301,7 +298,7 @@ def test_interval_guidance_is_guidance_inside_and_none_outside():
     sampler = toy_sampler(update=DDIM())
     guided = toy_sampler(update=DDIM(), guidance=ConstantGuidance(3.0))
     interval = toy_sampler(update=DDIM(), guidance=IntervalGuidance(ConstantGuidance(3.0), start=0.5, stop=1.0))
-    draw = lambda sampler: np.asarray(sampler(toy_predict, LABELS, loops=1, key=KEY, return_trajectory=True)[1])  # noqa: E731
+    draw = lambda sampler: np.asarray(sampler.trajectory(toy_predict, LABELS, loops=1, key=KEY))  # noqa: E731
     np.testing.assert_allclose(draw(interval)[:2], draw(sampler)[:2], atol=1e-6)
     assert np.all(np.abs(draw(interval)[2:] - draw(sampler)[2:]) > 1e-3)
     assert np.all(np.abs(draw(guided)[0] - draw(sampler)[0]) > 1e-3)
@@ -321,10 +318,10 @@ def test_only_the_asked_channels_and_never_the_variance_are_guided():
     def ones(x, time, labels, *, loops):
         return predict(x, time, jnp.zeros_like(labels), loops=loops)
 
-    plain = toy_sampler(**settings)(ones, LABELS, loops=1, key=key, initial_noise=noise, return_trajectory=True)[1]
-    guided = toy_sampler(guidance=ConstantGuidance(3.0), **settings)(
-        predict, LABELS, loops=1, key=key, initial_noise=noise, return_trajectory=True
-    )[1]
+    plain = toy_sampler(**settings).trajectory(ones, LABELS, loops=1, key=key, initial_noise=noise)
+    guided = toy_sampler(guidance=ConstantGuidance(3.0), **settings).trajectory(
+        predict, LABELS, loops=1, key=key, initial_noise=noise
+    )
     # x_s = a·x_T + b·x0 + deviation·noise with x_T = 0: three times x0, the same noise.
     shift = guided[0] - plain[0]
     np.testing.assert_allclose(shift, jnp.broadcast_to(shift[0, 0], shift.shape), rtol=1e-4)

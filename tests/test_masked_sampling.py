@@ -155,7 +155,7 @@ def test_without_noise_the_surest_tokens_come_first():
     sampler = eqx.tree_at(
         lambda s: (s.temperature_bias, s.temperature_scale), sampler, (jnp.asarray(1e-3), jnp.zeros(()))
     )
-    _, trajectory = sampler(predict, LABELS, loops=1, key=KEY, return_trajectory=True)
+    trajectory = sampler.trajectory(predict, LABELS, loops=1, key=KEY)
     np.testing.assert_array_equal(trajectory[:, 0] != 2, [[0, 1, 0, 0], [0, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]])
 
 
@@ -169,7 +169,7 @@ def test_each_step_reveals_as_many_tokens_as_maskgit(steps, counts):
     def predict(ids, labels, *, loops):
         return jnp.zeros((*ids.shape, 4))
 
-    _, trajectory = sampler(predict, jnp.zeros(2, jnp.int32), loops=1, key=KEY, return_trajectory=True)
+    trajectory = sampler.trajectory(predict, jnp.zeros(2, jnp.int32), loops=1, key=KEY)
     known = np.sum(np.asarray(trajectory) != 4, axis=(2, 3))
     # MaskGIT carries one masked token past its last step, whose draw it returns all the same.
     counts[-1] += 1
@@ -197,7 +197,8 @@ def test_whole_products_are_not_rounded_down():
 
 
 def test_the_answer_is_whole_and_is_the_last_entry_of_the_trajectory():
-    ids, trajectory = small_sampler()(toy_predict, LABELS, loops=1, key=KEY, return_trajectory=True)
+    ids = small_sampler()(toy_predict, LABELS, loops=1, key=KEY)
+    trajectory = small_sampler().trajectory(toy_predict, LABELS, loops=1, key=KEY)
     assert ids.shape == (5, 4, 4) and ids.dtype == jnp.int32
     assert trajectory.shape == (8, 5, 4, 4)
     assert int(ids.min()) >= 0 and int(ids.max()) < 6
@@ -209,9 +210,10 @@ def test_the_answer_is_whole_and_is_the_last_entry_of_the_trajectory():
 
 def test_known_tokens_stay_and_the_rest_is_filled_in():
     initial = jnp.full((2, 4, 4), 6).at[0, :2].set(3).at[1].set(5).at[1, 0, 0].set(6)
-    ids, trajectory = small_sampler(steps=4)(
-        toy_predict, jnp.zeros(2, jnp.int32), loops=1, key=KEY, initial_ids=initial, return_trajectory=True
+    trajectory = small_sampler(steps=4).trajectory(
+        toy_predict, jnp.zeros(2, jnp.int32), loops=1, key=KEY, initial_ids=initial
     )
+    ids = trajectory[-1]
     np.testing.assert_array_equal(jnp.where(initial == 6, 0, ids), jnp.where(initial == 6, 0, initial))
     assert int(ids.max()) < 6
     # Eight unknown tokens follow ⌊8·cos⌋ = 7, 5, 3, 0; a single one is drawn in the first step.
@@ -241,7 +243,7 @@ def test_every_form_of_a_budget_draws_the_same():
 
 def test_the_loops_of_each_step_reach_predict():
     budget = table_budget([0 + 1, 5, 2, 4])
-    _, trajectory = small_sampler(steps=4)(loops_predict, LABELS, loops=budget, key=KEY, return_trajectory=True)
+    trajectory = small_sampler(steps=4).trajectory(loops_predict, LABELS, loops=budget, key=KEY)
     before = jnp.full_like(trajectory[0], 6)
     for loops, after in zip([1, 5, 2, 4], trajectory, strict=True):
         new = after[(before == 6) & (after != 6)]

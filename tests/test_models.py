@@ -32,7 +32,8 @@ def model_and_inputs(request):
         inputs = (jax.random.normal(KEY, (4, 4, 1)), jnp.asarray(0.4), jnp.asarray(1))
     model = config.build(key=KEY)
     # adaLN-zero starts as the identity with a zero output; move everything off zero.
-    return jax.tree.map(lambda leaf: leaf + 0.1 if eqx.is_inexact_array(leaf) else leaf, model), inputs
+    noise = lambda leaf: leaf + 0.1 * jax.random.normal(KEY, leaf.shape)  # noqa: E731
+    return jax.tree.map(lambda leaf: noise(leaf) if eqx.is_inexact_array(leaf) else leaf, model), inputs
 
 
 def test_all_exits_of_a_model_agree(model_and_inputs):

@@ -1,6 +1,6 @@
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 @runtime_checkable
@@ -10,12 +10,12 @@ class Head(Protocol):
     Any Equinox module with these two methods is a head; nothing has to be inherited.
     """
 
-    def embed(
-        self, *inputs: Any, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "tokens dim"], PyTree[Array] | None]:
-        """Inputs of one example → tokens for the trunk and conditioning for its layers (`None` for none)."""
+    def embed(self, *inputs: Any, **options: Any) -> tuple[Float[Array, "tokens dim"], Any]:
+        """Inputs of one example → tokens for the trunk and conditioning for its layers (`None` for none). The one
+        option is `key`, a PRNG key that turns dropout on, or `None`.
+        """
         ...
 
-    def __call__(self, state: Float[Array, "tokens dim"], conditioning: PyTree[Array] | None, /) -> PyTree[Array]:
+    def __call__(self, state: Float[Array, "tokens dim"], conditioning: Any, /) -> PyTree[Array]:
         """State at any exit → prediction."""
         ...

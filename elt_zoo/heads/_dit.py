@@ -157,6 +157,6 @@ class DiTHead(eqx.Module):
         )
 
     def _pattern(self) -> tuple[list[str], list[str], dict[str, int]]:
-        outer = list(_AXES[-len(self.patch_size) :])
+        outer: list[str] = list(_AXES[-len(self.patch_size) :])
         inner = [f"{axis}_patch" for axis in outer]
         return outer, inner, dict(zip(inner, self.patch_size, strict=True))

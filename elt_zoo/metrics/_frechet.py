@@ -1,10 +1,11 @@
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 from jaxtyping import Float
 
 
-class GaussianStatistics(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class GaussianStatistics:
     """Number, mean and covariance (divided by n − 1) of a set of feature vectors, in float64.
 
     Sets can be merged, so a stream of batches needs no memory of its features: `a =
@@ -46,7 +47,8 @@ class GaussianStatistics(NamedTuple):
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     r"""The squared Fréchet (2-Wasserstein) distance of two Gaussians (1706.08500, equation 6).
 
-    $$\lVert\mu_a - \mu_b\rVert^2 + \mathrm{tr}\,C_a + \mathrm{tr}\,C_b - 2\,\mathrm{tr}\,(C_a^{1/2} C_b\, C_a^{1/2})^{1/2}$$
+    $$\lVert\mu_a - \mu_b\rVert^2 + \mathrm{tr}\,C_a + \mathrm{tr}\,C_b
+      - 2\,\mathrm{tr}\,(C_a^{1/2} C_b\, C_a^{1/2})^{1/2}$$
 
     The symmetric form needs eigenvalues of positive semi-definite matrices only, so it stays right for near-singular
     covariances.
@@ -72,5 +74,6 @@ def _sqrt(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
 def _check_features(a: GaussianStatistics, b: GaussianStatistics) -> None:
     if a.mean.shape != b.mean.shape:
         raise ValueError(
-            f"Cannot compare or merge statistics of {a.mean.size} and {b.mean.size} features: use one feature extractor."
+            f"Cannot compare or merge statistics of {a.mean.size} and {b.mean.size} features: use one feature "
+            "extractor."
         )

@@ -199,7 +199,7 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig:
             "Was it written by another version of elt_zoo?"
         )
     decoders = {"remat": Remat, "prediction": Prediction}
-    decoded = {
+    decoded: dict[str, Any] = {
         name: decoders[name](value) if name in decoders else tuple(value) if isinstance(value, list) else value
         for name, value in fields.items()
     }

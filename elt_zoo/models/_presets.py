@@ -81,7 +81,7 @@ def _all() -> Mapping[str, ModelConfig]:
     table: dict[str, ModelConfig] = {
         "digits-dit": DiTConfig(dim=64, num_layers=2, max_loops=4, num_heads=4, num_classes=10, shape=(8, 8, 1)),
         "digits-maskgit": MaskGITConfig(
-            dim=64, num_layers=1, max_loops=4, num_heads=4, num_classes=10, grid=(4, 4), codebook_size=64
+            dim=64, num_layers=1, max_loops=4, num_heads=4, num_classes=10, grid=(4, 4), codebook_size=128
         ),
         "digits-maskgit-pixels": MaskGITConfig(
             dim=64, num_layers=1, max_loops=4, num_heads=4, num_classes=10, grid=(8, 8), codebook_size=17

@@ -1,5 +1,6 @@
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -37,10 +38,10 @@ class SelfAttention(eqx.Module):
         init = jax.nn.initializers.glorot_uniform() if init is None else init
         qkv_key, out_key = jax.random.split(key)
 
-        def init_each(key, shape, dtype):
+        def init_each(key, shape, dtype=jnp.float32, out_sharding=None):
             keys = jax.random.split(key, 3)
             each = [init(key, (shape[0], shape[1] // 3), dtype) for key in keys]
-            return jax.numpy.concatenate(each, axis=1)
+            return jnp.concatenate(each, axis=1)
 
         self.qkv = Linear(dim, 3 * dim, init=init_each, key=qkv_key)
         self.out = Linear(dim, dim, init=init, key=out_key)

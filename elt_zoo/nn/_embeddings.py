@@ -109,7 +109,7 @@ class LabelEmbedding(eqx.Module):
         label = eqx.error_if(
             label,
             (label < 0) | (label > null_label),
-            f"A class label is out of range: this model knows labels 0 to {null_label - 1}, and {null_label} for no class. "
-            "Check the labels, or build the model with more classes.",
+            f"A class label is out of range: this model knows labels 0 to {null_label - 1}, and {null_label} for no "
+            "class. Check the labels, or build the model with more classes.",
         )
         return self.weight[label]

@@ -1,4 +1,5 @@
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,7 +27,7 @@ class AbstractLayer(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, x: Float[Array, "tokens dim"], modulation: PyTree[Array] = None, *, key: PRNGKeyArray | None = None
+        self, x: Float[Array, "tokens dim"], modulation: Any, *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "tokens dim"]:
         """**Arguments:** `x`: the tokens; `modulation`: what `condition` returned; `key`: turns dropout on."""
 

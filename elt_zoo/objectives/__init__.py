@@ -1,4 +1,6 @@
-"""Objectives: what a looped model is trained for, their losses, and the corruptions and schedules behind the targets."""
+"""Objectives: what a looped model is trained for, their losses, and the corruptions and schedules behind the
+targets.
+"""
 
 from ._alternatives import DeepSupervisionLoss as DeepSupervisionLoss
 from ._alternatives import ExitWeighting as ExitWeighting

@@ -31,7 +31,7 @@ class VanillaLoss(AbstractObjective):
         return jnp.asarray(self.max_loops, jnp.int32)
 
     @checked
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, teacher: PyTree[Array], *, target: PyTree[Array], progress: Float[Array, ""] | float
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns the loss at L_max, also as the term `teacher`. `progress` is not used."""
@@ -71,7 +71,7 @@ class RandomDepthLoss(AbstractObjective):
         return sample_uniform_loops(key, batch, low=self.min_loops, high=self.max_loops, per_example=self.per_example)
 
     @checked
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, student: PyTree[Array], *, target: PyTree[Array], progress: Float[Array, ""] | float
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns the loss at the drawn exit, also as the term `student`. `progress` is not used."""
@@ -133,7 +133,7 @@ class DeepSupervisionLoss(AbstractObjective):
         return jnp.asarray(self.max_loops, jnp.int32)
 
     @checked
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, exits: PyTree[Array], *, target: PyTree[Array], progress: Float[Array, ""] | float
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """**Arguments:** `exits`: predictions of one example at every exit, stacked on the first axis.

@@ -55,7 +55,8 @@ class ILSDLoss(AbstractObjective):
         if not 1 <= min_loops < max_loops:
             raise ValueError(
                 f"`ILSDLoss(min_loops={min_loops}, max_loops={max_loops})` leaves no exit for the student: it is drawn "
-                "from {min_loops, …, max_loops - 1}. Use 1 <= min_loops < max_loops, or `VanillaLoss` for a single exit."
+                "from {min_loops, …, max_loops - 1}. Use 1 <= min_loops < max_loops, or `VanillaLoss` for a single "
+                "exit."
             )
         self.ground_truth = ground_truth
         self.distillation = distillation
@@ -72,7 +73,7 @@ class ILSDLoss(AbstractObjective):
         )
 
     @checked
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         student: PyTree[Array],
         teacher: PyTree[Array],

@@ -46,7 +46,9 @@ class AbstractObjective(eqx.Module):
     def __call__(
         self, *predictions: Any, target: PyTree[Array], progress: Float[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """**Arguments:**
+        """Every objective names the predictions that it takes.
+
+        **Arguments:**
 
         - `predictions`: of one example, as `exits` says.
         - `target`: what the ground-truth loss compares with.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from safetensors import SafetensorError
@@ -90,8 +91,8 @@ def save(
     with _temporary(folder / _WEIGHTS) as weights, _temporary(folder / _CONFIG) as config_file:
         save_file(tensors, weights)
         config_file.write_text(text)
-        # An interruption from here on may leave a folder without a config, which `load` refuses, but never one model's weights with
-        # another's config.
+        # An interruption from here on may leave a folder without a config, which `load` refuses, but never one model's
+        # weights with another's config.
         (folder / _CONFIG).unlink(missing_ok=True)
         os.replace(weights, folder / _WEIGHTS)
         os.replace(config_file, folder / _CONFIG)
@@ -126,7 +127,8 @@ def load(path: str | os.PathLike) -> LoadedModel:
         raise WeightsError(f"{folder / _CONFIG} is damaged or not a config of elt_zoo: {error!r}") from error
     if version > FORMAT_VERSION:
         raise WeightsError(
-            f"{folder / _CONFIG} has format version {version}; this elt_zoo reads up to {FORMAT_VERSION}. Install a newer elt_zoo."
+            f"{folder / _CONFIG} has format version {version}; this elt_zoo reads up to {FORMAT_VERSION}. Install a "
+            "newer elt_zoo."
         )
     try:
         config = config_from_dict(description["model"])
@@ -163,10 +165,10 @@ def _describe_tokenizer(tokenizer: AbstractTokenizer) -> dict[str, Any]:
                 "codebook_size": tokenizer.codebook_size
             }
         case GreyLevels():
-            return {"kind": "grey_levels", "shape": tokenizer.shape, "codebook_size": tokenizer.codebook_size}
+            return {"kind": "grey_levels", "shape": tokenizer.shape, "levels": tokenizer.levels}
     raise TypeError(
-        f"`save` cannot describe a tokenizer of type {type(tokenizer).__name__}; it knows PatchCodebook and GreyLevels. "
-        "Save the model with `tokenizer=None` and keep the tokenizer yourself."
+        f"`save` cannot describe a tokenizer of type {type(tokenizer).__name__}; it knows PatchCodebook and "
+        "GreyLevels. Save the model with `tokenizer=None` and keep the tokenizer yourself."
     )
 
 
@@ -177,11 +179,10 @@ def _abstract_tokenizer(description: dict[str, Any] | None) -> AbstractTokenizer
     match description["kind"]:
         case "patch_codebook":
             size = description["patch_size"]
-            codes = jax.ShapeDtypeStruct((description["codebook_size"], size * size * shape[-1]), np.float32)
-            # Not `PatchCodebook(...)`: its fields would be checked against arrays, and this one is only a shape.
-            return eqx.filter_eval_shape(lambda: PatchCodebook(jax.numpy.zeros(codes.shape, codes.dtype), shape, size))
+            codes = (description["codebook_size"], size * size * shape[-1])
+            return eqx.filter_eval_shape(lambda: PatchCodebook(jnp.zeros(codes, jnp.float32), shape, size))
         case "grey_levels":
-            return GreyLevels(shape, description["codebook_size"])
+            return GreyLevels(shape, description["levels"])
     raise ValueError(f"unknown tokenizer {description['kind']!r}")
 
 
@@ -196,7 +197,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def _fill(abstract: PyTree, tensors: dict[str, np.ndarray], prefix: str) -> Any:
     return jax.tree.map_with_path(
-        lambda path, leaf: jax.numpy.asarray(tensors[prefix + _name(path)]) if hasattr(leaf, "dtype") else leaf,
+        lambda path, leaf: jnp.asarray(tensors[prefix + _name(path)]) if hasattr(leaf, "dtype") else leaf,
         abstract,
     )
 

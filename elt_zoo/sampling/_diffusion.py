@@ -97,8 +97,7 @@ class DiffusionSampler(eqx.Module):
         key: PRNGKeyArray,
         initial_noise: Float[Array, "batch *shape"] | None = None,
         callback: ProgressCallback | None = None,
-        return_trajectory: bool = False,
-    ) -> Float[Array, "batch *shape"] | tuple[Float[Array, "batch *shape"], Float[Array, "steps batch *shape"]]:
+    ) -> Float[Array, "batch *shape"]:
         """Draws one array per label.
 
         **Arguments:**
@@ -114,20 +113,39 @@ class DiffusionSampler(eqx.Module):
         - `initial_noise`: x at the first time; default drawn from the standard normal distribution.
         - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no
           callback.
-        - `return_trajectory`: also return x after every step.
 
-        **Returns:** the arrays in float32, or these and the trajectory, whose last entry they are.
+        **Returns:** the arrays in float32.
 
         **Raises:** `ValueError`/`TypeError` for wrong loops, noise or outputs; runtime errors for traced values out of
         range.
         """
+        return self._run(predict, labels, loops, key, initial_noise, callback, keep=False)[0]
+
+    @checked
+    def trajectory(
+        self,
+        predict: Callable[..., Any],
+        labels: Int[Array, " batch"],
+        *,
+        loops: Loops,
+        key: PRNGKeyArray,
+        initial_noise: Float[Array, "batch *shape"] | None = None,
+        callback: ProgressCallback | None = None,
+    ) -> Float[Array, "steps batch *shape"]:
+        """The arrays after every step; the last entry is what `__call__` returns.
+
+        **Arguments**, **Raises:** as `__call__`.
+        """
+        return self._run(predict, labels, loops, key, initial_noise, callback, keep=True)[1]
+
+    def _run(self, predict, labels, loops, key, initial_noise, callback, *, keep: bool) -> tuple[Any, Any]:
         if initial_noise is not None and initial_noise.shape[1:] != self.shape:
             raise ValueError(
                 f"`initial_noise` has shape {initial_noise.shape}, but this sampler's is {self.shape}, after "
                 "a batch axis."
             )
         resolved = resolve_loops(loops, steps=self.steps, guided=self.guidance is not None)
-        x, trajectory = _sample(
+        return _sample(
             self,
             predict,
             labels,
@@ -136,9 +154,8 @@ class DiffusionSampler(eqx.Module):
             resolved[0] is resolved[1],
             key,
             callback,
-            return_trajectory,
+            keep,
         )
-        return x if trajectory is None else (x, trajectory)
 
     def _split(
         self, output: Float[Array, "batch *out"]

@@ -122,8 +122,7 @@ class MaskedSampler(eqx.Module):
         key: PRNGKeyArray,
         initial_ids: Int[Array, "batch *grid"] | None = None,
         callback: ProgressCallback | None = None,
-        return_trajectory: bool = False,
-    ) -> Int[Array, "batch *grid"] | tuple[Int[Array, "batch *grid"], Int[Array, "steps batch *grid"]]:
+    ) -> Int[Array, "batch *grid"]:
         """Draws one grid of ids per label.
 
         **Arguments:**
@@ -139,17 +138,36 @@ class MaskedSampler(eqx.Module):
           tokens than steps, the last steps find nothing to do. Default: nothing is known.
         - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no
           callback.
-        - `return_trajectory`: also return the ids after every step, those still masked as `mask_id`.
 
-        **Returns:** ids in [0, codebook_size), or these and the trajectory, whose last entry they are.
+        **Returns:** ids in [0, codebook_size).
 
         **Raises:** `ValueError`/`TypeError` for wrong loops, ids or logits; runtime errors for traced values out of
         range.
         """
+        return self._run(predict, labels, loops, key, initial_ids, callback, keep=False)[0]
+
+    @checked
+    def trajectory(
+        self,
+        predict: Callable[..., Any],
+        labels: Int[Array, " batch"],
+        *,
+        loops: Loops,
+        key: PRNGKeyArray,
+        initial_ids: Int[Array, "batch *grid"] | None = None,
+        callback: ProgressCallback | None = None,
+    ) -> Int[Array, "steps batch *grid"]:
+        """The ids after every step, those still masked as `mask_id`; the last entry is what `__call__` returns.
+
+        **Arguments**, **Raises:** as `__call__`.
+        """
+        return self._run(predict, labels, loops, key, initial_ids, callback, keep=True)[1]
+
+    def _run(self, predict, labels, loops, key, initial_ids, callback, *, keep: bool) -> tuple[Any, Any]:
         resolved = resolve_loops(loops, steps=self.steps, guided=self.guidance is not None)
         if initial_ids is None:
             initial_ids = jnp.full((labels.shape[0], *self.grid), self.mask_id, jnp.int32)
-        ids, trajectory = _sample(
+        return _sample(
             self,
             predict,
             labels,
@@ -158,9 +176,8 @@ class MaskedSampler(eqx.Module):
             resolved[0] is resolved[1],
             key,
             callback,
-            return_trajectory,
+            keep,
         )
-        return ids if trajectory is None else (ids, trajectory)
 
     def _checked_ids(self, ids: Int[Array, "batch *grid"]) -> Int[Array, "batch *grid"]:
         if ids.shape[1:] != self.grid:

@@ -8,10 +8,15 @@ from jaxtyping import Array, Float, Int
 class AbstractTokenizer(eqx.Module):
     """Images to grids of discrete tokens and back, one example per call."""
 
-    codebook_size: eqx.AbstractVar[int]
-    """K; ids are 0 to K − 1."""
-    grid: eqx.AbstractVar[tuple[int, ...]]
-    """Tokens along each axis."""
+    @property
+    @abc.abstractmethod
+    def codebook_size(self) -> int:
+        """K; ids are 0 to K − 1."""
+
+    @property
+    @abc.abstractmethod
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along each axis."""
 
     @abc.abstractmethod
     def encode(self, image: Float[Array, "*shape channels"]) -> Int[Array, "*grid"]:
@@ -25,7 +30,8 @@ class AbstractTokenizer(eqx.Module):
 def check_shape(name: str, what: str, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if given != expected:
         raise ValueError(
-            f"`{name}` got {what} of shape {given} but works on {expected}. Pass one example at a time (`jax.vmap` for a batch)."
+            f"`{name}` got {what} of shape {given} but works on {expected}. Pass one example at a time (`jax.vmap` for "
+            "a batch)."
         )
 
 

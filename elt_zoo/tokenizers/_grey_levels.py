@@ -7,19 +7,28 @@ from ._base import AbstractTokenizer, check_ids, check_shape
 
 
 class GreyLevels(AbstractTokenizer):
-    """Every pixel of a one-channel image is a token: its grey level, of `codebook_size` even ones over [−1, 1].
+    """Every pixel of a one-channel image is a token: its grey level, of `levels` even ones over [−1, 1].
 
     The digits have 17 levels, so `GreyLevels((8, 8, 1), 17)` loses nothing.
     """
 
     shape: tuple[int, int, int] = eqx.field(static=True)
-    codebook_size: int = eqx.field(static=True)
+    levels: int = eqx.field(static=True)
 
-    def __check_init__(self):
-        if self.shape[2] != 1 or self.codebook_size < 2:
-            raise ValueError(
-                f"`GreyLevels(shape={self.shape}, codebook_size={self.codebook_size})` needs one channel and two levels or more."
-            )
+    def __init__(self, shape: tuple[int, int, int], levels: int):
+        """**Arguments:** `shape`: height, width and 1 of the images; `levels`: grey levels, and codes.
+
+        **Raises:** `ValueError` for another number of channels or fewer than two levels.
+        """
+        if len(shape) != 3 or shape[2] != 1 or levels < 2:
+            raise ValueError(f"`GreyLevels(shape={shape}, levels={levels})` needs one channel and two levels or more.")
+        self.shape = shape
+        self.levels = levels
+
+    @property
+    def codebook_size(self) -> int:
+        """K, the number of levels."""
+        return self.levels
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -32,8 +41,8 @@ class GreyLevels(AbstractTokenizer):
         another shape.
         """
         check_shape("GreyLevels.encode", "an image", image.shape, self.shape)
-        levels = jnp.rint((image[..., 0] + 1.0) * (0.5 * (self.codebook_size - 1)))
-        return jnp.clip(levels, 0, self.codebook_size - 1).astype(jnp.int32)
+        levels = jnp.rint((image[..., 0] + 1.0) * (0.5 * (self.levels - 1)))
+        return jnp.clip(levels, 0, self.levels - 1).astype(jnp.int32)
 
     @checked
     def decode(self, ids: Int[Array, "height width"]) -> Float[Array, "height width 1"]:
@@ -42,5 +51,5 @@ class GreyLevels(AbstractTokenizer):
         **Raises:** `ValueError` for another grid, a runtime error for an id out of range.
         """
         check_shape("GreyLevels.decode", "ids", ids.shape, self.grid)
-        ids = check_ids("GreyLevels.decode", ids, self.codebook_size)
-        return (ids.astype(jnp.float32) * (2.0 / (self.codebook_size - 1)) - 1.0)[..., None]
+        ids = check_ids("GreyLevels.decode", ids, self.levels)
+        return (ids.astype(jnp.float32) * (2.0 / (self.levels - 1)) - 1.0)[..., None]

@@ -19,14 +19,23 @@ class PatchCodebook(AbstractTokenizer):
     shape: tuple[int, int, int] = eqx.field(static=True)
     patch_size: int = eqx.field(static=True)
 
-    def __check_init__(self):
-        height, width, channels = self.shape
-        p = self.patch_size
-        if p < 1 or height % p or width % p or self.codebook.shape[1] != p * p * channels:
+    def __init__(self, codebook: Float[Array, "codes values"], shape: tuple[int, int, int], patch_size: int):
+        """**Arguments:** `codebook`: one flat patch (rows, columns, channels) per code, pixels in [−1, 1]; `shape`:
+        height, width and channels of the images; `patch_size`: pixels along both axes. See
+        [`fit`][elt_zoo.tokenizers.PatchCodebook.fit] to get the codes from images.
+
+        **Raises:** `ValueError` if patches do not divide the images or a code is not one patch.
+        """
+        height, width, channels = shape
+        p = patch_size
+        if p < 1 or height % p or width % p or codebook.shape[1] != p * p * channels:
             raise ValueError(
-                f"`PatchCodebook` got codes of {self.codebook.shape[1]} values for patches of {p} × {p} × {channels} of images of shape "
-                f"{self.shape}: a code is one patch, and patches must divide the image."
+                f"`PatchCodebook` got codes of {codebook.shape[1]} values for patches of {p} × {p} × {channels} of "
+                f"images of shape {shape}: a code is one patch, and patches must divide the image."
             )
+        self.codebook = codebook
+        self.shape = shape
+        self.patch_size = patch_size
 
     @property
     def codebook_size(self) -> int:
@@ -44,7 +53,7 @@ class PatchCodebook(AbstractTokenizer):
         cls,
         images: Float[np.ndarray, "examples height width channels"],
         *,
-        codebook_size: int = 64,
+        codebook_size: int = 128,
         patch_size: int = 2,
         seed: int = 0,
     ) -> "PatchCodebook":
@@ -59,18 +68,19 @@ class PatchCodebook(AbstractTokenizer):
         height, width = images.shape[1:3]
         if patch_size < 1 or height % patch_size or width % patch_size:
             raise ValueError(
-                f"`PatchCodebook.fit(patch_size={patch_size})`: such patches do not divide images of {height} × {width}."
+                f"`PatchCodebook.fit(patch_size={patch_size})`: such patches do not divide images of {height} × "
+                f"{width}."
             )
         patches = rearrange(
             np.asarray(images, np.float64), "n (h p) (w q) c -> (n h w) (p q c)", p=patch_size, q=patch_size
         )
         if not 1 <= codebook_size <= len(patches):
             raise ValueError(
-                f"`PatchCodebook.fit(codebook_size={codebook_size})` needs 1 to {len(patches)} codes, as many as there are patches. "
-                "Use fewer codes or more images."
+                f"`PatchCodebook.fit(codebook_size={codebook_size})` needs 1 to {len(patches)} codes, as many as there "
+                "are patches. Use fewer codes or more images."
             )
-        codes = KMeans(codebook_size, n_init=1, random_state=seed).fit(patches).cluster_centers_
-        return cls(jnp.asarray(codes, jnp.float32), tuple(images.shape[1:]), patch_size)
+        codes = KMeans(codebook_size, n_init="auto", random_state=seed).fit(patches).cluster_centers_
+        return cls(jnp.asarray(codes, jnp.float32), images.shape[1:], patch_size)
 
     @checked
     def encode(self, image: Float[Array, "height width channels"]) -> Int[Array, "rows columns"]:

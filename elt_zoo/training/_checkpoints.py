@@ -6,8 +6,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from ._state import TrainState
 
@@ -95,8 +96,9 @@ class Checkpoints:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:
             raise CheckpointError(
-                f"The checkpoint of step {step} in {self.folder} cannot be read: it is damaged, incomplete or of another "
-                f"model. Delete {self.folder / 'steps' / str(step)} to fall back to the one before it. Cause: {error}"
+                f"The checkpoint of step {step} in {self.folder} cannot be read: it is damaged, incomplete or of "
+                f"another model. Delete {self.folder / 'steps' / str(step)} to fall back to the one before it. "
+                f"Cause: {error}"
             ) from error
         return _from_arrays(abstract, restored["state"]), restored["data"]["iterator"]
 
@@ -129,23 +131,28 @@ def _read_run(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} cannot be read, so the run in its folder is unknown: {error}") from error
 
 
-def _to_arrays(state: TrainState) -> dict[str, Array]:
-    """All arrays by their path in the tree; typed PRNG keys as their raw data."""
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_arrays(state: TrainState) -> dict[str, Any]:
+    """All arrays, or their shapes, by their path in the tree; typed PRNG keys as their raw data."""
 
     def plain(leaf):
-        if isinstance(leaf, jax.ShapeDtypeStruct) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.eval_shape(jax.random.key_data, leaf)
-        return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        if not _is_key(leaf):
+            return leaf
+        abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.eval_shape(jax.random.key_data, leaf) if abstract else jax.random.key_data(leaf)
 
     leaves, _ = jax.tree.flatten_with_path(state)
     return {jax.tree_util.keystr(path): plain(leaf) for path, leaf in leaves if hasattr(leaf, "dtype")}
 
 
-def _from_arrays(abstract: TrainState, arrays: dict[str, Array]) -> PyTree:
+def _from_arrays(abstract: TrainState, arrays: dict[str, Any]) -> PyTree:
     def fill(path, leaf):
         if not hasattr(leaf, "dtype"):
             return leaf
         array = arrays[jax.tree_util.keystr(path)]
-        return jax.random.wrap_key_data(array) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else array
+        return jax.random.wrap_key_data(array) if _is_key(leaf) else array
 
     return jax.tree.map_with_path(fill, abstract, is_leaf=eqx.is_array)

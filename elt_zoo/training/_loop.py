@@ -114,8 +114,8 @@ def _check_finite(state: TrainState, checkpoints: Checkpoints | None) -> None:
         else f" The last good checkpoint is step {checkpoints.latest_step()} in {checkpoints.folder}."
     )
     raise TrainingDiverged(
-        f"By step {int(state.step)}, {int(state.skipped)} update(s) had a loss or gradient that was not finite; none of "
-        f"them was applied.{kept} Lower the learning rate, lengthen the warm-up, or compute in float32."
+        f"By step {int(state.step)}, {int(state.skipped)} update(s) had a loss or gradient that was not finite; none "
+        f"of them was applied.{kept} Lower the learning rate, lengthen the warm-up, or compute in float32."
     )
 
 

@@ -58,8 +58,8 @@ class OptimizerConfig:
         wrong = [f"{name}={getattr(self, name)}" for name, good in checks.items() if not good]
         if wrong:
             raise ValueError(
-                f"`OptimizerConfig` got {', '.join(wrong)}: rates and counts must be positive, b1 and b2 in [0, 1), and "
-                f"the warm-up no longer than the {self.total_steps} steps of the run."
+                f"`OptimizerConfig` got {', '.join(wrong)}: rates and counts must be positive, b1 and b2 in [0, 1), "
+                f"and the warm-up no longer than the {self.total_steps} steps of the run."
             )
 
     @classmethod
@@ -114,8 +114,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     chain = adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
     if config.accumulation == 1:
         return chain
-    steps = optax.MultiSteps(chain, every_k_schedule=config.accumulation)
-    return optax.GradientTransformation(steps.init, steps.update)
+    return optax.MultiSteps(chain, every_k_schedule=config.accumulation).gradient_transformation()
 
 
 def decay_mask(model: PyTree) -> PyTree:

@@ -117,12 +117,11 @@ def make_train_step(
                 precision.cast(model), compute, objective, sampled_loops=sampled_loops, progress=progress, keys=keys
             )
 
-        # The derivative of attention in bfloat16 and optax's step counters rely on implicit promotion, which a caller may
-        # have made strict.
+        (loss, metrics), gradient = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.model)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # Optax's counters rely on implicit promotion, which a caller may have made strict.
         with jax.numpy_dtype_promotion("standard"):
-            (loss, metrics), gradient = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.model)
-            norm = optax.tree.norm(gradient)
-            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
             updates, optimizer_state = optimizer.update(
                 gradient, state.optimizer_state, eqx.filter(state.model, eqx.is_inexact_array)
             )
