@@ -1,6 +1,6 @@
 """Figures that the examples share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter
 
 
-def save_sample_grid(path: Path, samples: Mapping[str, np.ndarray], *, title: str) -> None:
-    """One named row of images (pixels in [−1, 1], channels last) for each entry."""
+def save_sample_grid(path: Path, samples: Mapping[str, np.ndarray], labels: Sequence[int], *, title: str) -> None:
+    """One named row of images (pixels in [−1, 1], channels last) for each entry, under the labels asked for."""
     columns = max(len(images) for images in samples.values())
     figure, axes = plt.subplots(
         len(samples), columns, figsize=(0.6 * columns + 1.0, 0.6 * len(samples) + 0.5), squeeze=False
@@ -24,6 +24,8 @@ def save_sample_grid(path: Path, samples: Mapping[str, np.ndarray], *, title: st
         for axis, image in zip(row, images, strict=False):
             axis.imshow(np.clip(image.squeeze(), -1.0, 1.0), cmap="gray", vmin=-1.0, vmax=1.0)
         row[0].text(-0.35, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+    for axis, label in zip(axes[0], labels, strict=False):
+        axis.set_title(str(label), fontsize=9)
     figure.suptitle(title)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
@@ -51,9 +53,8 @@ def plot_quality(path: Path, rows: list[dict[str, Any]], *, max_loops: int, floo
             "top", functions=(lambda loops: low + slope * (loops - first), lambda flops: first + (flops - low) / slope)
         )
         top.set_xlabel("MFLOPs per sample")
-    for axis in axes[:2]:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(ScalarFormatter())
+    axes[1].set_yscale("log")
+    axes[1].yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes[1].axhline(floor, color="0.5", linestyle="--", label="real held-out digits")
     axes[1].legend()
     figure.tight_layout()

@@ -1,9 +1,8 @@
 """Draw samples from a saved model at any loop budget.
 
-    python examples/sample.py                                        # the bundled diffusion model at 1, 2, 4 and 8
-    loops python examples/sample.py --model digits-maskgit --loops 1 4
-    python examples/sample.py --model runs/digits-dit-ilsd/model --ramp 1 4    # from 1 loop in the first step to 4 in
-    the last
+    python examples/sample.py                                                  # the bundled diffusion model
+    python examples/sample.py --model digits-maskgit --loops 1 4
+    python examples/sample.py --model runs/digits-dit-ilsd/model --ramp 1 4    # 1 loop in the first step, 4 in the last
 
 A few seconds on a laptop CPU, most of them compilation: one program serves every loop count.
 """
@@ -74,7 +73,7 @@ def main(config: Config) -> None:
         pictures[name] = np.asarray(draw(loaded.model, budget))
         average = average_loops(budget, sampler.steps)
         print(f"{name}: {len(labels)} samples, {average:.3g} loops a step, {time.perf_counter() - started:.2f} s")
-    save_sample_grid(config.out, pictures, title=f"{config.model}, {sampler.steps} steps")
+    save_sample_grid(config.out, pictures, labels, title=f"{config.model}, {sampler.steps} steps")
     print(f"Saved {config.out}.")
 
 

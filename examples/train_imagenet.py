@@ -335,9 +335,9 @@ def metric_files(folder: Path, name: str) -> Iterator[Callable[[Report], None]]:
 
 def evaluate(
     name: Objective, model: Any, config: Config, task: Task, evaluator: DigitsEvaluator
-) -> list[dict[str, Any]]:
-    """One row per loop count up to 2·L_max: held-out loss, quality of samples, compute. Also saves the samples'
-    picture.
+) -> tuple[list[dict[str, Any]], dict[int, np.ndarray]]:
+    """For every loop count up to 2·L_max a row (held-out loss, quality of samples, compute) and two samples of every
+    class.
     """
     max_loops = config.model.max_loops
     loop_counts = [*range(1, max_loops + 1), max_loops + max(max_loops // 2, 1), 2 * max_loops]
@@ -351,7 +351,7 @@ def evaluate(
         lambda predict, loops: task.decode(task.sampler(predict, classes, loops=loops, key=jax.random.key(1)))
     )
     jax.block_until_ready(sample(predict, jnp.asarray(1)))  # compiles; every loop count shares the program
-    rows, pictures = [], {}
+    rows, drawn = [], {}
     for loops in loop_counts:
         started = time.perf_counter()
         pixels = np.asarray(sample(predict, jnp.asarray(loops)))
@@ -360,7 +360,7 @@ def evaluate(
         compute = profile(
             config.model, loops=loops, steps=task.sampler.steps, guidance=task.sampler.guidance is not None
         )
-        pictures[f"L = {loops}"] = pixels[: 2 * config.model.num_classes]
+        drawn[loops] = pixels[: 2 * config.model.num_classes]
         rows.append(
             {
                 "objective": name,
@@ -373,10 +373,24 @@ def evaluate(
                 "milliseconds_per_sample": 1e3 * seconds / config.samples,
             }
         )
-    save_sample_grid(
-        config.folder / f"samples-{name}.png", pictures, title=f"{name}, trained at up to {max_loops} loops"
-    )
-    return rows
+    return rows, drawn
+
+
+def save_pictures(config: Config, drawn: dict[Objective, dict[int, np.ndarray]]) -> None:
+    """A grid of samples of each objective at all loop counts, and one of all objectives at the trained ones."""
+    max_loops, labels = config.model.max_loops, 2 * list(range(config.model.num_classes))
+    for name, samples in drawn.items():
+        rows = {f"L = {loops}": pixels for loops, pixels in samples.items()}
+        title = f"{name}, trained for {max_loops} loops"
+        save_sample_grid(config.folder / f"samples-{name}.png", rows, labels, title=title)
+    rows = {
+        f"{name}, L = {loops}": pixels
+        for name, samples in drawn.items()
+        for loops, pixels in samples.items()
+        if loops <= max_loops
+    }
+    title = f"one model each, trained for {max_loops} loops, drawn with L"
+    save_sample_grid(config.folder / "samples.png", rows, labels, title=title)
 
 
 def save_table(folder: Path, rows: list[dict[str, Any]]) -> str:
@@ -422,7 +436,11 @@ def main(config: Config) -> None:
 
     evaluator = DigitsEvaluator()
     floor = evaluator.floor()
-    rows = [row for name, (model, _, _) in results.items() for row in evaluate(name, model, config, task, evaluator)]
+    rows, drawn = [], {}
+    for name, (model, _, _) in results.items():
+        measured, drawn[name] = evaluate(name, model, config, task, evaluator)
+        rows += measured
+    save_pictures(config, drawn)
     table = save_table(config.folder, rows)
     plot_quality(config.folder / "quality.png", rows, max_loops=config.model.max_loops, floor=floor["heldout"])
     summary = {

@@ -55,7 +55,7 @@ def trained(request, tmp_path_factory):
 
 def test_the_main_job_leaves_everything_it_promises(trained):
     folder, arguments = trained
-    for name in ("samples-ilsd.png", "samples-vanilla.png", "quality.png", "quality.md"):
+    for name in ("samples.png", "samples-ilsd.png", "samples-vanilla.png", "quality.png", "quality.md"):
         assert (folder / name).stat().st_size > 100
     rows = list(csv.DictReader((folder / "quality.csv").open()))
     assert [(row["objective"], int(row["loops"])) for row in rows] == [
