@@ -2,7 +2,8 @@
 
     python benchmarks/digits_quality.py --runs runs/quality    # about two minutes a run on two CPU cores, twelve in all
 
-Runs that are in the folder already are only read. Writes `digits.csv` (every figure) and `digits.md` (ranges over seeds).
+Runs that are in the folder already are only read. Writes `digits.csv` (every figure) and `digits.md` (ranges over
+seeds).
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main() -> None:
         versions = summaries[arguments.seeds[0]]["versions"]
     seeds = ", ".join(map(str, arguments.seeds))
     lines.append(
-        f"Ranges over seeds {seeds}; 600 samples each. jax {versions['jax']}, equinox {versions['equinox']}, Python "
+        f"Ranges over seeds {seeds}; 1,000 samples each. jax {versions['jax']}, equinox {versions['equinox']}, Python "
         f"{versions['python']}, {versions['device']}."
     )
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from timing import compare, environment, header, show, write_csv
 
-from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig
+from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig, ModelConfig, preset
 from elt_zoo.sampling import DDIM, DDPM, AbstractUpdate, ConstantGuidance, DiffusionSampler, MaskedSampler
 
 # One forward pass of each takes about ten milliseconds or more on a CPU core. The masked sampler's own work grows with
@@ -31,11 +31,11 @@ SMALL_MASKED = MaskGITConfig(
 DIFFUSION = DiTConfig(
     shape=(32, 32, 4), patch_size=2, num_classes=10, dim=128, num_layers=1, max_loops=2, num_heads=2, mlp_dim=512
 )
-DIGITS = MaskGITConfig(grid=(4, 4), codebook_size=64, num_classes=10, dim=64, num_layers=1, max_loops=4, num_heads=4)
 LOOPS = 2
 
 
-def masked(config: MaskGITConfig, batch: int, steps: int, guided: bool) -> tuple[Callable, Callable]:
+def masked(config: ModelConfig, batch: int, steps: int, guided: bool) -> tuple[Callable, Callable]:
+    assert isinstance(config, MaskGITConfig)
     model = config.build(key=jax.random.key(0))
     predict, labels = BatchedPredict(model), jnp.zeros(batch, jnp.int32)
     sampler = MaskedSampler(
@@ -88,7 +88,7 @@ def main() -> None:
         "masked": lambda: masked(MASKED, batch, steps, False),
         "masked, guided": lambda: masked(MASKED, batch, steps, True),
         "masked, small": lambda: masked(SMALL_MASKED, batch, steps, False),
-        "masked, digits": lambda: masked(DIGITS, 64 * batch, steps, False),
+        "masked, digits": lambda: masked(preset("digits-maskgit"), 64 * batch, steps, False),
         "DDIM": lambda: diffusion(batch, steps, False, DDIM()),
         "DDPM": lambda: diffusion(batch, steps, False, DDPM()),
         "DDPM, guided": lambda: diffusion(batch, steps, True, DDPM()),

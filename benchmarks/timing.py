@@ -17,7 +17,17 @@ def environment() -> str:
     """The machine and the versions that figures were measured with."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "equinox", "elt_zoo"))
     device = jax.devices()[0].device_kind
-    return f"{platform.machine()} {device}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
+    if device == "cpu":
+        device = _processor()
+    return f"{device}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
+
+
+def _processor() -> str:
+    """The name of the processor where Linux tells it, else its architecture."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def seconds(call: Callable, repeats: int = 1) -> float:

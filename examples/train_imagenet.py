@@ -113,7 +113,7 @@ class Config:
     """What the network computes in; parameters stay float32."""
 
     sampler: SamplerSettings = dataclasses.field(default_factory=SamplerSettings)
-    samples: int = 600
+    samples: int = 1000
     """Samples per loop count to measure quality on, as many of each class."""
 
     checkpoint_every: int = 500
