@@ -12,21 +12,21 @@ class SamplerSettings:
     """How to sample a model. The defaults are what gives the best digits."""
 
     steps: int | None = None
-    """Sampling steps; default 16 deterministic ones (diffusion) or 8 (masked)."""
+    """Sampling steps; default 16 deterministic ones (diffusion) or 12 (masked)."""
     guidance: float | None = None
     """Guidance scale; by default the conditional model alone, which is best on digits."""
     clip_x0: float | None = 1.0
     """Diffusion: the range of the data, to which every step clips its prediction."""
     noise_shift: float = 1.0
     """Diffusion: shift of the cosine noise schedule, in training too."""
-    temperature_bias: float = 0.8
-    temperature_scale: float = 0.4
+    temperature_bias: float = 0.9
+    temperature_scale: float = 0.2
     """Masked: the temperature falls from bias + scale to bias. The paper's are 0.5 and 0.8."""
     confidence_noise: float = 10.0
     """Masked: noise on the confidence. More gives more varied, less clean samples."""
 
     def steps_of(self, config: ModelConfig) -> int:
-        return self.steps or (16 if config.framework == "dit" else 8)
+        return self.steps or (16 if config.framework == "dit" else 12)
 
 
 def make_sampler(config: ModelConfig, settings: SamplerSettings) -> DiffusionSampler | MaskedSampler:
