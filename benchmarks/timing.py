@@ -71,7 +71,7 @@ def show(name: str, row: dict[str, float]) -> None:
     """Prints one comparison."""
     quartiles = f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}"
     print(
-        f"{name:34}{row['ours_ms']:10.2f}ms{row['baseline_ms']:10.2f}ms{row['ratio']:8.3f}{quartiles:>18}"
+        f"{name:34}{row['ours_ms']:12.2f}ms{row['baseline_ms']:12.2f}ms{row['ratio']:8.3f}{quartiles:>18}"
         f"{row['compile_ours_s']:8.1f}s ({row['compile_baseline_s']:.1f}s)",
         flush=True,
     )
@@ -79,7 +79,7 @@ def show(name: str, row: dict[str, float]) -> None:
 
 def header(ours: str, baseline: str) -> None:
     """Prints the names of the columns of `show`."""
-    print(f"{'':34}{ours:>12}{baseline:>12}{'ratio':>8}{'quartiles':>18}{'compile':>10}")
+    print(f"{'':34}{ours:>14}{baseline:>14}{'ratio':>8}{'quartiles':>18}{'compile':>10}")
 
 
 def write_csv(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:

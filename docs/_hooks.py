@@ -4,13 +4,16 @@ A page asks for a table with a line `<!-- generated: NAME -->`; the functions th
 become MathML when the site is built, so reading it needs neither a script nor the network.
 """
 
+import csv
 import html
 import importlib
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from latex2mathml.converter import convert
 
+_RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 _MARKER = re.compile(r"^<!-- generated: (?P<name>[\w-]+) -->$", re.MULTILINE)
 _INLINE = re.compile(r'<span class="arithmatex">\\\((?P<tex>.*?)\\\)</span>', re.DOTALL)
 _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(?P<tex>.*?)\\\]\s*</div>', re.DOTALL)
@@ -78,6 +81,23 @@ def _presets() -> str:
     return _table([*header, "Trunk parameters", "All parameters", "MACs"], rows)
 
 
+def _benchmark(name: str) -> str:
+    """The figures that a script in `benchmarks/` left, with the machine that they were taken on."""
+    with (_RESULTS / f"{name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    header = ["Case", "Ours (ms)", "Baseline (ms)", "Ratio", "Quartiles"]
+    lines = [
+        [
+            row["case"],
+            *(f"{float(row[column]):.1f}" for column in ("ours_ms", "baseline_ms")),
+            f"{float(row['ratio']):.3f}",
+            f"{float(row['ratio_low']):.3f}–{float(row['ratio_high']):.3f}",
+        ]
+        for row in rows
+    ]
+    return f"{_table(header, lines)}\n\n{rows[0]['environment']}; {rows[0]['rounds']} rounds."
+
+
 def _top_level() -> str:
     import elt_zoo
 
@@ -108,4 +128,10 @@ def _first_sentence(docstring: str) -> str:
     return re.split(r"(?<=\.)\s", text)[0].removesuffix(".")
 
 
-_TABLES: dict[str, Callable[[], str]] = {"presets": _presets, "top-level": _top_level, "modules": _modules}
+_TABLES: dict[str, Callable[[], str]] = {
+    "presets": _presets,
+    "top-level": _top_level,
+    "modules": _modules,
+    "benchmark-looping": lambda: _benchmark("looping"),
+    "benchmark-sampler-overhead": lambda: _benchmark("sampler-overhead"),
+}
