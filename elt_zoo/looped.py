@@ -50,9 +50,14 @@ class LoopedTransformer(eqx.Module):
     A layer is any Equinox module called as `layer(x)`, or as `layer(x, conditioning)` when the call passes
     conditioning. If it has a method `condition`, that runs once per call, outside the loop, and its result replaces the
     conditioning.
+
+    With `delta_loops` every loop up to that many has small additions of its own to the layers' vectors (biases, scales
+    of norms), zero at first; the matrices stay shared. Later loops use the additions of the last. The paper has none:
+    they let a deep model that was turned into a looped one keep more of what its layers were.
     """
 
     layers: PyTree[Array]
+    loop_deltas: PyTree[Array]
     num_layers: int = eqx.field(static=True)
     scan_layers: bool = eqx.field(static=True)
     unroll_loops: bool = eqx.field(static=True)
@@ -69,6 +74,7 @@ class LoopedTransformer(eqx.Module):
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.NONE,
+        delta_loops: int = 0,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -83,6 +89,7 @@ class LoopedTransformer(eqx.Module):
           to 25% more time per step on a CPU.
         - `unroll_loops`: unroll the loops of a static count: faster steps, compile time proportional to L.
         - `remat`: what the backward pass recomputes.
+        - `delta_loops`: loops that get vectors of their own; default none.
         - `key`: PRNG key, split among the layers.
 
         To loop layers of your own, see [`from_layers`][elt_zoo.LoopedTransformer.from_layers].
@@ -94,6 +101,7 @@ class LoopedTransformer(eqx.Module):
         mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
         keys = jax.random.split(key, num_layers)
         self.layers = _stack([layer(dim, num_heads, mlp_dim=mlp_dim, key=key) for key in keys])
+        self.loop_deltas = _zero_deltas(self.layers, delta_loops)
         self.num_layers = num_layers
         self.scan_layers = scan_layers
         self.unroll_loops = unroll_loops
@@ -107,6 +115,7 @@ class LoopedTransformer(eqx.Module):
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.NONE,
+        delta_loops: int = 0,
     ) -> "LoopedTransformer":
         """Loops a list of your own layers: Equinox modules of one structure, with arrays of the same shapes and dtypes.
 
@@ -118,11 +127,17 @@ class LoopedTransformer(eqx.Module):
             raise ValueError("`LoopedTransformer.from_layers([])` needs at least one layer.")
         self = object.__new__(cls)
         object.__setattr__(self, "layers", _stack(layers))
+        object.__setattr__(self, "loop_deltas", _zero_deltas(self.layers, delta_loops))
         object.__setattr__(self, "num_layers", len(layers))
         object.__setattr__(self, "scan_layers", scan_layers)
         object.__setattr__(self, "unroll_loops", unroll_loops)
         object.__setattr__(self, "remat", Remat(remat))
         return self
+
+    @property
+    def delta_loops(self) -> int:
+        """Loops that have vectors of their own; 0 for none."""
+        return jax.tree.leaves(self.loop_deltas)[0].shape[1] if self.loop_deltas is not None else 0
 
     @checked
     def __call__(
@@ -291,15 +306,29 @@ class LoopedTransformer(eqx.Module):
     def _step(self, conditioning: PyTree[Array], key: PRNGKeyArray | None) -> Callable[[State, Int[Array, ""]], State]:
         """The composite block g as a function of the state and the loop index, with all loop-invariant work done."""
         arrays, static = eqx.partition(self.layers, eqx.is_array)
+        deltas, conditional = self.loop_deltas, hasattr(self.layers, "condition")
+
+        def condition(layer, delta):
+            def of_loop(delta):
+                return eqx.combine(_add(layer, delta), static).condition(conditioning)
+
+            # The matrix products do not depend on the loop: more loops cost additions alone.
+            return of_loop(None) if delta is None else jax.vmap(of_loop)(delta)
+
         modulations = conditioning
-        if conditioning is not None and hasattr(self.layers, "condition"):
-            modulations = jax.vmap(lambda layer: eqx.combine(layer, static).condition(conditioning))(arrays)
+        if conditioning is not None and conditional:
+            modulations = jax.vmap(condition)(arrays, deltas)
         elif conditioning is not None:
             modulations = jax.tree.map(
                 lambda leaf: jnp.broadcast_to(leaf, (self.num_layers, *leaf.shape)), conditioning
             )
 
-        def apply(state, layer, modulation, loop_index, layer_index):
+        def apply(state, parts, loop_index, layer_index):
+            layer, delta, modulation = parts
+            if delta is not None:
+                index = jnp.minimum(loop_index, self.delta_loops - 1)
+                layer = _add(layer, _entry(delta, index))
+                modulation = _entry(modulation, index) if conditional else modulation
             arguments = (state,) if modulation is None else (state, modulation)
             options: dict[str, Any] = {}
             if key is not None:
@@ -309,21 +338,22 @@ class LoopedTransformer(eqx.Module):
         if self.remat == Remat.LAYER:
             apply = jax.checkpoint(apply, prevent_cse=False)
 
+        parts = (arrays, deltas, modulations)
         if self.scan_layers:
 
             def step(state, loop_index):
                 def body(state, layer):
-                    return apply(state, layer[0], layer[1], loop_index, layer[2]), None
+                    return apply(state, layer[0], loop_index, layer[1]), None
 
-                return jax.lax.scan(body, state, (arrays, modulations, jnp.arange(self.num_layers)))[0]
+                return jax.lax.scan(body, state, (parts, jnp.arange(self.num_layers)))[0]
 
         else:
             # Sliced here, outside the loop, so that neither the slices nor their gradients' scatters repeat in it.
-            slices = [_entry((arrays, modulations), index) for index in range(self.num_layers)]
+            slices = [_entry(parts, index) for index in range(self.num_layers)]
 
             def step(state, loop_index):
-                for layer_index, (layer, modulation) in enumerate(slices):
-                    state = apply(state, layer, modulation, loop_index, layer_index)
+                for layer_index, layer in enumerate(slices):
+                    state = apply(state, layer, loop_index, layer_index)
                 return state
 
         return jax.checkpoint(step, prevent_cse=False) if self.remat == Remat.LOOP else step
@@ -346,7 +376,25 @@ def _stack(layers: Sequence[eqx.Module]) -> PyTree[Array]:
     return eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), statics[0])
 
 
-def _entry(tree: PyTree[Array], index: int) -> Any:
+def _zero_deltas(layers: PyTree[Array], loops: int) -> PyTree[Array]:
+    """Zeros (layers, loops, dim) for the vectors of stacked layers, and nothing for their other arrays."""
+    if loops < 0:
+        raise ValueError(f"`delta_loops={loops}` is a number of loops: 0 for none, L_max for all trained ones.")
+    vectors = eqx.filter(layers, lambda leaf: eqx.is_inexact_array(leaf) and leaf.ndim == 2)
+    if loops == 0 or not jax.tree.leaves(vectors):
+        return None
+    return jax.tree.map(lambda leaf: jnp.zeros((leaf.shape[0], loops, leaf.shape[1]), leaf.dtype), vectors)
+
+
+def _add(arrays: PyTree[Array], deltas: PyTree[Array]) -> Any:
+    if deltas is None:
+        return arrays
+    return jax.tree.map(
+        lambda leaf, delta: leaf if delta is None else leaf + delta, arrays, deltas, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def _entry(tree: PyTree[Array], index: int | Int[Array, ""]) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 

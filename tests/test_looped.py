@@ -79,6 +79,33 @@ def test_every_way_of_looping_gives_the_same_states(layer, x, conditioning, refe
     check_every_way(build(layer), x, conditioning, reference)
 
 
+@pytest.mark.parametrize("options", [{}, {"scan_layers": True, "remat": Remat.LAYER}], ids=str)
+def test_loops_with_vectors_of_their_own_agree_in_every_way(layer, x, conditioning, options):
+    trunk = build(layer, delta_loops=MAX_LOOPS - 2, **options)
+    states, state = [], x
+    for loop in range(MAX_LOOPS):
+        # Past the last loop that has its own, the last one's go on.
+        loop = min(loop, MAX_LOOPS - 3)
+        for i in range(LAYERS):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, trunk.layers)
+            own = jax.tree.map(lambda leaf, i=i, loop=loop: leaf[i, loop], trunk.loop_deltas)
+            one = eqx.apply_updates(one, own)
+            state = one(state) if conditioning is None else one(state, one.condition(conditioning))
+        states.append(state)
+    check_every_way(trunk, x, conditioning, jnp.stack(states))
+
+
+def test_vectors_of_their_own_start_at_zero_and_leave_matrices_shared(layer, x, conditioning):
+    plain = LoopedTransformer(DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0))
+    trunk = LoopedTransformer(DIM, LAYERS, HEADS, layer=layer, delta_loops=3, key=jax.random.key(0))
+    assert (plain.delta_loops, trunk.delta_loops) == (0, 3)
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(trunk.loop_deltas)} == {(LAYERS, 3)}
+    assert trunk.loop_deltas.mlp.up.weight is None
+    close(trunk(x, conditioning, loops=2), plain(x, conditioning, loops=2))
+    with pytest.raises(ValueError, match="`delta_loops=-1` is a number of loops"):
+        LoopedTransformer(DIM, LAYERS, HEADS, delta_loops=-1, key=jax.random.key(0))
+
+
 OPTIONS = [{"scan_layers": True, "remat": Remat.LAYER}, {"unroll_loops": True}, {"remat": Remat.LOOP}]
 
 

@@ -26,6 +26,7 @@ class ModelConfig(abc.ABC):
     - `num_classes`: classes; the null class comes on top.
     - `mlp_dim`: hidden width of the MLP; `None` for 4·`dim`.
     - `dropout`: rate in every residual branch (and after MaskGIT's embedding).
+    - `loop_deltas`: whether every loop up to L_max has small additions of its own to the layers' vectors.
     - `scan_layers`, `unroll_loops`, `remat`: how the trunk runs, see [`LoopedTransformer`][elt_zoo.LoopedTransformer].
     """
 
@@ -38,6 +39,7 @@ class ModelConfig(abc.ABC):
     num_classes: int
     mlp_dim: int | None = None
     dropout: float = 0.0
+    loop_deltas: bool = False
     scan_layers: bool = False
     unroll_loops: bool = False
     remat: Remat = Remat.NONE
@@ -90,6 +92,7 @@ class ModelConfig(abc.ABC):
             scan_layers=self.scan_layers,
             unroll_loops=self.unroll_loops,
             remat=self.remat,
+            delta_loops=self.max_loops if self.loop_deltas else 0,
             key=key,
         )
 

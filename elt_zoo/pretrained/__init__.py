@@ -1,7 +1,15 @@
-"""Saved models: write and read our own, and the small trained ones that ship with the library."""
+"""Weights: read published ones and our own, write our own."""
 
+from ._assemble import Shardings as Shardings
+from ._assemble import assemble as assemble
+from ._dit import LicenceWarning as LicenceWarning
+from ._dit import load_dit as load_dit
 from ._files import LoadedModel as LoadedModel
-from ._files import WeightsError as WeightsError
 from ._files import bundled_names as bundled_names
 from ._files import load as load
 from ._files import save as save
+from ._maskgit import load_maskgit as load_maskgit
+from ._read import read_tensors as read_tensors
+from ._tensor_file import StoredTensor as StoredTensor
+from ._tensor_file import TensorFile as TensorFile
+from ._tensor_file import WeightsError as WeightsError
