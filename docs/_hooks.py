@@ -98,6 +98,20 @@ def _benchmark(name: str) -> str:
     return f"{_table(header, lines)}\n\n{rows[0]['environment']}; {rows[0]['rounds']} rounds."
 
 
+def _weights() -> str:
+    from elt_zoo.pretrained import catalog
+
+    rows = []
+    for name, weights in catalog().items():
+        host = weights.source.split("/")[2:3]
+        source = f"[{host[0]}]({weights.source})" if host else weights.source
+        loader = f"`{weights.loader}`" if weights.loader else "–"
+        rows.append(
+            [f"`{name}`", weights.network, weights.status, loader, weights.licence or "–", source, weights.note]
+        )
+    return _table(["Name", "Network", "Status", "Loader", "Licence", "Source", "Note"], rows)
+
+
 def _top_level() -> str:
     import elt_zoo
 
@@ -130,8 +144,10 @@ def _first_sentence(docstring: str) -> str:
 
 _TABLES: dict[str, Callable[[], str]] = {
     "presets": _presets,
+    "weights": _weights,
     "top-level": _top_level,
     "modules": _modules,
     "benchmark-looping": lambda: _benchmark("looping"),
     "benchmark-sampler-overhead": lambda: _benchmark("sampler-overhead"),
+    "benchmark-loading": lambda: _benchmark("loading"),
 }

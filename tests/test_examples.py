@@ -195,3 +195,22 @@ def test_bundled_models_draw_digits_at_every_loop_count(name):
         # Another seed than the one that was reported, so a little slack.
         assert quality.frechet_distance < limits[loops > 1] + 0.25
         assert quality.accuracy > 0.93
+
+
+def test_published_weights_are_converted_and_drawn_from(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parent))
+    from test_load_dit import CONFIG, facebook_tensors, randomize, write_facebook
+
+    model = randomize(CONFIG.build(key=jax.random.key(0)))
+    path = write_facebook(tmp_path / "dit.pt", facebook_tensors(model))
+    arguments = ["--kind", "dit", "--weights", path, "--num-heads", 2]
+    run("convert.py", *arguments, "--out", "deep", cwd=tmp_path)
+    assert eqx.tree_equal(load(tmp_path / "deep").model, model)
+    result = run("convert.py", *arguments, "--loop-layers", 1, "--loop-deltas", "--out", "looped", cwd=tmp_path)
+    assert "Saved 1N × 3L, width 24" in result.stdout
+    looped = load(tmp_path / "looped")
+    assert looped.config.max_loops == 3 and looped.model.trunk.delta_loops == 3
+    refused = run("convert.py", *arguments, "--out", "deep", cwd=tmp_path, check=False)
+    assert refused.returncode == 1 and "already holds a model" in words(refused.stderr)
+    refused = run("convert.py", "--kind", "dit", "--weights", "magvit", "--out", "x", cwd=tmp_path, check=False)
+    assert refused.returncode == 1 and "were never released" in words(refused.stderr)

@@ -83,7 +83,8 @@ def test_objectives_and_sampling_read_nothing_but_prediction_from_heads():
 
 def test_every_third_party_import_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.match(r"[\w.-]+", line)[0].lower() for line in project["dependencies"]}
+    lines = project["dependencies"] + project["optional-dependencies"]["hub"]
+    declared = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
     imported = {name.split(".")[0] for file in PACKAGE.rglob("*.py") for name in _imports(file)}
     third_party = imported - {"elt_zoo"} - set(sys.stdlib_module_names)
     assert {DISTRIBUTIONS.get(name, name) for name in third_party} == declared

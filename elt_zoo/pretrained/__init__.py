@@ -2,12 +2,17 @@
 
 from ._assemble import Shardings as Shardings
 from ._assemble import assemble as assemble
-from ._dit import LicenceWarning as LicenceWarning
+from ._catalog import PublishedFile as PublishedFile
+from ._catalog import Status as Status
+from ._catalog import Weights as Weights
+from ._catalog import catalog as catalog
+from ._catalog import fetch as fetch
 from ._dit import load_dit as load_dit
 from ._files import LoadedModel as LoadedModel
 from ._files import bundled_names as bundled_names
 from ._files import load as load
 from ._files import save as save
+from ._licence import LicenceWarning as LicenceWarning
 from ._maskgit import load_maskgit as load_maskgit
 from ._read import read_tensors as read_tensors
 from ._tensor_file import StoredTensor as StoredTensor

@@ -53,7 +53,8 @@ def assemble(
         for row in rows_of[name]:
             _fill(array[row.region] if row.region else array, row, file)
         to = sharding(name, leaf.shape) if callable(sharding) else sharding
-        return jnp.asarray(array) if to is None else jax.device_put(array, to)
+        # On a CPU the array keeps the memory that the file was read into; nothing else holds on to it.
+        return jax.device_put(array, to, may_alias=True)
 
     return jax.tree.unflatten(structure, [filled(name, leaf) for name, leaf in leaves.items()])
 

@@ -16,6 +16,7 @@ from ..models import DiTConfig, dit_diffusers_names, dit_names
 from ..nn import sincos_positions
 from ._assemble import Shardings, assemble
 from ._files import LoadedModel
+from ._licence import LicenceWarning
 from ._read import read_tensors
 from ._tensor_file import TensorFile, WeightsError
 
@@ -24,10 +25,6 @@ _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 # Width, layers and classes of the only weights that were released.
 _RELEASED = (1152, 28, 1000)
 _DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-
-
-class LicenceWarning(UserWarning):
-    """Weights whose licence restricts their use have been loaded."""
 
 
 def load_dit(

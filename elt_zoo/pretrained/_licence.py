@@ -1,0 +1,2 @@
+class LicenceWarning(UserWarning):
+    """Weights whose licence restricts their use have been fetched or loaded."""
