@@ -1,10 +1,13 @@
-"""Building blocks of transformers: attention, MLP, norms, embeddings and the layers that the trunk loops."""
+"""Building blocks: the layers that the trunk loops and their parts, embeddings, and convolutions for tokenizers."""
 
 from ._attention import SelfAttention as SelfAttention
+from ._conv import Conv as Conv
+from ._conv import UpsampleConv as UpsampleConv
 from ._dropout import dropout as dropout
 from ._embeddings import LabelEmbedding as LabelEmbedding
 from ._embeddings import TimestepEmbedding as TimestepEmbedding
 from ._embeddings import sincos_positions as sincos_positions
+from ._group_norm import GroupNorm as GroupNorm
 from ._layers import AbstractLayer as AbstractLayer
 from ._layers import AdaLNZeroLayer as AdaLNZeroLayer
 from ._layers import PostNormLayer as PostNormLayer

@@ -18,3 +18,8 @@ from ._read import read_tensors as read_tensors
 from ._tensor_file import StoredTensor as StoredTensor
 from ._tensor_file import TensorFile as TensorFile
 from ._tensor_file import WeightsError as WeightsError
+from ._tokenizer_files import load_tokenizer as load_tokenizer
+from ._tokenizer_files import save_tokenizer as save_tokenizer
+from ._tokenizers import load_autoencoder_kl as load_autoencoder_kl
+from ._tokenizers import load_maskgit_vqgan as load_maskgit_vqgan
+from ._tokenizers import load_vq3d as load_vq3d

@@ -222,7 +222,7 @@ def fetch(name: str, *, cache_dir: str | os.PathLike | None = None, local_files_
                 weights.repository,
                 file.name,
                 revision=weights.revision,
-                cache_dir=cache_dir,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
                 local_files_only=local_files_only,
             )
         except Exception as error:  # The hub's client raises errors of three libraries.

@@ -1,4 +1,3 @@
-import json
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from ..heads import Prediction
 from ..models import DiTConfig, dit_diffusers_names, dit_names
 from ..nn import sincos_positions
 from ._assemble import Shardings, assemble
+from ._diffusers import diffusers_settings, diffusers_weights
 from ._files import LoadedModel
 from ._licence import LicenceWarning
 from ._read import read_tensors
@@ -24,7 +24,6 @@ from ._tensor_file import TensorFile, WeightsError
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 # Width, layers and classes of the only weights that were released.
 _RELEASED = (1152, 28, 1000)
-_DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 def load_dit(
@@ -164,25 +163,3 @@ def _diffusers_folder(folder: Path) -> tuple[dict[str, Any], TensorFile]:
     if wrong or lacking:
         raise WeightsError(f"{folder / 'config.json'} is not of a DiT: it has {wrong} and lacks {sorted(lacking)}.")
     return settings, diffusers_weights(folder)
-
-
-def diffusers_settings(folder: Path, *classes: str) -> dict[str, Any]:
-    """A diffusers folder's config.json, of one of the given classes."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a diffusers folder: it has no config.json.")
-    try:
-        settings = json.loads((folder / "config.json").read_text())
-        name = settings["_class_name"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder / 'config.json'} is damaged or not a config of diffusers: {error!r}") from error
-    if name not in classes:
-        raise WeightsError(f"{folder / 'config.json'} is of {name}, expected {' or '.join(classes)}.")
-    return settings
-
-
-def diffusers_weights(folder: Path) -> TensorFile:
-    """A diffusers folder's tensors, safetensors first."""
-    for name in _DIFFUSERS_FILES:
-        if (folder / name).is_file():
-            return read_tensors(folder / name)
-    raise FileNotFoundError(f"{folder} has no weights: expected {' or '.join(_DIFFUSERS_FILES)}.")
