@@ -54,10 +54,11 @@ def write_file(path: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from elt_zoo.models import dit_names, preset
+    from elt_zoo.models import DiTConfig, dit_names, preset
     from elt_zoo.nn import sincos_positions
 
     config = preset("dit-XL-2")
+    assert isinstance(config, DiTConfig)
     leaves, _ = jax.tree.flatten_with_path(eqx.filter_eval_shape(config.build, key=jax.random.key(0)))
     shapes = {".".join(str(entry.name) for entry in at): leaf.shape for at, leaf in leaves if hasattr(leaf, "shape")}
     generator = np.random.default_rng(0)

@@ -134,6 +134,18 @@ class LoopedTransformer(eqx.Module):
         object.__setattr__(self, "remat", Remat(remat))
         return self
 
+    def unstacked(self) -> "LoopedTransformer":
+        """The same trunk with its layers kept apart, for inference with many unique layers.
+
+        XLA copies a layer's weights out of the stack in every call before it multiplies by them. With few layers and
+        many loops that is little; in a deep model of one loop on a CPU it can take as long as the products themselves
+        (`benchmarks/networks.py`). The copy needs as much memory again. Train, save and convert the stacked trunk.
+        """
+        if isinstance(self.layers, tuple):
+            return self
+        layers = tuple(_entry(self.layers, index) for index in range(self.num_layers))
+        return eqx.tree_at(lambda trunk: trunk.layers, self, layers)
+
     @property
     def delta_loops(self) -> int:
         """Loops that have vectors of their own; 0 for none."""
@@ -305,23 +317,17 @@ class LoopedTransformer(eqx.Module):
 
     def _step(self, conditioning: PyTree[Array], key: PRNGKeyArray | None) -> Callable[[State, Int[Array, ""]], State]:
         """The composite block g as a function of the state and the loop index, with all loop-invariant work done."""
-        arrays, static = eqx.partition(self.layers, eqx.is_array)
-        deltas, conditional = self.loop_deltas, hasattr(self.layers, "condition")
+        deltas, stacked = self.loop_deltas, self.layers
+        apart = isinstance(stacked, tuple)
+        conditional = hasattr(stacked[0] if apart else stacked, "condition")
 
         def condition(layer, delta):
-            def of_loop(delta):
-                return eqx.combine(_add(layer, delta), static).condition(conditioning)
-
+            if conditioning is None or not conditional:
+                return conditioning
+            if delta is None:
+                return layer.condition(conditioning)
             # The matrix products do not depend on the loop: more loops cost additions alone.
-            return of_loop(None) if delta is None else jax.vmap(of_loop)(delta)
-
-        modulations = conditioning
-        if conditioning is not None and conditional:
-            modulations = jax.vmap(condition)(arrays, deltas)
-        elif conditioning is not None:
-            modulations = jax.tree.map(
-                lambda leaf: jnp.broadcast_to(leaf, (self.num_layers, *leaf.shape)), conditioning
-            )
+            return jax.vmap(lambda delta: _add(layer, delta).condition(conditioning))(delta)
 
         def apply(state, parts, loop_index, layer_index):
             layer, delta, modulation = parts
@@ -333,26 +339,29 @@ class LoopedTransformer(eqx.Module):
             options: dict[str, Any] = {}
             if key is not None:
                 options["key"] = jax.random.fold_in(jax.random.fold_in(key, loop_index), layer_index)
-            return eqx.combine(layer, static)(*arguments, **options)
+            return layer(*arguments, **options)
 
         if self.remat == Remat.LAYER:
-            apply = jax.checkpoint(apply, prevent_cse=False)
+            apply = eqx.filter_checkpoint(apply, prevent_cse=False)
 
-        parts = (arrays, deltas, modulations)
-        if self.scan_layers:
+        if self.scan_layers and not apart:
+            arrays, static = eqx.partition(stacked, eqx.is_array)
+            modulations = jax.vmap(lambda layer, delta: condition(eqx.combine(layer, static), delta))(arrays, deltas)
 
             def step(state, loop_index):
-                def body(state, layer):
-                    return apply(state, layer[0], loop_index, layer[1]), None
+                def body(state, parts):
+                    layer, delta, modulation, layer_index = parts
+                    return apply(state, (eqx.combine(layer, static), delta, modulation), loop_index, layer_index), None
 
-                return jax.lax.scan(body, state, (parts, jnp.arange(self.num_layers)))[0]
+                return jax.lax.scan(body, state, (arrays, deltas, modulations, jnp.arange(self.num_layers)))[0]
 
         else:
             # Sliced here, outside the loop, so that neither the slices nor their gradients' scatters repeat in it.
-            slices = [_entry(parts, index) for index in range(self.num_layers)]
+            layers = stacked if apart else [_entry(stacked, index) for index in range(self.num_layers)]
+            parts = [(layer, delta := _entry(deltas, i), condition(layer, delta)) for i, layer in enumerate(layers)]
 
             def step(state, loop_index):
-                for layer_index, layer in enumerate(slices):
+                for layer_index, layer in enumerate(parts):
                     state = apply(state, layer, loop_index, layer_index)
                 return state
 
@@ -386,16 +395,14 @@ def _zero_deltas(layers: PyTree[Array], loops: int) -> PyTree[Array]:
     return jax.tree.map(lambda leaf: jnp.zeros((leaf.shape[0], loops, leaf.shape[1]), leaf.dtype), vectors)
 
 
-def _add(arrays: PyTree[Array], deltas: PyTree[Array]) -> Any:
-    if deltas is None:
-        return arrays
+def _add(layer: PyTree, deltas: PyTree[Array]) -> Any:
     return jax.tree.map(
-        lambda leaf, delta: leaf if delta is None else leaf + delta, arrays, deltas, is_leaf=lambda leaf: leaf is None
+        lambda leaf, delta: leaf if delta is None else leaf + delta, layer, deltas, is_leaf=lambda leaf: leaf is None
     )
 
 
-def _entry(tree: PyTree[Array], index: int | Int[Array, ""]) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+def _entry(tree: PyTree, index: int | Int[Array, ""]) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
 
 
 def _same(a: PyTree, b: PyTree) -> bool:

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parity import relative_error
 
 from elt_zoo.nn import Conv, GroupNorm, UpsampleConv
+from elt_zoo.nn._conv import convolve
+from elt_zoo.nn._winograd import winograd, winograd_pays
 
 
 def reference_conv(x, weight, bias, stride, padding):
@@ -60,6 +63,19 @@ def test_upsampling_by_phases_is_repeating_then_convolving(factors):
     for axis, factor in enumerate(factors):
         large = jnp.repeat(large, factor, axis=axis)
     np.testing.assert_allclose(layer(x), layer.conv(large), rtol=1e-4, atol=1e-5)
+
+
+def test_wide_layers_take_winograd_s_way_to_the_same_result():
+    conv = Conv(256, 256, 3, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 64, 68, 256))
+    assert winograd_pays(x.shape[1:-1], conv.weight) and not winograd_pays((64, 66), conv.weight)
+    assert not winograd_pays((32, 64), conv.weight) and not winograd_pays((64, 64), conv.weight[:, :, :128])
+    plain = jax.jit(jax.vmap(lambda x: convolve(x, conv.weight, 1, "SAME")))(x)
+    assert relative_error(jax.jit(jax.vmap(conv))(x), plain) < 1e-5
+    small = jax.random.normal(jax.random.key(2), (8, 12, 3))
+    weight = jax.random.normal(jax.random.key(3), (3, 3, 3, 5))
+    expected = reference_conv(small, weight, None, 1, ((1, 1), (1, 1)))
+    assert relative_error(winograd(small, weight), expected) < 1e-5
 
 
 @given(groups=st.sampled_from([1, 2, 4]), axes=st.integers(1, 3))

@@ -251,13 +251,19 @@ class DiffusersTimes(eqx.Module):
         return self.out(jax.nn.silu(self.hidden(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)]))))
 
 
+def as_diffusers(model):
+    """The model with the two things in which diffusers' function differs from the original."""
+    embedding = model.head.time_embedding
+    times = DiffusersTimes(embedding.hidden, embedding.out)
+    model = eqx.tree_at(lambda m: m.head.time_embedding, model, times)
+    return eqx.tree_at(lambda m: m.trunk.layers.mlp_norm, model, replace_eps(model.trunk.layers.mlp_norm, 1e-5))
+
+
 def test_with_its_two_differences_it_is_the_function_of_diffusers():
     folder, io = fixture("dit_diffusers")
     model = load_dit(folder).model
     original = BatchedPredict(model)(*inputs(io["x"], io["t"], io["y"]), loops=1)
-    embedding = model.head.time_embedding
-    model = eqx.tree_at(lambda m: m.head.time_embedding, model, DiffusersTimes(embedding.hidden, embedding.out))
-    model = eqx.tree_at(lambda m: m.trunk.layers.mlp_norm, model, replace_eps(model.trunk.layers.mlp_norm, 1e-5))
+    model = as_diffusers(model)
     theirs = BatchedPredict(model)(*inputs(io["x"], io["t"], io["y"]), loops=1)
     expected = io["output"].transpose(0, 2, 3, 1)
     assert relative_error(theirs, expected) < 1e-4

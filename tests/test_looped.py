@@ -106,6 +106,14 @@ def test_vectors_of_their_own_start_at_zero_and_leave_matrices_shared(layer, x, 
         LoopedTransformer(DIM, LAYERS, HEADS, delta_loops=-1, key=jax.random.key(0))
 
 
+@pytest.mark.parametrize("options", [{}, {"scan_layers": True, "delta_loops": 3}], ids=str)
+def test_layers_kept_apart_give_the_same_states(layer, x, conditioning, options):
+    trunk = build(layer, **options)
+    apart = trunk.unstacked()
+    assert len(apart.layers) == LAYERS and apart.unstacked() is apart
+    close(apart.trajectory(x, conditioning, loops=MAX_LOOPS), trunk.trajectory(x, conditioning, loops=MAX_LOOPS))
+
+
 OPTIONS = [{"scan_layers": True, "remat": Remat.LAYER}, {"unroll_loops": True}, {"remat": Remat.LOOP}]
 
 

@@ -71,6 +71,12 @@ class ElasticModel(eqx.Module):
         )
         return self.head(student, conditioning), self.head(teacher, conditioning)
 
+    def unstacked(self) -> "ElasticModel":
+        """The same model for inference with many unique layers, see
+        [`LoopedTransformer.unstacked`][elt_zoo.LoopedTransformer.unstacked].
+        """
+        return ElasticModel(self.head, self.trunk.unstacked(), max_loops=self.max_loops)
+
 
 class BatchedPredict(eqx.Module):
     """A model as the `predict` function that samplers call: a leading batch axis on every input, one loop count for

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import checked
 from ._linear import Initializer
+from ._winograd import winograd, winograd_pays
 
 Padding = str | tuple[tuple[int, int], ...]
 
@@ -58,6 +59,8 @@ class Conv(eqx.Module):
         """Returns the convolved `x`, in the dtype of `x`."""
         if math.prod(self.weight.shape[:-2]) == 1 and self.stride == 1:
             y = jnp.tensordot(x, jnp.reshape(self.weight, self.weight.shape[-2:]), axes=1)
+        elif self.stride == 1 and self.padding == "SAME" and winograd_pays(x.shape[:-1], self.weight):
+            y = winograd(x, self.weight)
         else:
             y = convolve(x, self.weight, self.stride, self.padding)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)

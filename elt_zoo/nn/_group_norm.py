@@ -32,10 +32,16 @@ class GroupNorm(eqx.Module):
     @checked
     def __call__(self, x: Float[Array, "*grid channels"]) -> Float[Array, "*grid channels"]:
         """Returns the normalised `x`, in the dtype of `x`."""
-        wide = jnp.reshape(x.astype(jnp.float32), (-1, self.groups, x.shape[-1] // self.groups))
-        mean = jnp.mean(wide, axis=(0, 2), keepdims=True)
-        variance = jnp.mean(jnp.square(wide - mean), axis=(0, 2), keepdims=True)
+        wide = jnp.reshape(x.astype(jnp.float32), (-1, x.shape[-1]))
+        # Over positions first: such sums run along memory, those over groups of a few channels would not.
+        mean = self._over_groups(jnp.mean(wide, axis=0))
+        variance = self._over_groups(jnp.mean(jnp.square(wide - mean[None]), axis=0))
         # One multiplication and one addition for every entry, with all that is the same for a channel done before.
-        scale = jnp.reshape(self.weight.astype(jnp.float32), wide.shape[1:])[None] * jax.lax.rsqrt(variance + self.eps)
-        shift = jnp.reshape(self.bias.astype(jnp.float32), wide.shape[1:])[None] - mean * scale
-        return jnp.reshape(wide * scale + shift, x.shape).astype(x.dtype)
+        scale = self.weight.astype(jnp.float32) * jax.lax.rsqrt(variance + self.eps)
+        shift = self.bias.astype(jnp.float32) - mean * scale
+        return jnp.reshape(wide * scale[None] + shift[None], x.shape).astype(x.dtype)
+
+    def _over_groups(self, means: Float[Array, " channels"]) -> Float[Array, " channels"]:
+        """The mean of each group, for each of its channels."""
+        groups = jnp.mean(jnp.reshape(means, (self.groups, -1)), axis=1, keepdims=True)
+        return jnp.ravel(jnp.broadcast_to(groups, (self.groups, means.size // self.groups)))
