@@ -112,6 +112,18 @@ def _weights() -> str:
     return _table(["Name", "Network", "Status", "Loader", "Licence", "Source", "Note"], rows)
 
 
+def _retrofit() -> str:
+    """Held-out loss by start and step, a column for each step and the seeds side by side."""
+    with (_RESULTS / "retrofit.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = sorted({int(row["step"]) for row in rows})
+    lines = []
+    for start in dict.fromkeys(row["start"] for row in rows):
+        losses = [[float(r["all_exits"]) for r in rows if (r["start"], int(r["step"])) == (start, s)] for s in steps]
+        lines.append([start.replace("_", " "), *(" / ".join(f"{loss:.3f}" for loss in each) for each in losses)])
+    return f"{_table(['Start', *(f'step {step}' for step in steps)], lines)}\n\n{rows[0]['environment']}."
+
+
 def _top_level() -> str:
     import elt_zoo
 
@@ -145,6 +157,8 @@ def _first_sentence(docstring: str) -> str:
 _TABLES: dict[str, Callable[[], str]] = {
     "presets": _presets,
     "weights": _weights,
+    "benchmark-retrofit": _retrofit,
+    "benchmark-networks": lambda: _benchmark("networks"),
     "top-level": _top_level,
     "modules": _modules,
     "benchmark-looping": lambda: _benchmark("looping"),

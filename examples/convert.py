@@ -4,7 +4,10 @@
     python examples/convert.py --kind dit --weights DiT-XL-2-256x256.pt --loop-layers 7 --out models/dit-xl-2-7Nx4L
     python examples/convert.py --kind maskgit --weights maskgit_imagenet256_checkpoint --out models/maskgit
 
-Takes about as long as reading the file. `--weights` may also be a name of `elt_zoo.pretrained.catalog()` that lives on
+    python examples/convert.py --kind autoencoder-kl --weights sd-vae-ft-mse --out models/sd-vae
+
+Tokenizers and autoencoders are read back with `elt_zoo.pretrained.load_tokenizer`. Takes about as long as reading the
+file. `--weights` may also be a name of `elt_zoo.pretrained.catalog()` that lives on
 the Hugging Face hub.
 """
 
@@ -16,14 +19,30 @@ import tyro
 
 import elt_zoo
 from elt_zoo.models import Retrofit, loopify
-from elt_zoo.pretrained import WeightsError, catalog, fetch, load_dit, load_maskgit
+from elt_zoo.pretrained import (
+    WeightsError,
+    catalog,
+    fetch,
+    load_autoencoder_kl,
+    load_dit,
+    load_maskgit,
+    load_maskgit_vqgan,
+    load_vq3d,
+    save_tokenizer,
+)
+
+TOKENIZERS = {
+    "maskgit-vqgan": load_maskgit_vqgan,
+    "autoencoder-kl": load_autoencoder_kl,
+    "vq3d": load_vq3d,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Convert published weights to a folder that `elt_zoo.load` reads, optionally as a looped model."""
 
-    kind: Literal["dit", "maskgit"]
+    kind: Literal["dit", "maskgit", "maskgit-vqgan", "autoencoder-kl", "vq3d"]
     """The network that the weights are of."""
     weights: str
     """A file, a diffusers folder, or a name of the catalog."""
@@ -47,6 +66,12 @@ def main(config: Config) -> None:
     path = Path(config.weights)
     if not path.exists() and config.weights in catalog():
         path = fetch(config.weights)
+    if config.kind in TOKENIZERS:
+        if config.loop_layers is not None:
+            raise ValueError(f"--loop-layers {config.loop_layers}: a {config.kind} has no layers to loop.")
+        save_tokenizer(config.out, TOKENIZERS[config.kind](path), metadata={"source": config.weights})
+        print(f"Saved in {config.out}.")
+        return
     if config.kind == "dit":
         loaded = load_dit(path, num_heads=config.num_heads, latent_size=config.latent_size)
     else:

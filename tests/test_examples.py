@@ -28,7 +28,7 @@ from elt_zoo.objectives import (
     SigmoidWeightedMSE,
     VanillaLoss,
 )
-from elt_zoo.pretrained import bundled_names
+from elt_zoo.pretrained import bundled_names, load_tokenizer
 from elt_zoo.tokenizers import PatchCodebook
 from elt_zoo.training import OptimizerConfig, TrainState, exit_losses, fit, jit_step, make_optimizer, make_train_step
 
@@ -210,6 +210,12 @@ def test_published_weights_are_converted_and_drawn_from(tmp_path):
     assert "Saved 1N × 3L, width 24" in result.stdout
     looped = load(tmp_path / "looped")
     assert looped.config.max_loops == 3 and looped.model.trunk.delta_loops == 3
+    from test_image_tokenizers import KL, autoencoder_kl_names, filled, official, write_diffusers
+
+    autoencoder = filled(KL)
+    write_diffusers(tmp_path / "vae", official(autoencoder, autoencoder_kl_names(KL)))
+    run("convert.py", "--kind", "autoencoder-kl", "--weights", "vae", "--out", "tokenizer", cwd=tmp_path)
+    assert eqx.tree_equal(load_tokenizer(tmp_path / "tokenizer"), autoencoder)
     refused = run("convert.py", *arguments, "--out", "deep", cwd=tmp_path, check=False)
     assert refused.returncode == 1 and "already holds a model" in words(refused.stderr)
     refused = run("convert.py", "--kind", "dit", "--weights", "magvit", "--out", "x", cwd=tmp_path, check=False)

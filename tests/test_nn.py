@@ -17,6 +17,7 @@ from elt_zoo.nn import (
     dropout,
     sincos_positions,
 )
+from elt_zoo.nn._attention import _attend, _attend_on_cpu
 
 KEY = jax.random.key(0)
 
@@ -79,6 +80,15 @@ def test_layers_match_their_definition(x):
 def test_a_new_adaln_zero_layer_is_the_identity(x):
     layer = AdaLNZeroLayer(12, 3, mlp_dim=24, key=KEY)
     np.testing.assert_array_equal(layer(jnp.asarray(x), layer.condition(jnp.ones(12))), x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attention_on_a_cpu_is_that_of_accelerators(dtype):
+    query, key, value = (jax.random.normal(k, (5, 2, 8), dtype) for k in jax.random.split(KEY, 3))
+    ours, theirs = _attend_on_cpu(query, key, value), _attend(query, key, value)
+    assert ours.dtype == theirs.dtype == dtype
+    tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=tolerance, atol=tolerance)
 
 
 def test_layer_norm_is_computed_in_float32():
