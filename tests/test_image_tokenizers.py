@@ -155,10 +155,25 @@ def test_wrong_inputs_of_tokenizers_are_refused(vqgan, video_vq, autoencoder):
         video_vq.encode(jnp.zeros((2, 8, 8, 3)))
     with pytest.raises(ValueError, match=r"`VQ3D.decode` got ids of shape"):
         video_vq.decode(jnp.zeros((4, 2, 2), jnp.int32))
-    with pytest.raises(ValueError, match="an image of 6 × 8 pixels, but it shrinks images by 4"):
+    with pytest.raises(ValueError, match=r"`AutoencoderKL.encode` got 6 × 8 pixels, but .* by 4 × 4"):
         autoencoder.encode(jnp.zeros((6, 8, 3)))
     with pytest.raises(ValueError, match=r"latents of shape \(2, 2, 4\), but it has 2 latent channels"):
         autoencoder.decode(jnp.zeros((2, 2, 4)))
+    with pytest.raises(ValueError, match=r"`MaskGITVQGAN.latents` got 6 × 8 pixels"):
+        vqgan.latents(jnp.zeros((6, 8, 3)))
+    with pytest.raises(ValueError, match=r"`VQ3D.latents` got 3 × 8 × 8 pixels, but .* by 2 × 4 × 4"):
+        video_vq.latents(jnp.zeros((3, 8, 8, 3)))
+    for config, changes in [
+        (VQGAN, {"channel_multipliers": (1,)}),
+        (VQGAN, {"num_res_blocks": 0}),
+        (VIDEO, {"codebook_size": 0}),
+        (KL, {"block_out_channels": ()}),
+    ]:
+        with pytest.raises(ValueError, match="needs two levels or more, and sizes of at least one"):
+            dataclasses.replace(config, **changes)
+    with pytest.raises(ValueError, match=r"not of Stable Diffusion's kind: \{'_class_name': 'AutoencoderTiny'\}"):
+        AutoencoderKLConfig.from_diffusers(diffusers_config(_class_name="AutoencoderTiny"))
+    assert AutoencoderKLConfig.from_diffusers(diffusers_config(up_block_types=("UpDecoderBlock2D",) * 3)) == KL
     with pytest.raises(ValueError, match=r"`VQGANConfig\(image_size=10\)` must be a multiple of 4"):
         dataclasses.replace(VQGAN, image_size=10)
     with pytest.raises(ValueError, match="needs one entry for each of the 2 levels"):

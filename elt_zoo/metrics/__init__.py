@@ -1,6 +1,9 @@
-"""Metrics: Fréchet distances, and the quality of generated digits."""
+"""Metrics: Fréchet distances, features to take them in, and the quality of generated digits."""
 
 from ._digits import DigitsEvaluator as DigitsEvaluator
 from ._digits import DigitsQuality as DigitsQuality
 from ._frechet import GaussianStatistics as GaussianStatistics
 from ._frechet import frechet_distance as frechet_distance
+from ._inception import InceptionFeatures as InceptionFeatures
+from ._inception import InceptionV3 as InceptionV3
+from ._inception import inception_names as inception_names

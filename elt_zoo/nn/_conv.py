@@ -28,7 +28,7 @@ class Conv(eqx.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, ...],
         *,
         axes: int = 2,
         stride: int = 1,
@@ -40,7 +40,7 @@ class Conv(eqx.Module):
         """**Arguments:**
 
         - `in_channels`, `out_channels`: channels before and after.
-        - `kernel_size`: taps along every axis.
+        - `kernel_size`: taps along every axis, or of each.
         - `axes`: spatial and temporal axes.
         - `stride`: along every axis.
         - `padding`: "SAME", "VALID", or zeros before and after along each axis.
@@ -49,7 +49,8 @@ class Conv(eqx.Module):
         - `key`: PRNG key.
         """
         init = jax.nn.initializers.lecun_normal() if init is None else init
-        self.weight = init(key, (*(kernel_size,) * axes, in_channels, out_channels), jnp.float32)
+        kernel = (kernel_size,) * axes if isinstance(kernel_size, int) else kernel_size
+        self.weight = init(key, (*kernel, in_channels, out_channels), jnp.float32)
         self.bias = jnp.zeros(out_channels, jnp.float32) if use_bias else None
         self.stride = stride
         self.padding = padding

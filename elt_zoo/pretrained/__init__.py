@@ -12,6 +12,7 @@ from ._files import LoadedModel as LoadedModel
 from ._files import bundled_names as bundled_names
 from ._files import load as load
 from ._files import save as save
+from ._inception import load_inception as load_inception
 from ._licence import LicenceWarning as LicenceWarning
 from ._maskgit import load_maskgit as load_maskgit
 from ._read import read_tensors as read_tensors

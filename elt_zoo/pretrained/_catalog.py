@@ -167,6 +167,15 @@ def catalog() -> Mapping[str, Weights]:
         files=(PublishedFile("config.json"), PublishedFile("diffusion_pytorch_model.safetensors")),
         note="The licence forbids some uses.",
     )
+    table["inception-fid"] = Weights(
+        network="Inception-v3 of the Fréchet Inception distance, ported to PyTorch",
+        status=Status.AVAILABLE,
+        loader="load_inception",
+        licence="Apache-2.0",
+        source="https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights",
+        files=(PublishedFile("pt_inception-2015-12-05-6726825d.pth"),),
+        note="Not torchvision's Inception, which gives other distances.",
+    )
     table["magvit"] = Weights(
         network="MAGVIT 3D-VQ and transformer, all data sets",
         status=Status.NEVER_RELEASED,

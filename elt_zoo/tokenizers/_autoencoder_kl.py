@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import checked
 from ..nn import Conv, GroupNorm, SelfAttention, UpsampleConv
-from ._blocks import Grid, ResBlock, Shortcut
+from ._blocks import Grid, ResBlock, Shortcut, check_divides, check_sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,9 @@ class AutoencoderKLConfig:
     groups: int = 32
     scaling_factor: float = 0.18215
 
+    def __post_init__(self):
+        check_sizes(self, levels=self.block_out_channels)
+
     @property
     def downsampling(self) -> int:
         """Pixels of a latent along each axis."""
@@ -45,6 +48,7 @@ class AutoencoderKLConfig:
         """
         levels = len(settings.get("block_out_channels", ()))
         supported = {
+            "_class_name": "AutoencoderKL",
             "act_fn": "silu",
             "in_channels": 3,
             "out_channels": 3,
@@ -57,7 +61,8 @@ class AutoencoderKLConfig:
             "latents_mean": None,
             "latents_std": None,
         }
-        other = {key: settings[key] for key, value in supported.items() if settings.get(key, value) != value}
+        given = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        other = {key: given[key] for key, value in supported.items() if given.get(key, value) != value}
         if other or not levels:
             raise ValueError(
                 f"This AutoencoderKL is not of Stable Diffusion's kind: {other or 'no block_out_channels'}. Supported "
@@ -206,12 +211,7 @@ class AutoencoderKL(eqx.Module):
 
         **Raises:** `ValueError` for a size that does not divide.
         """
-        factor = self.config.downsampling
-        if image.shape[0] % factor or image.shape[1] % factor:
-            raise ValueError(
-                f"`AutoencoderKL.encode` got an image of {image.shape[0]} × {image.shape[1]} pixels, but it shrinks "
-                f"images by {factor}: both must be multiples of it."
-            )
+        check_divides("AutoencoderKL.encode", image.shape[:-1], (self.config.downsampling,) * 2)
         moments = self.quant_conv(self.encoder(image.astype(self.quant_conv.weight.dtype))).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)

@@ -1,7 +1,9 @@
 """What the convolutional tokenizers are built of: residual blocks, and a pyramid of them at both ends."""
 
+import dataclasses
 import enum
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -161,6 +163,24 @@ class VQDecoder(eqx.Module):
             if index < len(self.upsamples):
                 x = self.upsamples[index](x)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
+
+
+def check_sizes(config: Any, *, levels: Sequence[int]) -> None:
+    """Refuses a config of no levels, or of any number of things below one."""
+    numbers = {name: value for name, value in dataclasses.asdict(config).items() if type(value) is int and value < 1}
+    if numbers or len(levels) < 2 or min(levels) < 1:
+        raise ValueError(
+            f"`{config}`: a convolutional tokenizer needs two levels or more, and sizes of at least one"
+            f"{f', not {numbers}' if numbers else ''}."
+        )
+
+
+def check_divides(name: str, grid: tuple[int, ...], factors: tuple[int, ...]) -> None:
+    if any(size % factor for size, factor in zip(grid, factors, strict=True)):
+        raise ValueError(
+            f"`{name}` got {' × '.join(map(str, grid))} pixels, but the network shrinks its input by "
+            f"{' × '.join(map(str, factors))}: each must be a multiple."
+        )
 
 
 def average_pool(x: Grid, factors: tuple[int, ...]) -> Float[Array, "*small channels"]:

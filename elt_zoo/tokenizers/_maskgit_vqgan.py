@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
 from ._base import AbstractTokenizer, check_ids, check_shape
-from ._blocks import Shortcut, VQDecoder, VQEncoder, nearest_codes
+from ._blocks import Shortcut, VQDecoder, VQEncoder, check_divides, check_sizes, nearest_codes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class VQGANConfig:
     shortcut: Shortcut = Shortcut.BRANCH
 
     def __post_init__(self):
+        check_sizes(self, levels=self.channel_multipliers)
         if self.image_size < 1 or self.image_size % self.downsampling:
             raise ValueError(
                 f"`VQGANConfig(image_size={self.image_size})` must be a multiple of {self.downsampling}, by which "
@@ -104,7 +105,13 @@ class MaskGITVQGAN(AbstractTokenizer):
 
     @checked
     def latents(self, image: Float[Array, "height width 3"]) -> Float[Array, "rows columns embedding"]:
-        """**Arguments:** `image`: pixels in [0, 1]. **Returns:** what is then rounded to the nearest codes."""
+        """**Arguments:** `image`: pixels in [0, 1], height and width multiples of `config.downsampling`.
+
+        **Returns:** what is then rounded to the nearest codes.
+
+        **Raises:** `ValueError` for a size that does not divide.
+        """
+        check_divides("MaskGITVQGAN.latents", image.shape[:-1], (self.config.downsampling,) * 2)
         return self.encoder(image.astype(self.codebook.dtype))
 
     @checked

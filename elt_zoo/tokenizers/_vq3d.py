@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
 from ._base import AbstractTokenizer, check_ids, check_shape
-from ._blocks import Shortcut, VQDecoder, VQEncoder, nearest_codes
+from ._blocks import Shortcut, VQDecoder, VQEncoder, check_divides, check_sizes, nearest_codes
 from ._maskgit_vqgan import MaskGITVQGAN, init_codebook
 
 
@@ -38,6 +38,7 @@ class VQ3DConfig:
     groups: int = 32
 
     def __post_init__(self):
+        check_sizes(self, levels=self.channel_multipliers)
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
             raise ValueError(
                 f"`VQ3DConfig(temporal_downsample={self.temporal_downsample})` needs one entry for each of the "
@@ -111,7 +112,13 @@ class VQ3D(AbstractTokenizer):
 
     @checked
     def latents(self, video: Float[Array, "frames height width 3"]) -> Float[Array, "steps rows columns embedding"]:
-        """**Arguments:** `video`: pixels in [0, 1]. **Returns:** what is then rounded to the nearest codes."""
+        """**Arguments:** `video`: pixels in [0, 1], sizes multiples of `config.downsampling`.
+
+        **Returns:** what is then rounded to the nearest codes.
+
+        **Raises:** `ValueError` for a size that does not divide.
+        """
+        check_divides("VQ3D.latents", video.shape[:-1], self.config.downsampling)
         return self.encoder(video.astype(self.codebook.dtype))
 
     @checked

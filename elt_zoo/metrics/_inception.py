@@ -1,0 +1,219 @@
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from .._checks import checked
+from .._names import CONV_2D, Row
+from ..nn import Conv, Linear
+
+_SIZE = 299
+_NUM_LOGITS = 1008
+_NORM = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
+Image = Float[Array, "height width channels"]
+Activations = Float[Array, "rows columns new_channels"]
+Sizes = dict[str, tuple[int, int, int | tuple[int, int], int]]
+"""Input channels, output channels, kernel and stride of each convolution by name. Those of stride 2 pad nothing."""
+
+
+class InceptionFeatures(NamedTuple):
+    """What metrics need of one image."""
+
+    pool: Float[Array, " 2048"]
+    """Average-pooled features, those of FID and of precision and recall."""
+    logits: Float[Array, " 1008"]
+    """Of the 1,008 classes that the network was trained with, those of the Inception score."""
+
+
+class ConvNorm(eqx.Module):
+    """Convolution without a bias, batch normalisation with stored statistics (ε = 1e-3), ReLU."""
+
+    conv: Conv
+    weight: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    mean: Float[Array, " channels"]
+    variance: Float[Array, " channels"]
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel: int | tuple[int, int],
+        stride: int,
+        padding: str,
+        *,
+        key: PRNGKeyArray,
+    ):
+        self.conv = Conv(in_channels, channels, kernel, stride=stride, padding=padding, use_bias=False, key=key)
+        self.weight, self.variance = jnp.ones(channels), jnp.ones(channels)
+        self.bias, self.mean = jnp.zeros(channels), jnp.zeros(channels)
+
+    def __call__(self, x: Image) -> Activations:
+        scale = self.weight * jax.lax.rsqrt(self.variance + 1e-3)
+        return jax.nn.relu(self.conv(x) * scale[None, None] + (self.bias - self.mean * scale)[None, None])
+
+
+class InceptionV3(eqx.Module):
+    """The Inception-v3 (1512.00567) that the Fréchet Inception distance is defined with (1706.08500): the TensorFlow
+    network of 2015, in the form and under the names that pytorch-fid gave it.
+
+    It differs from torchvision's in its weights, in pooling (border pixels are averages of what is there, and the last
+    block takes maxima) and in its 1,008 logits. Weights: see [`load_inception`][elt_zoo.pretrained.load_inception].
+    """
+
+    convs: dict[str, ConvNorm]
+    fc: Linear
+
+    def __init__(self, *, key: PRNGKeyArray):
+        """**Arguments:** `key`: PRNG key. Without published weights its features mean nothing."""
+        sizes = inception_sizes()
+        keys = jax.random.split(key, len(sizes) + 1)
+        self.convs = {
+            name: ConvNorm(before, after, kernel, stride, _padding(name, stride), key=k)
+            for k, (name, (before, after, kernel, stride)) in zip(keys, sizes.items(), strict=False)
+        }
+        self.fc = Linear(2048, _NUM_LOGITS, key=keys[-1])
+
+    @checked
+    def __call__(self, image: UInt8[Array, "height width 3"] | Float[Array, "height width 3"]) -> InceptionFeatures:
+        """**Arguments:** `image`: of any size, values 0 to 255, uint8 or float32; batch with `jax.vmap`.
+
+        **Returns:** pooled features and logits, float32.
+        """
+        pool = jnp.mean(self.activations(image)[-1], axis=(0, 1))
+        return InceptionFeatures(pool, self.fc(pool))
+
+    @checked
+    def activations(
+        self, image: UInt8[Array, "height width 3"] | Float[Array, "height width 3"]
+    ) -> tuple[Float[Array, "..."], ...]:
+        """The activations that pytorch-fid calls blocks 0 to 3, before their mean: of 64, 192, 768 and 2,048 channels.
+
+        **Arguments:** as `__call__`.
+        """
+        x = resize_for_inception(image.astype(jnp.float32))
+        run = self.convs
+        for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"):
+            x = run[name](x)
+        first = x = _max_pool(x)
+        second = x = _max_pool(run["Conv2d_4a_3x3"](run["Conv2d_3b_1x1"](x)))
+        for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
+            x = self._branches(x, name, _average_pool, ["1x1"], ["5x5_1", "5x5_2"], _chain("3x3dbl", 3))
+        x = self._shrink(x, "Mixed_6a", ["3x3"], _chain("3x3dbl", 3))
+        for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
+            x = self._branches(x, name, _average_pool, ["1x1"], _chain("7x7", 3), _chain("7x7dbl", 5))
+        third = x
+        x = self._shrink(x, "Mixed_7a", _chain("3x3", 2), _chain("7x7x3", 4))
+        for name, pool in (("Mixed_7b", _average_pool), ("Mixed_7c", _max_pool_same)):
+            x = self._branches(
+                x,
+                name,
+                pool,
+                ["1x1"],
+                ["3x3_1", ("3x3_2a", "3x3_2b")],
+                ["3x3dbl_1", "3x3dbl_2", ("3x3dbl_3a", "3x3dbl_3b")],
+            )
+        return first, second, third, x
+
+    def _branches(self, x: Image, block: str, pool: Callable[[Image], Image], *branches: list) -> Activations:
+        """A block that keeps the grid: its branches, then a pooled one, side by side."""
+        outputs = [self._run(x, block, branch) for branch in branches]
+        return jnp.concatenate([*outputs, self.convs[f"{block}.branch_pool"](pool(x))], axis=-1)
+
+    def _shrink(self, x: Image, block: str, *branches: list) -> Activations:
+        """A block that halves the grid: its branches, then the pooled input."""
+        return jnp.concatenate([*(self._run(x, block, branch) for branch in branches), _max_pool(x)], axis=-1)
+
+    def _run(self, x: Image, block: str, branch: list) -> Activations:
+        for step in branch:
+            if isinstance(step, tuple):
+                x = jnp.concatenate([self.convs[f"{block}.branch{name}"](x) for name in step], axis=-1)
+            else:
+                x = self.convs[f"{block}.branch{step}"](x)
+        return x
+
+
+def _chain(name: str, length: int) -> list[str]:
+    return [f"{name}_{index}" for index in range(1, length + 1)]
+
+
+def inception_sizes() -> Sizes:
+    """Every convolution of the network."""
+    sizes: Sizes = {
+        "Conv2d_1a_3x3": (3, 32, 3, 2),
+        "Conv2d_2a_3x3": (32, 32, 3, 1),
+        "Conv2d_2b_3x3": (32, 64, 3, 1),
+        "Conv2d_3b_1x1": (64, 80, 1, 1),
+        "Conv2d_4a_3x3": (80, 192, 3, 1),
+    }
+
+    def add(block: str, before: int, branches: Sizes) -> None:
+        sizes.update({f"{block}.branch{name}": (size[0] or before, *size[1:]) for name, size in branches.items()})
+
+    # A first entry of 0 stands for the width of the block's input.
+    for block, before, pooled in (("Mixed_5b", 192, 32), ("Mixed_5c", 256, 64), ("Mixed_5d", 288, 64)):
+        double: Sizes = {"3x3dbl_1": (0, 64, 1, 1), "3x3dbl_2": (64, 96, 3, 1), "3x3dbl_3": (96, 96, 3, 1)}
+        single: Sizes = {"1x1": (0, 64, 1, 1), "5x5_1": (0, 48, 1, 1), "5x5_2": (48, 64, 5, 1)}
+        add(block, before, single | double | {"_pool": (0, pooled, 1, 1)})
+    double = {"3x3dbl_1": (0, 64, 1, 1), "3x3dbl_2": (64, 96, 3, 1), "3x3dbl_3": (96, 96, 3, 2)}
+    add("Mixed_6a", 288, {"3x3": (0, 384, 3, 2)} | double)
+    row, column = (1, 7), (7, 1)
+    for block, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        single = {"7x7_1": (0, width, 1, 1), "7x7_2": (width, width, row, 1), "7x7_3": (width, 192, column, 1)}
+        double = {"7x7dbl_1": (0, width, 1, 1), "7x7dbl_2": (width, width, column, 1)}
+        double |= {"7x7dbl_3": (width, width, row, 1), "7x7dbl_4": (width, width, column, 1)}
+        double |= {"7x7dbl_5": (width, 192, row, 1)}
+        add(block, 768, {"1x1": (0, 192, 1, 1)} | single | double | {"_pool": (0, 192, 1, 1)})
+    single = {"7x7x3_1": (0, 192, 1, 1), "7x7x3_2": (192, 192, row, 1), "7x7x3_3": (192, 192, column, 1)}
+    add("Mixed_7a", 768, {"3x3_1": (0, 192, 1, 1), "3x3_2": (192, 320, 3, 2)} | single | {"7x7x3_4": (192, 192, 3, 2)})
+    for block, before in (("Mixed_7b", 1280), ("Mixed_7c", 2048)):
+        single = {"3x3_1": (0, 384, 1, 1), "3x3_2a": (384, 384, (1, 3), 1), "3x3_2b": (384, 384, (3, 1), 1)}
+        double = {"3x3dbl_1": (0, 448, 1, 1), "3x3dbl_2": (448, 384, 3, 1)}
+        double |= {"3x3dbl_3a": (384, 384, (1, 3), 1), "3x3dbl_3b": (384, 384, (3, 1), 1)}
+        add(block, before, {"1x1": (0, 320, 1, 1)} | single | double | {"_pool": (0, 192, 1, 1)})
+    return sizes
+
+
+def inception_names() -> list[Row]:
+    """Names of pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, and where each tensor goes in our network."""
+    rows = [Row("fc.weight", "fc.weight"), Row("fc.bias", "fc.bias")]
+    for name in inception_sizes():
+        rows.append(Row(f"{name}.conv.weight", f"convs.{name}.conv.weight", CONV_2D))
+        for source, target in (
+            ("weight", "weight"),
+            ("bias", "bias"),
+            ("running_mean", "mean"),
+            ("running_var", "variance"),
+        ):
+            rows.append(Row(f"{name}.bn.{source}", f"convs.{name}.{target}"))
+    return rows
+
+
+def resize_for_inception(image: Image) -> Float[Array, "299 299 3"]:
+    """Values 0 to 255 of any size to [−1, 1] at 299 × 299: bilinear between pixel centres, no low-pass filter."""
+    unit = image / 255.0
+    resized = jax.image.resize(unit, (_SIZE, _SIZE, 3), "bilinear", antialias=False)
+    return 2.0 * resized - 1.0
+
+
+def _padding(name: str, stride: int) -> str:
+    return "VALID" if stride == 2 or name in ("Conv2d_2a_3x3", "Conv2d_4a_3x3") else "SAME"
+
+
+def _max_pool(x: Image) -> Float[Array, "rows columns channels"]:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3, 3, 1), (2, 2, 1), "VALID")
+
+
+def _max_pool_same(x: Image) -> Image:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3, 3, 1), (1, 1, 1), "SAME")
+
+
+def _average_pool(x: Image) -> Image:
+    """Means over 3 × 3 pixels; at the border over those that exist."""
+    sums = jax.lax.reduce_window(x, 0.0, jax.lax.add, (3, 3, 1), (1, 1, 1), "SAME")
+    ones = jnp.ones((*x.shape[:2], 1), x.dtype)
+    counts = jax.lax.reduce_window(ones, 0.0, jax.lax.add, (3, 3, 1), (1, 1, 1), "SAME")
+    return sums / jnp.broadcast_to(counts, sums.shape)
