@@ -11,6 +11,9 @@ LINEAR = "inputs outputs -> outputs inputs"
 CONV_2D = "outputs inputs height width -> height width inputs outputs"
 """Layout of PyTorch's two-dimensional convolutions; Flax's are ours."""
 
+CONV_3D = "outputs inputs time height width -> time height width inputs outputs"
+"""Layout of PyTorch's three-dimensional convolutions; Flax's are ours."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

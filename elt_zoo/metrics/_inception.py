@@ -8,11 +8,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from .._checks import checked
 from .._names import CONV_2D, Row
-from ..nn import Conv, Linear
+from ..nn import Linear
+from ._conv_norm import ConvNorm
 
 _SIZE = 299
 _NUM_LOGITS = 1008
-_NORM = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
 Image = Float[Array, "height width channels"]
 Activations = Float[Array, "rows columns new_channels"]
 Sizes = dict[str, tuple[int, int, int | tuple[int, int], int]]
@@ -26,34 +26,6 @@ class InceptionFeatures(NamedTuple):
     """Average-pooled features, those of FID and of precision and recall."""
     logits: Float[Array, " 1008"]
     """Of the 1,008 classes that the network was trained with, those of the Inception score."""
-
-
-class ConvNorm(eqx.Module):
-    """Convolution without a bias, batch normalisation with stored statistics (ε = 1e-3), ReLU."""
-
-    conv: Conv
-    weight: Float[Array, " channels"]
-    bias: Float[Array, " channels"]
-    mean: Float[Array, " channels"]
-    variance: Float[Array, " channels"]
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        kernel: int | tuple[int, int],
-        stride: int,
-        padding: str,
-        *,
-        key: PRNGKeyArray,
-    ):
-        self.conv = Conv(in_channels, channels, kernel, stride=stride, padding=padding, use_bias=False, key=key)
-        self.weight, self.variance = jnp.ones(channels), jnp.ones(channels)
-        self.bias, self.mean = jnp.zeros(channels), jnp.zeros(channels)
-
-    def __call__(self, x: Image) -> Activations:
-        scale = self.weight * jax.lax.rsqrt(self.variance + 1e-3)
-        return jax.nn.relu(self.conv(x) * scale[None, None] + (self.bias - self.mean * scale)[None, None])
 
 
 class InceptionV3(eqx.Module):
@@ -72,7 +44,7 @@ class InceptionV3(eqx.Module):
         sizes = inception_sizes()
         keys = jax.random.split(key, len(sizes) + 1)
         self.convs = {
-            name: ConvNorm(before, after, kernel, stride, _padding(name, stride), key=k)
+            name: ConvNorm(before, after, kernel, stride=stride, padding=_padding(name, stride), eps=1e-3, key=k)
             for k, (name, (before, after, kernel, stride)) in zip(keys, sizes.items(), strict=False)
         }
         self.fc = Linear(2048, _NUM_LOGITS, key=keys[-1])

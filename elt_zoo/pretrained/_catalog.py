@@ -176,6 +176,15 @@ def catalog() -> Mapping[str, Weights]:
         files=(PublishedFile("pt_inception-2015-12-05-6726825d.pth"),),
         note="Not torchvision's Inception, which gives other distances.",
     )
+    table["i3d-kinetics"] = Weights(
+        network="I3D on Kinetics-400, RGB stream, ported to PyTorch",
+        status=Status.AVAILABLE,
+        loader="load_i3d",
+        licence="MIT",
+        source="https://github.com/hassony2/kinetics_i3d_pytorch",
+        files=(PublishedFile("model_rgb.pth"),),
+        note="Converted from DeepMind's kinetics-i3d (Apache-2.0).",
+    )
     table["magvit"] = Weights(
         network="MAGVIT 3D-VQ and transformer, all data sets",
         status=Status.NEVER_RELEASED,

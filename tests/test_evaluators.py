@@ -1,5 +1,6 @@
-"""Inception-v3 for the Fréchet Inception distance."""
+"""The networks of the Fréchet Inception and video distances."""
 
+import json
 import zlib
 
 import equinox as eqx
@@ -10,26 +11,29 @@ import pytest
 from parity import fixture, relative_error
 from weight_files import write_safetensors
 
-from elt_zoo.metrics import InceptionV3, inception_names
+from elt_zoo.metrics import I3D, InceptionV3, i3d_names, inception_names, resize_video
 from elt_zoo.metrics._inception import resize_for_inception
-from elt_zoo.pretrained import WeightsError, load_inception
+from elt_zoo.pretrained import WeightsError, load_i3d, load_inception
+
+NETWORKS = {"inception": (InceptionV3, inception_names), "i3d": (I3D, i3d_names)}
 
 
-@pytest.fixture(scope="module")
-def abstract():
-    return eqx.filter_eval_shape(InceptionV3, key=jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def shapes(abstract):
+def shapes_of(name):
     """The file's shapes by name, from the table."""
+    network, names = NETWORKS[name]
+    abstract = eqx.filter_eval_shape(network, key=jax.random.key(0))
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree.flatten_with_path(abstract)[0]
     }
-    rows = inception_names()
+    rows = names()
     assert sorted(row.target for row in rows) == sorted(leaves)
     return {row.source: row.source_shape(leaves[row.target].shape) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return shapes_of("inception")
 
 
 def by_rule(shapes, seed, gain):
@@ -91,3 +95,25 @@ def test_the_original_activations(path):
     assert relative_error((resized + 1) / 2, theirs) < 1e-5
     for index in range(3):
         assert relative_error(blocks[index].mean((1, 2)), io[f"block{index}_mean"]) < 1e-4
+
+
+def test_clips_of_another_size_are_refused():
+    model = eqx.filter_eval_shape(I3D, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"`I3D` got a clip of shape \(16, 64, 64, 3\): it needs 9 frames or more"):
+        model(jnp.zeros((16, 64, 64, 3)))
+    assert resize_video(jnp.zeros((2, 64, 48, 3))).shape == (2, 224, 224, 3)
+
+
+@pytest.mark.slow
+def test_the_original_i3d(tmp_path):
+    folder, io = fixture("i3d")
+    settings = json.loads((folder / "config.json").read_text())
+    write_safetensors(tmp_path / "i3d", by_rule(shapes_of("i3d"), settings["weight_rule_seed"], settings["gain"]))
+    rng = np.random.default_rng(settings["input_seed"])
+    video = rng.random(settings["input_shape"], dtype=np.float32) * 2 - 1
+    features = eqx.filter_jit(lambda model, video: model(video))(
+        load_i3d(tmp_path / "i3d"), jnp.asarray(video[0].transpose(1, 2, 3, 0))
+    )
+    assert relative_error(features.pool, io["avg_pool"].reshape(-1)) < 1e-4
+    assert relative_error(features.logits, io["logits"][0]) < 1e-4
+    assert relative_error(jax.nn.softmax(features.logits), io["probabilities"][0]) < 1e-4

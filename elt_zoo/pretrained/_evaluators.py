@@ -1,0 +1,47 @@
+import os
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+
+from .._names import Row
+from ..metrics import I3D, InceptionV3, i3d_names, inception_names
+from ._assemble import assemble
+from ._read import read_tensors
+
+_Network = TypeVar("_Network")
+
+
+def load_inception(path: str | os.PathLike) -> InceptionV3:
+    """Reads the Inception-v3 of the Fréchet Inception distance under pytorch-fid's names
+    (`pt_inception-2015-12-05-6726825d.pth`, or the same as safetensors).
+
+    **Arguments:** `path`: a file.
+
+    **Returns:** the network, float32.
+
+    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
+    damaged or of another network, torchvision's Inception among them.
+    """
+    return _evaluator(path, eqx.filter_eval_shape(InceptionV3, key=jax.random.key(0)), inception_names())
+
+
+def load_i3d(path: str | os.PathLike) -> I3D:
+    """Reads the I3D of the Fréchet video distance under the names of hassony2/kinetics_i3d_pytorch (`model_rgb.pth`, or
+    the same as safetensors).
+
+    **Arguments:** `path`: a file.
+
+    **Returns:** the network, float32.
+
+    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
+    damaged or of another network.
+    """
+    return _evaluator(path, eqx.filter_eval_shape(I3D, key=jax.random.key(0)), i3d_names())
+
+
+def _evaluator(path: str | os.PathLike, abstract: _Network, rows: list[Row]) -> _Network:
+    file = read_tensors(path)
+    # Counters of training steps, which inference does not need.
+    file = file.replacing({name: None for name in file if name.endswith(".num_batches_tracked")})
+    return assemble(abstract, rows, file)
