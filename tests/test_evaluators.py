@@ -11,9 +11,17 @@ import pytest
 from parity import fixture, relative_error
 from weight_files import write_safetensors
 
-from elt_zoo.metrics import I3D, InceptionV3, i3d_names, inception_names, resize_video
+from elt_zoo.metrics import (
+    I3D,
+    InceptionV3,
+    i3d_names,
+    inception_names,
+    load_i3d,
+    load_inception,
+    resize_video,
+)
 from elt_zoo.metrics._inception import resize_for_inception
-from elt_zoo.pretrained import WeightsError, load_i3d, load_inception
+from elt_zoo.pretrained import WeightsError
 
 NETWORKS = {"inception": (InceptionV3, inception_names), "i3d": (I3D, i3d_names)}
 

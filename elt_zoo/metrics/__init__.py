@@ -11,3 +11,5 @@ from ._i3d import resize_video as resize_video
 from ._inception import InceptionFeatures as InceptionFeatures
 from ._inception import InceptionV3 as InceptionV3
 from ._inception import inception_names as inception_names
+from ._load import load_i3d as load_i3d
+from ._load import load_inception as load_inception

@@ -41,7 +41,7 @@ class I3D(eqx.Module):
     """The inflated 3D network (1705.07750), RGB stream, trained on Kinetics-400: the evaluator of the Fréchet video
     distance (1812.01717), under the names of its PyTorch port.
 
-    Weights: see [`load_i3d`][elt_zoo.pretrained.load_i3d].
+    Weights: see [`load_i3d`][elt_zoo.metrics.load_i3d].
     """
 
     convs: dict[str, ConvNorm]

@@ -33,7 +33,7 @@ class InceptionV3(eqx.Module):
     network of 2015, in the form and under the names that pytorch-fid gave it.
 
     It differs from torchvision's in its weights, in pooling (border pixels are averages of what is there, and the last
-    block takes maxima) and in its 1,008 logits. Weights: see [`load_inception`][elt_zoo.pretrained.load_inception].
+    block takes maxima) and in its 1,008 logits. Weights: see [`load_inception`][elt_zoo.metrics.load_inception].
     """
 
     convs: dict[str, ConvNorm]

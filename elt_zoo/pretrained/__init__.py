@@ -8,8 +8,6 @@ from ._catalog import Weights as Weights
 from ._catalog import catalog as catalog
 from ._catalog import fetch as fetch
 from ._dit import load_dit as load_dit
-from ._evaluators import load_i3d as load_i3d
-from ._evaluators import load_inception as load_inception
 from ._files import LoadedModel as LoadedModel
 from ._files import bundled_names as bundled_names
 from ._files import load as load

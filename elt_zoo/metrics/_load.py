@@ -5,9 +5,9 @@ import equinox as eqx
 import jax
 
 from .._names import Row
-from ..metrics import I3D, InceptionV3, i3d_names, inception_names
-from ._assemble import assemble
-from ._read import read_tensors
+from ..pretrained import assemble, read_tensors
+from ._i3d import I3D, i3d_names
+from ._inception import InceptionV3, inception_names
 
 _Network = TypeVar("_Network")
 
