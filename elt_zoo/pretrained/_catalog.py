@@ -191,7 +191,7 @@ def catalog() -> Mapping[str, Weights]:
         loader="",
         licence="",
         source="https://github.com/google-research/magvit/issues/16",
-        note="Train your own, or start from a MaskGIT VQGAN with `VQ3D` inflation.",
+        note="Train your own; `inflate` starts it from an image model of the same widths.",
     )
     return MappingProxyType(table)
 

@@ -20,13 +20,13 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 class LoadedModel(NamedTuple):
-    """What `load` returns."""
+    """What `load`, `load_dit` and `load_maskgit` return."""
 
     model: ElasticModel
     config: ModelConfig
     tokenizer: AbstractTokenizer | None
     metadata: dict[str, Any]
-    """Whatever `save` was given."""
+    """Whatever `save` was given; the source of published weights."""
 
 
 def save(
