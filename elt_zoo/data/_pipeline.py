@@ -1,89 +1,82 @@
+import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
-import numpy as np
-from jaxtyping import Int
 
+from ._source import AbstractSource, SubstitutingReader, UnreadableLog, Visit
 
-class Batch(NamedTuple):
-    """Examples of any shape and their labels, with a leading batch axis."""
-
-    examples: np.ndarray
-    labels: Int[np.ndarray, " batch"]
-
-
-class ArraySource:
-    """Arrays in memory as a Grain random-access source of [`Batch`][elt_zoo.data.Batch] entries without the batch
-    axis.
-    """
-
-    def __init__(self, examples: np.ndarray, labels: Int[np.ndarray, " examples"]):
-        """**Raises:** `ValueError` if there is nothing, or not one label per example."""
-        if len(examples) == 0 or len(examples) != len(labels):
-            raise ValueError(
-                f"`ArraySource` got {len(examples)} examples and {len(labels)} labels; it needs one label each."
-            )
-        self._examples = examples
-        self._labels = labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index) -> Batch:
-        return Batch(self._examples[index], self._labels[index])
-
-    def __repr__(self) -> str:
-        # Grain compares it with the checkpointed one, so it must not hold an address.
-        return f"ArraySource({self._examples.shape}, {self._examples.dtype})"
+_BATCHES_AHEAD = 2
+_MOST_WORKERS = 16
 
 
 def training_batches(
-    source: Any,
+    source: AbstractSource,
     *,
     batch_size: int,
     seed: int,
-    transform: Callable[[Batch], Batch] | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
-    workers: int = 0,
+    workers: int | None = None,
+    unreadable: UnreadableLog | None = None,
+    place: Callable[[Any], Any] | None = None,
 ) -> grain.DatasetIterator:
     """An endless, shuffled stream of batches with a state that can be saved.
 
-    Every epoch is a new permutation of the whole source, decided by the seed alone. Shards take every `shard_count`-th
-    example, so that together they see each example once an epoch. Examples are read by threads, or by `workers`
-    processes.
+    Every epoch is a new permutation of the whole source, decided by the seed alone. The global batch is cut between the
+    shards, example by example: n shards of batch b together see the same global batches as one of batch n·b. Neither
+    the shards nor the workers change what is read, only who reads it; a saved state may be restored with any number of
+    workers. In place of an example that cannot be read comes the next one that can.
 
     **Arguments:**
 
-    - `source`: a Grain random-access source (`__len__`, `__getitem__`) of [`Batch`][elt_zoo.data.Batch] entries.
+    - `source`: examples.
     - `batch_size`: examples per batch and shard.
-    - `seed`: of the shuffle, at least 0.
-    - `transform`: applied to every example before batching.
+    - `seed`: of the shuffle and of what the source draws, at least 0.
     - `shard_index`, `shard_count`: this process among all, `jax.process_index()` and `jax.process_count()`.
-    - `workers`: processes that read ahead; 0 reads in this one.
+    - `workers`: threads that read ahead; 0 reads when asked. Files are decoded outside Python's lock, so threads use
+      all cores. Default: none for sources that read whole batches at once, else one for each core, 16 at most.
+    - `unreadable`: counts what could not be read and sets how much of that to bear, by default 100 examples.
+    - `place`: applied to every batch ahead of its use, such as [`shard_batch`][elt_zoo.training.shard_batch] to have it
+      on the devices in time.
 
-    **Returns:** a Grain iterator of `Batch`; `get_state()` and `set_state()` save and restore its place.
+    **Returns:** a Grain iterator of batches; `get_state()` and `set_state()` save and restore its place.
 
-    **Raises:** `ValueError` if a shard has fewer examples than a batch or the shard index is out of range.
+    **Raises:** `ValueError` if a shard has fewer examples than a batch or the shard index is out of range. While
+    reading, `DataError` once too much could not be read.
     """
     if not 0 <= shard_index < shard_count:
         raise ValueError(
             f"`training_batches(shard_index={shard_index}, shard_count={shard_count})`: need 0 <= index < count."
         )
-    if batch_size < 1 or len(source) // shard_count < batch_size:
+    if workers is not None and workers < 0:
+        raise ValueError(f"`training_batches(workers={workers})` must be 0 or more threads, or `None` to choose.")
+    count = len(source)
+    if batch_size < 1 or count // shard_count < batch_size:
         raise ValueError(
             f"`training_batches(batch_size={batch_size})` cannot be filled: each of {shard_count} shard(s) of the "
-            f"{len(source)} examples has {len(source) // shard_count}. Use a smaller batch."
+            f"{count} examples has {count // shard_count}. Use a smaller batch."
         )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
-    dataset = dataset[shard_index::shard_count]
-    if transform is not None:
-        dataset = dataset.map(transform)
-    dataset = dataset.repeat(None).batch(batch_size, drop_remainder=True)
-    stream = dataset.to_iter_dataset(
-        grain.ReadOptions(num_threads=0 if workers == 0 else 16, prefetch_buffer_size=0 if workers == 0 else 16)
-    )
-    if workers > 0:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    reader = SubstitutingReader(source, UnreadableLog() if unreadable is None else unreadable)
+
+    def visit(position: int, index: int) -> Visit:
+        return Visit(index, position // count, seed)
+
+    # The shards part the endless stream and not each epoch, whose length they need not divide.
+    visits = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None).map_with_index(visit)
+    visits = visits[shard_index::shard_count]
+    if workers is None:
+        workers = 0 if source.batched else min(os.cpu_count() or 1, _MOST_WORKERS)
+    if source.batched:
+        batches = visits.batch(batch_size, drop_remainder=True, batch_fn=list).map(reader.read_batch)
+        ahead = _BATCHES_AHEAD * workers
+        stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead))
+    else:
+        ahead = max(2 * workers, batch_size) if workers else 0
+        examples = visits.map(reader.read)
+        stream = examples.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead))
+        stream = stream.batch(batch_size, drop_remainder=True)
+    if place is not None:
+        stream = stream.map(place)
+    stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_AHEAD if workers else 0)
     return iter(stream)

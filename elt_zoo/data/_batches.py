@@ -1,0 +1,48 @@
+"""What the sources give: one example without, and a batch with, a leading axis on every array."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images of one size as they are stored, and their classes. One byte a value until they are on the device, where
+    [`to_pixels`][elt_zoo.data.to_pixels] makes floats of them.
+    """
+
+    images: UInt8[Array | np.ndarray, "*batch height width channels"]
+    labels: Int[Array | np.ndarray, "*batch"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Video clips of one size as they are stored, and their classes; see [`to_pixels`][elt_zoo.data.to_pixels]."""
+
+    clips: UInt8[Array | np.ndarray, "*batch frames height width channels"]
+    labels: Int[Array | np.ndarray, "*batch"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Precomputed ids of a discrete tokenizer, in [0, K), and the classes of what they stand for."""
+
+    ids: Int[Array | np.ndarray, "*batch_and_grid"]
+    labels: Int[Array | np.ndarray, "*batch"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Precomputed posteriors of an autoencoder, before its scaling, and the classes. Both moments are kept, so that
+    [`sample_latents`][elt_zoo.data.sample_latents] can draw anew each epoch.
+    """
+
+    mean: Float[Array | np.ndarray, "*batch height width channels"]
+    log_variance: Float[Array | np.ndarray, "*batch height width channels"]
+    labels: Int[Array | np.ndarray, "*batch"]
