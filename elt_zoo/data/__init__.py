@@ -21,3 +21,6 @@ from ._source import DataError as DataError
 from ._source import UnreadableExample as UnreadableExample
 from ._source import UnreadableLog as UnreadableLog
 from ._source import Visit as Visit
+from ._subset import Subset as Subset
+from ._subset import first_examples as first_examples
+from ._subset import hold_out as hold_out

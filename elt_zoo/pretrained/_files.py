@@ -9,12 +9,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..models import ElasticModel, ModelConfig, config_from_dict
-from ..tokenizers import AbstractTokenizer
 from ._assemble import Shardings, assemble, named_arrays, own_names
 from ._folder import CONFIG, WEIGHTS, read_description, refuse_to_overwrite, write_folder
 from ._read import read_tensors
 from ._tensor_file import WeightsError
-from ._tokenizer_files import abstract_tokenizer, describe_tokenizer
+from ._tokenizer_files import Tokenizer, abstract_tokenizer, describe_tokenizer
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -24,7 +23,7 @@ class LoadedModel(NamedTuple):
 
     model: ElasticModel
     config: ModelConfig
-    tokenizer: AbstractTokenizer | None
+    tokenizer: Tokenizer | None
     metadata: dict[str, Any]
     """Whatever `save` was given; the source of published weights."""
 
@@ -34,7 +33,7 @@ def save(
     model: ElasticModel,
     config: ModelConfig,
     *,
-    tokenizer: AbstractTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -47,7 +46,7 @@ def save(
 
     - `folder`: created if missing.
     - `model`, `config`: the model and the config that builds it.
-    - `tokenizer`: saved along, for masked models.
+    - `tokenizer`: saved along: the tokenizer of a masked model, the autoencoder of one of latents.
     - `metadata`: anything of JSON's types: training knobs, scores.
     - `overwrite`: replace a model that is already there.
 

@@ -28,13 +28,14 @@ class FitResult(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What `fit` tells while it runs: the steps taken, the metrics of the last of them, examples per second since the
-    last report.
+    """What `fit` tells while it runs: the steps taken, the metrics of the last of them, and since the last report the
+    examples per second and the share of the time spent waiting for batches.
     """
 
     step: int
     metrics: dict[str, float]
     examples_per_second: float
+    data_wait: float
 
 
 def fit(
@@ -75,10 +76,12 @@ def fit(
     """
     taken = int(state.step)
     paced = reported = time.perf_counter()
-    first, since_report, size = taken, 0, 0
+    first, since_report, size, waited = taken, 0, 0, 0.0
     with stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop:
         while taken < total_steps and not stop.is_set():
+            asked = time.perf_counter()
             batch = next(batches)
+            waited += time.perf_counter() - asked
             size = len(jax.tree.leaves(batch)[0])
             state, metrics = step(state, batch if prepare is None else prepare(batch))
             taken, since_report = taken + 1, since_report + 1
@@ -86,14 +89,15 @@ def fit(
                 # The first step includes the compilation, which should not count in the pace.
                 jax.block_until_ready(metrics)
                 paced = reported = time.perf_counter()
-                since_report = 0
+                since_report, waited = 0, 0.0
             if taken % log_every == 0 or taken == total_steps:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 _check_finite(state, checkpoints)
                 now = time.perf_counter()
                 if on_report is not None:
-                    on_report(Report(taken, values, size * since_report / max(now - reported, 1e-9)))
-                reported, since_report = time.perf_counter(), 0
+                    passed = max(now - reported, 1e-9)
+                    on_report(Report(taken, values, size * since_report / passed, waited / passed))
+                reported, since_report, waited = time.perf_counter(), 0, 0.0
             if checkpoints is not None and taken % checkpoint_every == 0:
                 _check_finite(state, checkpoints)
                 checkpoints.save(state, _place(batches))

@@ -82,6 +82,7 @@ def make_train_step(
     ema_decay: float = 0.9999,
     precision: Precision | None = None,
     dropout: bool = False,
+    prepare: Callable[[Any, PRNGKeyArray], Any] | None = None,
 ) -> TrainStep:
     """The training step as a pure function of state and batch; wrap it in [`jit_step`][elt_zoo.training.jit_step].
 
@@ -97,24 +98,29 @@ def make_train_step(
     - `ema_decay`: of the average of the parameters.
     - `precision`: compute dtype; default float32.
     - `dropout`: whether the model has dropout to turn on.
+    - `prepare`: `(batch, key) -> batch`, what is left to do on the device, such as turning bytes into pixels
+      ([`to_pixels`][elt_zoo.data.to_pixels]) or drawing latents ([`sample_latents`][elt_zoo.data.sample_latents]).
 
-    **Returns:** `train_step(state, batch) -> (state, metrics)`, `batch` with fields `examples` and `labels`. Metrics
-    are float32 scalars: `loss`, the objective's terms and `gradient_norm`.
+    **Returns:** `train_step(state, batch) -> (state, metrics)`, `batch` after `prepare` with fields `examples` and
+    `labels`. Metrics are float32 scalars: `loss`, the objective's terms and `gradient_norm`.
     """
     precision = Precision() if precision is None else precision
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        corrupt_key, loops_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
+        corrupt_key, loops_key, dropout_key, prepare_key = keys
+        if prepare is not None:
+            batch = prepare(batch, prepare_key)
         size = batch.labels.shape[0]
         corrupted = corruption(batch.examples, batch.labels, key=corrupt_key)
         sampled_loops = objective.sample_loops(loops_key, size)
-        keys = jax.random.split(dropout_key, size) if dropout else None
+        dropout_keys = jax.random.split(dropout_key, size) if dropout else None
         progress = state.step.astype(jnp.float32) / total_steps
 
         def loss_of(model):
             compute = corrupted._replace(inputs=precision.cast(corrupted.inputs))
             return batch_loss(
-                precision.cast(model), compute, objective, sampled_loops=sampled_loops, progress=progress, keys=keys
+                precision.cast(model), compute, objective, sampled_loops=sampled_loops, progress=progress, keys=dropout_keys
             )
 
         (loss, metrics), gradient = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.model)
