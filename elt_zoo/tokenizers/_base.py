@@ -6,7 +6,10 @@ from jaxtyping import Array, Float, Int
 
 
 class AbstractTokenizer(eqx.Module):
-    """Images to grids of discrete tokens and back, one example per call."""
+    """Images or clips to grids of discrete tokens and back, one example per call."""
+
+    shape: eqx.AbstractVar[tuple[int, ...]]
+    """Of the images or clips: (frames,) height, width and channels."""
 
     @property
     @abc.abstractmethod

@@ -94,6 +94,11 @@ class MaskGITVQGAN(AbstractTokenizer):
         self.config = config
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and channels of the images."""
+        return (self.config.image_size, self.config.image_size, 3)
+
+    @property
     def codebook_size(self) -> int:
         """K, the number of codes."""
         return self.config.codebook_size
@@ -124,7 +129,7 @@ class MaskGITVQGAN(AbstractTokenizer):
         """**Arguments:** `image`: pixels in [−1, 1]. **Returns:** the nearest codes. **Raises:** `ValueError` for
         another shape.
         """
-        check_shape("MaskGITVQGAN.encode", "an image", image.shape, (self.config.image_size,) * 2 + (3,))
+        check_shape("MaskGITVQGAN.encode", "an image", image.shape, self.shape)
         return nearest_codes(self.latents((image + 1.0) / 2.0), self.codebook)
 
     @checked

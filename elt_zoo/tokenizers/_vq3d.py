@@ -101,6 +101,11 @@ class VQ3D(AbstractTokenizer):
         self.config = config
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Frames, height, width and channels of the clips."""
+        return (*self.config.shape, 3)
+
+    @property
     def codebook_size(self) -> int:
         """K, the number of codes."""
         return self.config.codebook_size
@@ -132,7 +137,7 @@ class VQ3D(AbstractTokenizer):
 
         **Raises:** `ValueError` for another shape.
         """
-        check_shape("VQ3D.encode", "a video", image.shape, (*self.config.shape, 3))
+        check_shape("VQ3D.encode", "a video", image.shape, self.shape)
         return nearest_codes(self.latents((image + 1.0) / 2.0), self.codebook)
 
     @checked

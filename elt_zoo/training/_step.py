@@ -120,7 +120,12 @@ def make_train_step(
         def loss_of(model):
             compute = corrupted._replace(inputs=precision.cast(corrupted.inputs))
             return batch_loss(
-                precision.cast(model), compute, objective, sampled_loops=sampled_loops, progress=progress, keys=dropout_keys
+                precision.cast(model),
+                compute,
+                objective,
+                sampled_loops=sampled_loops,
+                progress=progress,
+                keys=dropout_keys,
             )
 
         (loss, metrics), gradient = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.model)
