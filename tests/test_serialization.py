@@ -75,6 +75,7 @@ def test_a_failed_save_leaves_nothing_behind(masked, saved, tmp_path):
     class Mine(AbstractTokenizer):
         codebook_size = 5
         grid = (2, 2)
+        shape = (2, 2, 1)
 
         def encode(self, image):
             return image

@@ -114,7 +114,7 @@ def make_train_step(
         size = batch.labels.shape[0]
         corrupted = corruption(batch.examples, batch.labels, key=corrupt_key)
         sampled_loops = objective.sample_loops(loops_key, size)
-        dropout_keys = jax.random.split(dropout_key, size) if dropout else None
+        masks = jax.random.split(dropout_key, size) if dropout else None
         progress = state.step.astype(jnp.float32) / total_steps
 
         def loss_of(model):
@@ -125,7 +125,7 @@ def make_train_step(
                 objective,
                 sampled_loops=sampled_loops,
                 progress=progress,
-                keys=dropout_keys,
+                keys=masks,
             )
 
         (loss, metrics), gradient = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.model)
