@@ -16,10 +16,16 @@ from ._digits import Digits as Digits
 from ._digits import digits_to_pixels as digits_to_pixels
 from ._digits import load_digits as load_digits
 from ._digits import pixels_to_digits as pixels_to_digits
+from ._folder import image_folder as image_folder
+from ._image_source import ImageFiles as ImageFiles
+from ._image_source import ImageSource as ImageSource
+from ._imagenet import imagenet as imagenet
+from ._imagenet import imagenet_classes as imagenet_classes
 from ._pipeline import training_batches as training_batches
 from ._source import AbstractSource as AbstractSource
 from ._source import DataError as DataError
 from ._source import UnreadableExample as UnreadableExample
 from ._source import UnreadableLog as UnreadableLog
 from ._source import Visit as Visit
+from ._tar import image_tar as image_tar
 from ._transform import ImageTransform as ImageTransform
