@@ -24,8 +24,8 @@ class Decoded(NamedTuple):
 def decode_image(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     """The bytes of an image file → its pixels in RGB.
 
-    Ordinary JPEGs are decoded by libjpeg-turbo, to the same bytes that Pillow gives. What libjpeg-turbo does not bring
-    to RGB (CMYK), and what is no JPEG whatever its name, goes through Pillow. Grey is repeated, palettes are looked
+    Ordinary JPEGs are decoded by libjpeg-turbo, to the same bytes that Pillow gives. CMYK, and what is no JPEG whatever
+    its name, goes through Pillow. Grey is repeated, palettes are looked
     up, transparency is dropped, and of 16 bits the upper 8 are kept. The orientation in EXIF is ignored, as it was when
     the published generators and classifiers were trained.
 
@@ -44,8 +44,10 @@ def decode_reduced(data: bytes, shortest: int | None) -> Decoded:
         raise UnreadableExample("an empty file (0 bytes)")
     simplejpeg = optional_import("simplejpeg")
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:  # no JPEG, or one that is odd or broken: Pillow says which
+        return _decode_with_pillow(data)
+    if colours in ("CMYK", "YCCK"):  # it rounds otherwise than Pillow
         return _decode_with_pillow(data)
     if height * width > _MOST_PIXELS:
         raise UnreadableExample(f"its header claims {width} × {height} pixels")

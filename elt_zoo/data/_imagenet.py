@@ -93,11 +93,10 @@ def imagenet(
 def _validation(root: Path, images: Sequence[str], call: str) -> list[str]:
     """WordNet ids of the images, by the number in their names: line n of the ground truth is of image n."""
     truth = [int(line) for line in _devkit_file(root, _GROUND_TRUTH, call).split()]
-    synsets = optional_import("scipy.io").loadmat(io.BytesIO(_devkit_file(root, _META, call)), squeeze_me=True)[
-        "synsets"
-    ]
+    meta = io.BytesIO(_devkit_file(root, _META, call))
+    synsets = np.atleast_1d(optional_import("scipy.io").loadmat(meta, squeeze_me=True)["synsets"])
     # The classes are those numbered 1 to 1,000; then come their hypernyms.
-    wordnet_id = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in np.atleast_1d(synsets)}
+    wordnet_id = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
     ids = []
     for image in images:
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})", PurePosixPath(image).stem)

@@ -96,7 +96,7 @@ def _stamp(path: Path) -> np.ndarray:
 def _load(path: Path, index: Path) -> _Index | None:
     """What an earlier search found, if the archive is still the same."""
     try:
-        with np.load(index, allow_pickle=False) as saved:
+        with index.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             if np.array_equal(saved["stamp"], _stamp(path)):
                 return saved["names"], saved["offsets"], saved["sizes"]
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
