@@ -10,11 +10,17 @@ from ._batches import Clips as Clips
 from ._batches import Images as Images
 from ._batches import Latents as Latents
 from ._batches import Tokens as Tokens
+from ._decode import decode_image as decode_image
 from ._digits import DIGIT_LEVELS as DIGIT_LEVELS
 from ._digits import Digits as Digits
 from ._digits import digits_to_pixels as digits_to_pixels
 from ._digits import load_digits as load_digits
 from ._digits import pixels_to_digits as pixels_to_digits
+from ._folder import image_folder as image_folder
+from ._image_source import ImageFiles as ImageFiles
+from ._image_source import ImageSource as ImageSource
+from ._imagenet import imagenet as imagenet
+from ._imagenet import imagenet_classes as imagenet_classes
 from ._pipeline import training_batches as training_batches
 from ._source import AbstractSource as AbstractSource
 from ._source import DataError as DataError
@@ -24,3 +30,5 @@ from ._source import Visit as Visit
 from ._subset import Subset as Subset
 from ._subset import first_examples as first_examples
 from ._subset import hold_out as hold_out
+from ._tar import image_tar as image_tar
+from ._transform import ImageTransform as ImageTransform
