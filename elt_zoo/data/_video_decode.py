@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from .._checks import checked
 from ._optional import optional_import
 from ._source import UnreadableExample
 
@@ -48,6 +49,7 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
         return VideoInfo(len(times), codec.height, codec.width, rate, _presentation_times(times, reordered))
 
 
+@checked
 def read_frames(
     path: str | os.PathLike, info: VideoInfo, *, start: int, count: int, stride: int = 1, cut: Cut | None = None
 ) -> UInt8[np.ndarray, "count height width 3"]:
@@ -123,7 +125,9 @@ class _Converter:
             factor = cut.size / min(height, width)
             height, width = max(cut.size, round(factor * height)), max(cut.size, round(factor * width))
         self._height, self._width = height, width
-        top, left = (0, 0) if cut is None else (round(cut.top * (height - cut.size)), round(cut.left * (width - cut.size)))
+        top, left = (
+            (0, 0) if cut is None else (round(cut.top * (height - cut.size)), round(cut.left * (width - cut.size)))
+        )
         size = (height, width) if cut is None else (cut.size, cut.size)
         self._window = (slice(top, top + size[0]), slice(left, left + size[1]))
 
