@@ -27,8 +27,8 @@ def ucf101(
     root/ucfTrainTestlist/classInd.txt, trainlist01.txt, testlist01.txt, …
     ```
 
-    Labels are the numbers of `classInd.txt` less one. Without the lists only `split="all"` is possible; classes are then
-    numbered in the order of their names, which need not be that of `classInd.txt`.
+    Labels are the numbers of `classInd.txt` less one. Without the lists only `split="all"` is possible; then classes
+    are numbered in the order of their names, which need not be that of `classInd.txt`.
 
     **Arguments:**
 

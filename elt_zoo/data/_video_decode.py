@@ -119,7 +119,12 @@ class _Converter:
     """Frames of the codec → RGB, resized and cut. Keeps the scaler's tables from frame to frame."""
 
     def __init__(self, info: VideoInfo, cut: Cut | None):
-        self._scaler = optional_import("av.video.reformatter").VideoReformatter()
+        scaling = optional_import("av.video.reformatter")
+        self._scaler = scaling.VideoReformatter()
+        # The bilinear filter of swscale widens when it shrinks, so nothing aliases. Without the other two flags all
+        # pixels come out up to two levels of 255 too dark.
+        flags = scaling.Interpolation
+        self._filter = flags.BILINEAR | flags.FULL_CHR_H_INT | flags.ACCURATE_RND
         height, width = info.height, info.width
         if cut is not None:
             factor = cut.size / min(height, width)
@@ -132,8 +137,7 @@ class _Converter:
         self._window = (slice(top, top + size[0]), slice(left, left + size[1]))
 
     def __call__(self, frame: Any) -> np.ndarray:
-        # The bilinear filter of swscale widens when it shrinks, so nothing aliases.
-        frame = self._scaler.reformat(frame, self._width, self._height, "rgb24", interpolation="BILINEAR")
+        frame = self._scaler.reformat(frame, self._width, self._height, "rgb24", interpolation=self._filter, threads=1)
         return frame.to_ndarray()[self._window]
 
 

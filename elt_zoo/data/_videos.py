@@ -84,8 +84,8 @@ class Videos(AbstractSource):
         missing = [file for file in files if not (self.root / file).is_file()]
         if missing:
             raise DataError(
-                f"{len(missing)} of the {len(files)} videos wanted are not in {self.root}: {few(missing)}. Complete the "
-                "data, or leave them out of the list."
+                f"{len(missing)} of the {len(files)} videos wanted are not in {self.root}: {few(missing)}. Complete "
+                "the data, or leave them out of the list."
             )
         self.files = tuple(files)
         self.class_names = tuple(class_names)
