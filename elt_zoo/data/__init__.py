@@ -21,6 +21,7 @@ from ._image_source import ImageFiles as ImageFiles
 from ._image_source import ImageSource as ImageSource
 from ._imagenet import imagenet as imagenet
 from ._imagenet import imagenet_classes as imagenet_classes
+from ._moving_digits import MovingDigits as MovingDigits
 from ._pipeline import training_batches as training_batches
 from ._source import AbstractSource as AbstractSource
 from ._source import DataError as DataError
@@ -32,3 +33,14 @@ from ._subset import first_examples as first_examples
 from ._subset import hold_out as hold_out
 from ._tar import image_tar as image_tar
 from ._transform import ImageTransform as ImageTransform
+from ._ucf101 import ucf101 as ucf101
+from ._video_decode import Cut as Cut
+from ._video_decode import VideoInfo as VideoInfo
+from ._video_decode import probe_video as probe_video
+from ._video_decode import read_frames as read_frames
+from ._video_index import index_videos as index_videos
+from ._video_write import write_ucf101 as write_ucf101
+from ._video_write import write_video as write_video
+from ._videos import ClipTransform as ClipTransform
+from ._videos import Videos as Videos
+from ._videos import video_folder as video_folder

@@ -1,0 +1,116 @@
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ._source import UnreadableExample
+from ._video_decode import VideoInfo, probe_video
+
+_LOGGER = logging.getLogger("elt_zoo.data")
+_CACHE_NAME = ".elt_zoo_videos.json"
+_VERSION = 1
+
+
+def index_videos(
+    root: str | os.PathLike,
+    files: Sequence[str],
+    *,
+    cache: str | os.PathLike | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[VideoInfo | str]:
+    """What it takes to read each video, or why that one cannot be read.
+
+    Every file is looked into once, and what was found is kept; later calls look only into files that are new, or whose
+    size or time of change is another.
+
+    **Arguments:**
+
+    - `root`, `files`: a folder, and paths below it.
+    - `cache`: the file to keep the index in. Default: `.elt_zoo_videos.json` in `root`, or in the user's cache folder
+      (`$XDG_CACHE_HOME/elt_zoo`) if `root` cannot be written to.
+    - `workers`: threads. Default: one for each core.
+    - `progress`: called with the number of files done and the number of those to look into.
+    """
+    root = Path(root)
+    cache = _default_cache(root) if cache is None else Path(cache)
+    known = _load(cache)
+    stamps = dict(zip(files, map(_stamp, (root / file for file in files)), strict=True))
+    stale = [file for file, stamp in stamps.items() if file not in known or known[file]["stamp"] != stamp]
+    if not stale:
+        return [_decode_entry(known[file]) for file in files]
+    try:
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            results = pool.map(_probe, (root / file for file in stale))
+            for done, (file, entry) in enumerate(zip(stale, results, strict=True), start=1):
+                known[file] = {"stamp": stamps[file], **entry}
+                if progress is not None:
+                    progress(done, len(stale))
+    finally:  # An interrupted scan goes on where it was.
+        _save(cache, known)
+    return [_decode_entry(known[file]) for file in files]
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _probe(path: Path) -> dict[str, Any]:
+    try:
+        info = probe_video(path)
+    except UnreadableExample as error:
+        return {"problem": str(error)}
+    times = info.times
+    return info._asdict() | {
+        "times": {"range": [times.start, times.stop, times.step]} if isinstance(times, range) else times
+    }
+
+
+def _decode_entry(entry: dict[str, Any]) -> VideoInfo | str:
+    if "problem" in entry:
+        return entry["problem"]
+    info = VideoInfo(*(entry[field] for field in VideoInfo._fields))
+    return info._replace(times=range(*info.times["range"])) if isinstance(info.times, dict) else info
+
+
+def _default_cache(root: Path) -> Path:
+    if os.access(root, os.W_OK):
+        return root / _CACHE_NAME
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "elt_zoo" / f"videos-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+
+
+def _load(cache: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a cache file that is there, whole and of this version."""
+    try:
+        content = json.loads(cache.read_text())
+        if content["version"] != _VERSION:
+            return {}
+        for entry in content["videos"].values():
+            _decode_entry(entry), entry["stamp"]
+        return content["videos"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        _LOGGER.warning("the index of videos %s is damaged (%s) and is made anew", cache, error)
+        return {}
+
+
+def _save(cache: Path, known: dict[str, dict[str, Any]]) -> None:
+    """Writes the file beside and renames it, so that no reader ever sees half of one."""
+    text = json.dumps({"version": _VERSION, "videos": known})
+    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text)
+        os.replace(unfinished, cache)
+    except OSError as error:
+        _LOGGER.warning("the index of videos could not be kept in %s (%s); the next start scans again", cache, error)

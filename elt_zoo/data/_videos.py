@@ -1,0 +1,180 @@
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ._batches import Clips
+from ._source import AbstractSource, DataError, UnreadableExample, Visit
+from ._video_decode import Cut, read_frames
+from ._video_index import index_videos
+
+_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTransform:
+    """How a clip is taken from a video. The defaults are those of the paper's setting, 16 × 128 × 128.
+
+    **Arguments:**
+
+    - `frames`: of the clip.
+    - `stride`: between two of them.
+    - `size`: pixels of a side. The shorter side of the video is resized to it and the longer one is cut.
+    - `random_start`: whether the clip begins anywhere, drawn anew each epoch, or lies in the middle of the video.
+    - `random_crop`: whether the cut is drawn too, or lies in the middle.
+    - `flip`: whether half of the clips are mirrored. Off by default: some actions have a side, and figures for video
+      are compared with the data as it is.
+
+    **Raises:** `ValueError` if a number is less than 1.
+    """
+
+    frames: int = 16
+    stride: int = 1
+    size: int = 128
+    random_start: bool = True
+    random_crop: bool = False
+    flip: bool = False
+
+    def __post_init__(self):
+        if min(self.frames, self.stride, self.size) < 1:
+            raise ValueError(
+                f"`ClipTransform(frames={self.frames}, stride={self.stride}, size={self.size})` must all be at least 1."
+            )
+
+    @property
+    def span(self) -> int:
+        """Frames of the video from the first to the last of the clip."""
+        return (self.frames - 1) * self.stride + 1
+
+
+class Videos(AbstractSource):
+    """Video files as a source of [`Clips`][elt_zoo.data.Clips], one clip from each file and epoch.
+
+    [`ucf101`][elt_zoo.data.ucf101] and [`video_folder`][elt_zoo.data.video_folder] make one from a folder.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        files: Sequence[str],
+        labels: Sequence[int],
+        class_names: Sequence[str],
+        transform: ClipTransform | None = None,
+        *,
+        cache: str | os.PathLike | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        """**Arguments:**
+
+        - `root`, `files`: a folder and paths below it.
+        - `labels`, `class_names`: the class of each file, and the names of the classes.
+        - `transform`: how a clip is taken.
+        - `cache`, `progress`: where the index of frames is kept, by default in the folder; and what is told how the
+          first scan goes on: the files done, and all of them.
+
+        **Raises:** `DataError` if there are no files or some are missing. `ValueError` if there is not one label each.
+        """
+        if len(files) != len(labels):
+            raise ValueError(f"`Videos` got {len(files)} files and {len(labels)} labels; it needs one label each.")
+        self.root = Path(root)
+        if not files:
+            raise DataError(f"No videos are wanted of {self.root}: the list of files is empty.")
+        missing = [file for file in files if not (self.root / file).is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of the {len(files)} videos wanted are not in {self.root}: {few(missing)}. Complete "
+                "the data, or leave them out of the list."
+            )
+        self.files = tuple(files)
+        self.class_names = tuple(class_names)
+        self.transform = ClipTransform() if transform is None else transform
+        self._labels = np.asarray(labels, np.int32)
+        self._index = index_videos(root, files, cache=cache, progress=progress)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def label(self, index: int) -> int:
+        """The class of a file, without reading it."""
+        return int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        """The path of a file."""
+        return str(self.root / self.files[index])
+
+    def read(self, visit: Visit) -> Clips:
+        """One clip; which one is decided by the visit alone."""
+        info, transform = self._index[visit.index], self.transform
+        if isinstance(info, str):
+            raise UnreadableExample(info)
+        if info.frames < transform.span:
+            raise UnreadableExample(
+                f"has {info.frames} frames; a clip of {transform.frames} at stride {transform.stride} needs "
+                f"{transform.span}"
+            )
+        # All is drawn, used or not: switching one choice on then leaves the others as they were.
+        start, top, left, mirrored = visit.rng().random(4)
+        starts = info.frames - transform.span + 1
+        clip = read_frames(
+            self.root / self.files[visit.index],
+            info,
+            start=int(start * starts) if transform.random_start else starts // 2,
+            count=transform.frames,
+            stride=transform.stride,
+            cut=Cut(transform.size, top, left) if transform.random_crop else Cut(transform.size),
+        )
+        if transform.flip and mirrored < 0.5:
+            clip = np.ascontiguousarray(clip[:, :, ::-1])
+        return Clips(clip, self._labels[visit.index])
+
+
+def video_folder(
+    root: str | os.PathLike,
+    transform: ClipTransform | None = None,
+    *,
+    cache: str | os.PathLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Videos:
+    """Any set of videos with a folder for each class: `root/<class>/<video>`. Classes are numbered by name.
+
+    **Arguments:** `root`: the folder; `transform`, `cache`, `progress`: of [`Videos`][elt_zoo.data.Videos].
+
+    **Raises:** `DataError`, saying what was expected and found, if there is no such folder or a class has no videos.
+    """
+    root = Path(root)
+    by_class = videos_by_class(root, f"{root}/<class>/<video>")
+    files = [file for members in by_class.values() for file in members]
+    labels = [label for label, members in enumerate(by_class.values()) for _ in members]
+    return Videos(root, files, labels, tuple(by_class), transform, cache=cache, progress=progress)
+
+
+def videos_by_class(root: Path, expected: str, ignored: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The videos in each folder of `root`, as paths below it, both in the order of their names."""
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}. Expected {expected}.")
+    folders = sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in ignored
+    )
+    if not folders:
+        found = few(sorted(entry.name for entry in root.iterdir()))
+        raise DataError(f"{root} has no class folders. Expected {expected}; found {found}.")
+    videos = {
+        folder: sorted(
+            f"{folder}/{entry.name}" for entry in (root / folder).iterdir() if entry.suffix.lower() in _SUFFIXES
+        )
+        for folder in folders
+    }
+    empty = [folder for folder, members in videos.items() if not members]
+    if empty:
+        raise DataError(
+            f"{len(empty)} of the {len(folders)} class folders in {root} have no videos ({', '.join(_SUFFIXES)}): "
+            f"{few(empty)}. Expected {expected}. Fill or delete them."
+        )
+    return videos
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of many, for messages."""
+    return (", ".join(names[:3]) or "nothing") + (", …" if len(names) > 3 else "")
