@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -82,6 +83,12 @@ class ImageSource(AbstractSource):
     def label(self, index: int) -> int:
         """The class of one image."""
         return int(self._labels[index])
+
+    def with_transform(self, transform: ImageTransform) -> "ImageSource":
+        """The same images, decoded and cropped otherwise."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
 
     def encoded(self, index: int) -> bytes:
         """One file as it is stored. **Raises:** `UnreadableExample` if it is gone."""

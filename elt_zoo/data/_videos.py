@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -95,6 +96,12 @@ class Videos(AbstractSource):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def with_transform(self, transform: ClipTransform) -> "Videos":
+        """The same files, with clips taken otherwise."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
 
     def label(self, index: int) -> int:
         """The class of a file, without reading it."""
