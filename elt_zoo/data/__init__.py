@@ -10,6 +10,7 @@ from ._batches import Clips as Clips
 from ._batches import Images as Images
 from ._batches import Latents as Latents
 from ._batches import Tokens as Tokens
+from ._decode import decode_image as decode_image
 from ._digits import DIGIT_LEVELS as DIGIT_LEVELS
 from ._digits import Digits as Digits
 from ._digits import digits_to_pixels as digits_to_pixels
@@ -21,3 +22,4 @@ from ._source import DataError as DataError
 from ._source import UnreadableExample as UnreadableExample
 from ._source import UnreadableLog as UnreadableLog
 from ._source import Visit as Visit
+from ._transform import ImageTransform as ImageTransform
