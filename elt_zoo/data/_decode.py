@@ -1,5 +1,5 @@
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,26 +13,32 @@ _MOST_HALVINGS = 3
 """libjpeg-turbo scales by 1/2, 1/4 and 1/8 at full speed."""
 
 
+class Decoded(NamedTuple):
+    """Pixels of an image of `shape`, perhaps halved a few times, rounding up."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    shape: tuple[int, int]
+    halvings: int = 0
+
+
 def decode_image(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     """The bytes of an image file → its pixels in RGB.
 
-    Ordinary JPEGs are decoded by libjpeg-turbo, to the same bytes that Pillow gives. What libjpeg-turbo does not bring to
-    RGB (CMYK), and what is no JPEG whatever its name, goes through Pillow. Grey is repeated, palettes are looked up,
-    transparency is dropped, and of 16 bits the upper 8 are kept. The orientation in EXIF is ignored, as it was when the
-    published generators and classifiers were trained.
+    Ordinary JPEGs are decoded by libjpeg-turbo, to the same bytes that Pillow gives. What libjpeg-turbo does not bring
+    to RGB (CMYK), and what is no JPEG whatever its name, goes through Pillow. Grey is repeated, palettes are looked
+    up, transparency is dropped, and of 16 bits the upper 8 are kept. The orientation in EXIF is ignored, as it was when
+    the published generators and classifiers were trained.
 
     **Arguments:** `data`: a whole file.
 
     **Raises:** `UnreadableExample` if the file is empty, cut off, damaged or no image.
     """
-    return decode_reduced(data, None)[0]
+    return decode_reduced(data, None).image
 
 
-def decode_reduced(data: bytes, shortest: int | None) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-    """`decode_image`, which may halve a JPEG on the way while both sides keep at least `shortest` pixels. That is faster
-    and close to averaging 2 × 2 pixels. Halves are rounded up.
-
-    **Returns:** the image, and height and width of the whole.
+def decode_reduced(data: bytes, shortest: int | None) -> Decoded:
+    """`decode_image`, which may halve a JPEG on the way while both sides keep at least `shortest` pixels. That is
+    faster, and close to averaging 2 × 2 pixels.
     """
     if not data:
         raise UnreadableExample("an empty file (0 bytes)")
@@ -49,12 +55,13 @@ def decode_reduced(data: bytes, shortest: int | None) -> tuple[UInt8[np.ndarray,
     least = {"min_height": height >> halvings, "min_width": width >> halvings}
     try:
         # Strict makes errors of the decoder's warnings; by default it fills what is missing with grey.
-        return simplejpeg.decode_jpeg(data, "RGB", **least, strict=True), (height, width)
+        image = simplejpeg.decode_jpeg(data, "RGB", **least, strict=True)
     except ValueError:
         return _decode_with_pillow(data)
+    return Decoded(image, (height, width), halvings)
 
 
-def _decode_with_pillow(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
+def _decode_with_pillow(data: bytes) -> Decoded:
     pillow = optional_import("PIL.Image")
     try:
         with pillow.open(io.BytesIO(data)) as file:
@@ -63,7 +70,7 @@ def _decode_with_pillow(data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
         raise UnreadableExample(f"no image; it begins with {data[:8]!r}") from error
     except Exception as error:  # its readers raise nearly everything: OSError, SyntaxError, struct.error, zlib.error
         raise UnreadableExample(f"an image that cannot be decoded ({error})") from error
-    return image, image.shape[:2]
+    return Decoded(image, image.shape[:2])
 
 
 def _rgb(image: Any) -> np.ndarray:

@@ -23,9 +23,9 @@ class ImageTransform:
 
     - `size`: pixels a side.
     - `augment`: random crop and flip, for training; else the centre crop.
-    - `exact`: give the very bytes of ADM's recipe, which resizes with Pillow. Otherwise large JPEGs are halved while they
-      are decoded and OpenCV resizes: about twice as many images a second, and at 256 pixels a mean difference of 0.6 grey
-      levels (`benchmarks/data.py`).
+    - `exact`: give the very bytes of ADM's recipe, which resizes with Pillow. Otherwise large JPEGs are halved while
+      they are decoded and OpenCV resizes: about twice as many images a second, and at 256 pixels a mean difference of
+      0.6 grey levels (`benchmarks/data.py`).
 
     **Raises:** `ValueError` if the size is not positive.
 
@@ -50,12 +50,13 @@ class ImageTransform:
         short = self.size
         if self.augment:
             short = int(rng.integers(self.size, math.ceil(self.size / _SMALLEST_CROP), endpoint=True))
-        image, (height, width) = decode_reduced(data, None if self.exact else short)
+        decoded = decode_reduced(data, None if self.exact else short)
+        height, width = decoded.shape
         if max(height, width) > _MOST_ELONGATED * min(height, width):
             # With one pixel scaled to 256, a line of 60,000 becomes a picture of 12 GB.
             raise UnreadableExample(f"{width} × {height} pixels are too elongated to crop a square")
         resize = resize_exactly if self.exact else resize_fast
-        image = resize(image, resized_shape((height, width), short))
+        image = resize(decoded, resized_shape((height, width), short))
         rows, columns = image.shape[0] - self.size, image.shape[1] - self.size
         if not self.augment:
             top, left, mirrored = rows // 2, columns // 2, False
