@@ -1,0 +1,148 @@
+import logging
+import os
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from ._image_source import ImageSource, is_image_name, some
+from ._source import DataError
+from ._transform import ImageTransform
+
+_LOGGER = logging.getLogger("elt_zoo.data")
+
+
+class TarFiles:
+    """Images inside a tar archive, or inside tar archives inside it, read where they lie.
+
+    Finding them means reading every header once. What was found is kept in a file beside the archive.
+
+    **Raises:** `DataError` if the archive is missing, cut off, compressed or without images.
+    """
+
+    def __init__(self, path: Path, index: Path | None = None):
+        self._path = path
+        if not path.is_file():
+            raise DataError(f"`{path}` does not exist. Expected an uncompressed tar archive of images.")
+        index = path.with_name(path.name + ".index.npz") if index is None else index
+        self._names, self._offsets, self._sizes = _load(path, index) or _scan_and_save(path, index)
+        # Read with `os.pread`, which moves no common position: all threads share this.
+        self._file = path.open("rb")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, index: int) -> bytes:
+        """The whole file."""
+        data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
+        if len(data) < self._sizes[index]:
+            raise OSError(f"{self._path} has become shorter")
+        return data
+
+    def name(self, index: int) -> str:
+        """The path of the archive and that within it."""
+        return f"{self._path}/{self.member(index)}"
+
+    def member(self, index: int) -> str:
+        """The path within the archive; a file of `cat.tar` is in `cat`."""
+        return os.fsdecode(self._names[index])
+
+
+def image_tar(
+    path: str | Path,
+    transform: ImageTransform,
+    *,
+    classes: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
+    index: Path | None = None,
+) -> ImageSource:
+    """Images in a tar archive that is not unpacked: one folder per class, or one tar per class as in ImageNet's.
+
+    **Arguments:**
+
+    - `path`: an uncompressed tar archive.
+    - `transform`, `classes`, `names`: as in [`image_folder`][elt_zoo.data.image_folder].
+    - `index`: where to keep the places of the images, so that the archive is searched once; by default beside it, as
+      `….tar.index.npz`. It is made anew when the archive has changed.
+
+    **Raises:** `DataError` if the archive is missing, cut off, compressed, or without images in classes.
+    """
+    files = TarFiles(Path(path), index)
+    members = [files.member(number) for number in range(len(files))]
+    class_of_each = [PurePosixPath(member).parent.name for member in members]
+    if "" in class_of_each:
+        loose = [member for member, name in zip(members, class_of_each, strict=True) if not name]
+        raise DataError(
+            f"`image_tar({str(path)!r})`: {len(loose)} images are in no class: {some(loose)}. Expected one folder or "
+            "one tar per class, such as cat/1.jpg or cat.tar."
+        )
+    return ImageSource(files, class_of_each, transform, classes=classes, names=names)
+
+
+_Index = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _stamp(path: Path) -> np.ndarray:
+    status = path.stat()
+    return np.asarray([status.st_size, status.st_mtime_ns])
+
+
+def _load(path: Path, index: Path) -> _Index | None:
+    """What an earlier search found, if the archive is still the same."""
+    try:
+        with np.load(index, allow_pickle=False) as saved:
+            if np.array_equal(saved["stamp"], _stamp(path)):
+                return saved["names"], saved["offsets"], saved["sizes"]
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        pass  # not there, or not whole: it is made anew
+    return None
+
+
+def _scan_and_save(path: Path, index: Path) -> _Index:
+    stamp = _stamp(path)
+    with path.open("rb") as file:
+        try:
+            found = sorted(_images(file, 0, int(stamp[0]), ""))
+        except (tarfile.TarError, EOFError) as error:
+            raise DataError(
+                f"`{path}` is no complete, uncompressed tar archive ({error}). Unpack it if it is compressed, fetch it "
+                "again if it is cut off."
+            ) from error
+    if not found:
+        raise DataError(f"`{path}` holds no images.")
+    names, offsets, sizes = zip(*found, strict=True)
+    arrays = np.asarray(names), np.asarray(offsets, np.int64), np.asarray(sizes, np.int64)
+    try:
+        # Renamed when it is whole: several processes may be doing this at once.
+        with tempfile.NamedTemporaryFile(dir=index.parent, suffix=".npz", delete=False) as temporary:
+            np.savez(temporary, stamp=stamp, names=arrays[0], offsets=arrays[1], sizes=arrays[2])
+        os.replace(temporary.name, index)
+    except OSError as error:
+        _LOGGER.warning(
+            "cannot keep what was found in %s (%s), so every start will search it again; give a place with `index`",
+            path,
+            error,
+        )
+    return arrays
+
+
+def _images(file: BinaryIO, start: int, end: int, prefix: str) -> Iterator[tuple[bytes, int, int]]:
+    """Path, offset and size of the images in the archive that begins at `start` of a file and ends before `end`."""
+    file.seek(start)
+    with tarfile.TarFile(fileobj=file, mode="r") as archive:
+        # `tarfile` counts offsets from the start of the file, also when the archive begins further on.
+        for member in archive:
+            if member.offset_data + member.size > end:
+                raise tarfile.ReadError(f"{member.name} goes on past the end")
+            archive.members.clear()  # it would keep all, a gigabyte for ImageNet
+            name = PurePosixPath(prefix + member.name)
+            if member.isfile() and name.suffix == ".tar":
+                yield from _images(
+                    file, member.offset_data, member.offset_data + member.size, f"{name.with_suffix('')}/"
+                )
+            elif member.isfile() and is_image_name(name.name):
+                yield os.fsencode(str(name)), member.offset_data, member.size
