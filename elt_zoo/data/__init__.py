@@ -18,9 +18,14 @@ from ._digits import load_digits as load_digits
 from ._digits import pixels_to_digits as pixels_to_digits
 from ._encode import Encoder as Encoder
 from ._fingerprint import fingerprint as fingerprint
+from ._folder import image_folder as image_folder
 from ._image_shards import EncodedImages as EncodedImages
 from ._image_shards import ShardedImages as ShardedImages
 from ._image_shards import pack_images as pack_images
+from ._image_source import ImageFiles as ImageFiles
+from ._image_source import ImageSource as ImageSource
+from ._imagenet import imagenet as imagenet
+from ._imagenet import imagenet_classes as imagenet_classes
 from ._pipeline import training_batches as training_batches
 from ._precompute import precompute as precompute
 from ._shard_index import Shard as Shard
@@ -34,6 +39,7 @@ from ._source import DataError as DataError
 from ._source import UnreadableExample as UnreadableExample
 from ._source import UnreadableLog as UnreadableLog
 from ._source import Visit as Visit
+from ._tar import image_tar as image_tar
 from ._transform import ImageTransform as ImageTransform
 from ._views import Views as Views
 from ._write_shards import Progress as Progress

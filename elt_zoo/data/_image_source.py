@@ -15,7 +15,7 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
 
 
-class Files(Protocol):
+class ImageFiles(Protocol):
     """Where the encoded images are: in a folder or in an archive."""
 
     def __len__(self) -> int: ...
@@ -51,7 +51,7 @@ class ImageSource(AbstractSource):
 
     def __init__(
         self,
-        files: Files,
+        files: ImageFiles,
         class_of_each: Sequence[str],
         transform: ImageTransform,
         *,
@@ -60,7 +60,7 @@ class ImageSource(AbstractSource):
     ):
         if len(files) != len(class_of_each):
             raise ValueError(
-                f"`ImageSource` got {len(files)} files and {len(class_of_each)} classes; it needs one each."
+                f"`ImageSource` got {len(files)} files and {len(class_of_each)} classes; it needs one class each."
             )
         found = set(class_of_each)
         self.classes = tuple(sorted(found) if classes is None else classes)

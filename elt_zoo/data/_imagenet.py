@@ -2,6 +2,7 @@ import importlib.resources
 import io
 import re
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -24,7 +25,7 @@ def imagenet_classes() -> Mapping[str, str]:
     """The 1,000 classes of ImageNet (ILSVRC 2012): WordNet id → its words, in the order of the labels in general use,
     which is that of the sorted ids.
     """
-    text = importlib.resources.files(__package__).joinpath("imagenet_classes.txt").read_text()
+    text = importlib.resources.files("elt_zoo.data").joinpath("imagenet_classes.txt").read_text()
     return dict(line.split("\t") for line in text.splitlines() if not line.startswith("#"))
 
 
@@ -61,8 +62,8 @@ def imagenet(
       [`image_folder`][elt_zoo.data.image_folder].
     - `index`: see [`image_tar`][elt_zoo.data.image_tar].
 
-    **Raises:** `ValueError` if there is no such split. `DataError` if nothing of the above is there, or what is there is
-    not complete.
+    **Raises:** `ValueError` if there is no such split. `DataError` if nothing of the above is there, or what is there
+    is not complete.
     """
     if split not in ("train", "val"):
         raise ValueError(f"`imagenet(split={split!r})`: the splits are 'train' and 'val'.")
@@ -114,10 +115,13 @@ def _devkit_file(root: Path, name: str, call: str) -> bytes:
     if (folder / name).is_file():
         return (folder / name).read_bytes()
     if archive.is_file():
-        with tarfile.open(archive) as tar:
-            member = tar.extractfile(f"{_DEVKIT}/{name}")
-            assert member is not None  # it is a file
-            return member.read()
+        try:
+            with tarfile.open(archive) as tar:
+                member = tar.extractfile(f"{_DEVKIT}/{name}")
+                assert member is not None  # it is a file
+                return member.read()
+        except (KeyError, EOFError, zlib.error, tarfile.TarError) as error:
+            raise DataError(f"{call}: {archive} is damaged ({error}). Fetch it again.") from error
     raise DataError(
         f"{call}: the validation images do not say their classes. Expected the development kit, {archive} or "
         f"{folder / name}, or the images in one folder per class."

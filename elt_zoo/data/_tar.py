@@ -1,7 +1,8 @@
 import logging
 import os
 import tarfile
-import tempfile
+import uuid
+import weakref
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -30,15 +31,16 @@ class TarFiles:
             raise DataError(f"`{path}` does not exist. Expected an uncompressed tar archive of images.")
         index = path.with_name(path.name + ".index.npz") if index is None else index
         self._names, self._offsets, self._sizes = _load(path, index) or _scan_and_save(path, index)
-        # Read with `os.pread`, which moves no common position: all threads share this.
-        self._file = path.open("rb")
+        # Read with `os.pread`, which moves no common position: all threads share it.
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def read(self, index: int) -> bytes:
         """The whole file."""
-        data = os.pread(self._file.fileno(), int(self._sizes[index]), int(self._offsets[index]))
+        data = os.pread(self._descriptor, int(self._sizes[index]), int(self._offsets[index]))
         if len(data) < self._sizes[index]:
             raise OSError(f"{self._path} has become shorter")
         return data
@@ -118,9 +120,10 @@ def _scan_and_save(path: Path, index: Path) -> _Index:
     arrays = np.asarray(names), np.asarray(offsets, np.int64), np.asarray(sizes, np.int64)
     try:
         # Renamed when it is whole: several processes may be doing this at once.
-        with tempfile.NamedTemporaryFile(dir=index.parent, suffix=".npz", delete=False) as temporary:
-            np.savez(temporary, stamp=stamp, names=arrays[0], offsets=arrays[1], sizes=arrays[2])
-        os.replace(temporary.name, index)
+        part = index.with_name(f"{index.name}.{uuid.uuid4().hex}")
+        with part.open("xb") as out:
+            np.savez(out, stamp=stamp, names=arrays[0], offsets=arrays[1], sizes=arrays[2])
+        part.replace(index)
     except OSError as error:
         _LOGGER.warning(
             "cannot keep what was found in %s (%s), so every start will search it again; give a place with `index`",
@@ -133,16 +136,18 @@ def _scan_and_save(path: Path, index: Path) -> _Index:
 def _images(file: BinaryIO, start: int, end: int, prefix: str) -> Iterator[tuple[bytes, int, int]]:
     """Path, offset and size of the images in the archive that begins at `start` of a file and ends before `end`."""
     file.seek(start)
+    # `tarfile` counts offsets from the start of the file, also where the archive begins further on.
     with tarfile.TarFile(fileobj=file, mode="r") as archive:
-        # `tarfile` counts offsets from the start of the file, also when the archive begins further on.
         for member in archive:
-            if member.offset_data + member.size > end:
-                raise tarfile.ReadError(f"{member.name} goes on past the end")
-            archive.members.clear()  # it would keep all, a gigabyte for ImageNet
-            name = PurePosixPath(prefix + member.name)
-            if member.isfile() and name.suffix == ".tar":
-                yield from _images(
-                    file, member.offset_data, member.offset_data + member.size, f"{name.with_suffix('')}/"
-                )
-            elif member.isfile() and is_image_name(name.name):
-                yield os.fsencode(str(name)), member.offset_data, member.size
+            after = member.offset_data + member.size
+            if after > end:
+                raise tarfile.ReadError(f"{member.name} goes on past its end")
+            path = PurePosixPath(prefix + member.name)
+            if member.isfile() and path.suffix == ".tar":
+                yield from _images(file, member.offset_data, after, f"{path.with_suffix('')}/")
+            elif member.isfile() and is_image_name(path.name):
+                yield os.fsencode(str(path)), member.offset_data, member.size
+        # It takes a damaged header for the end, which is a block of zeros.
+        file.seek(archive.offset)
+        if any(file.read(min(tarfile.BLOCKSIZE, end - archive.offset))):
+            raise tarfile.ReadError(f"no header at byte {archive.offset}")
