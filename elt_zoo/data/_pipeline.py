@@ -10,6 +10,11 @@ _BATCHES_AHEAD = 2
 _MOST_WORKERS = 16
 
 
+def default_workers() -> int:
+    """Threads to decode files with: one for each core, 16 at most."""
+    return min(os.cpu_count() or 1, _MOST_WORKERS)
+
+
 def training_batches(
     source: AbstractSource,
     *,
@@ -66,7 +71,7 @@ def training_batches(
     visits = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None).map_with_index(visit)
     visits = visits[shard_index::shard_count]
     if workers is None:
-        workers = 0 if source.batched else min(os.cpu_count() or 1, _MOST_WORKERS)
+        workers = 0 if source.batched else default_workers()
     if source.batched:
         batches = visits.batch(batch_size, drop_remainder=True, batch_fn=list).map(reader.read_batch)
         ahead = _BATCHES_AHEAD * workers

@@ -1,0 +1,106 @@
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from ._arrays import to_pixels
+from ._batches import Clips, Images
+
+
+class Encoder(Protocol):
+    """What `precompute` takes: a pytree that encodes one example of pixels in [−1, 1], into ids below its
+    `codebook_size`, or into mean and log-variance. Every tokenizer of the library is one.
+    """
+
+    @property
+    def encode(self) -> Callable[..., Any]:
+        """A function of one example."""
+        ...
+
+
+class ViewEncoder:
+    """Encodes the views of several examples as one batch of a fixed size, and lays the results out as records."""
+
+    def __init__(
+        self,
+        tokenizer: Encoder,
+        example: Images | Clips,
+        *,
+        batch_size: int,
+        dtype: DTypeLike,
+        place: Callable[[Any], Any],
+    ):
+        """**Arguments:** `tokenizer`; `example`: one, with its views in the first axis, for the shapes; `batch_size`:
+        examples; `dtype`: of latents; `place`: puts a batch on the devices.
+
+        **Raises:** `TypeError` if the tokenizer gives neither ids nor mean and log-variance.
+        """
+        self.batch_size = batch_size
+        self._tokenizer = tokenizer
+        self._place = place
+        self._views = len(values_of(example))
+        outputs = eqx.filter_eval_shape(_encode, tokenizer, self._batch([example]))
+        self.codebook_size: int | None = getattr(tokenizer, "codebook_size", None)
+        match outputs:
+            case jax.ShapeDtypeStruct() as ids if jnp.issubdtype(ids.dtype, jnp.integer) and self.codebook_size:
+                self._names = ("ids",)
+                dtype, shapes = "<u2" if self.codebook_size <= 2**16 else "<u4", [ids.shape]
+            case (jax.ShapeDtypeStruct() as mean, jax.ShapeDtypeStruct() as log_variance):
+                self._names = ("mean", "log_variance")
+                self.codebook_size = None
+                dtype, shapes = np.dtype(dtype).newbyteorder("<").str, [mean.shape, log_variance.shape]
+            case _:
+                raise TypeError(
+                    f"`precompute` got a {type(tokenizer).__name__} whose `encode` gives {outputs}. It must give ids, "
+                    "and have a `codebook_size`, or give mean and log-variance."
+                )
+        self.fields = {
+            name: (dtype, (self._views, *shape[1:])) for name, shape in zip(self._names, shapes, strict=True)
+        }
+
+    def start(self, examples: Sequence[Images | Clips]) -> Any:
+        """Gives a batch to the device and does not wait for it."""
+        outputs = _jit_encode(self._tokenizer, self._place(self._batch(examples)))
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def finish(self, outputs: Any, labels: Sequence[int], record: np.dtype) -> list[bytes]:
+        """Waits for a batch. **Returns:** a record for each label.
+
+        **Raises:** `ValueError` for latents that are not finite or too large for their dtype.
+        """
+        records = np.zeros(len(labels), record)
+        records["label"] = labels
+        for name, output in zip(self._names, outputs, strict=True):
+            values = np.asarray(output).reshape(self.batch_size, self._views, *output.shape[1:])[: len(labels)]
+            largest = np.abs(values).max()
+            dtype = record[name].base
+            if dtype.kind == "f" and not largest <= np.finfo(dtype).max:
+                raise ValueError(
+                    f"The tokenizer gave a {name} of {largest}, which {dtype.name} cannot hold. Encode in float32, and "
+                    "if it still happens call `precompute(dtype=np.float32)`."
+                )
+            records[name] = values
+        return [row.tobytes() for row in records]
+
+    def _batch(self, examples: Sequence[Images | Clips]) -> Images | Clips:
+        """Examples and copies of the first up to the batch size, so that one program serves all, with their views as
+        one axis.
+        """
+        padded = [*examples, *[examples[0]] * (self.batch_size - len(examples))]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *padded)
+
+
+def values_of(example: Images | Clips) -> Any:
+    """The bytes of images or clips."""
+    return example.images if isinstance(example, Images) else example.clips
+
+
+def _encode(tokenizer: Encoder, batch: Images | Clips) -> Any:
+    return jax.vmap(tokenizer.encode)(to_pixels(batch).examples)
+
+
+_jit_encode = eqx.filter_jit(_encode)

@@ -1,0 +1,207 @@
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ._source import DataError
+from ._views import Views
+
+FORMAT_VERSION = 1
+INDEX_FILE = "index.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """What a folder of shards holds, as it is known before the first of them is written.
+
+    **Fields:**
+
+    - `kind`: encoded images as they were found, or what a tokenizer made of them.
+    - `fields`: dtype and shape of each array of a record, all views of an example in the first axis; none for images,
+      whose records vary in length.
+    - `class_names`: by label.
+    - `examples`: in the source, of which those that cannot be read are left out.
+    - `shard_size`: examples of each shard but the last.
+    - `views`: what `fields` has in its first axis.
+    - `input_shape`: of the pixels that were encoded.
+    - `codebook_size`: K, for tokens.
+    - `fingerprint`: of the tokenizer.
+    - `description`: whatever else tells this folder from another, of JSON's types.
+    """
+
+    kind: Literal["images", "tokens", "latents"]
+    fields: Mapping[str, tuple[str, tuple[int, ...]]]
+    class_names: tuple[str, ...]
+    examples: int
+    shard_size: int
+    views: Views = Views.ONE
+    input_shape: tuple[int, ...] | None = None
+    codebook_size: int | None = None
+    fingerprint: str | None = None
+    description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def record(self) -> np.dtype:
+        """Layout of a record of fixed length: the label and the fields, little-endian."""
+        return np.dtype([("label", "<i4"), *((name, *field) for name, field in self.fields.items())])
+
+    @property
+    def num_shards(self) -> int:
+        """Files of the folder."""
+        return -(-self.examples // self.shard_size)
+
+    def rows(self, shard: int) -> range:
+        """Examples of the source that belong in a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.examples))
+
+    def file_name(self, shard: int) -> str:
+        """Name of a shard's file."""
+        return f"shard-{shard:05d}-of-{self.num_shards:05d}.array_record"
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan in JSON's types."""
+        return json.loads(json.dumps(dataclasses.asdict(self) | {"views": self.views.value}))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ShardPlan":
+        """The inverse of `to_json`. **Raises:** `KeyError`, `TypeError` or `ValueError` for anything else."""
+        content = dict(content)
+        shape = content["input_shape"]
+        content |= {
+            "fields": {name: (str(dtype), tuple(shape)) for name, (dtype, shape) in content["fields"].items()},
+            "class_names": tuple(content["class_names"]),
+            "views": Views(content["views"]),
+            "input_shape": None if shape is None else tuple(shape),
+        }
+        plan = cls(**content)
+        np.dtype(plan.record)
+        if plan.examples < 1 or plan.shard_size < 1:
+            raise ValueError(f"examples is {plan.examples}, shard_size is {plan.shard_size}")
+        return plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One finished file.
+
+    **Fields:** `examples` and `bytes` in it; `crc32` of its bytes; `skipped`: names of the examples that could not be
+    read, with the reason.
+    """
+
+    examples: int
+    bytes: int
+    crc32: int
+    skipped: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardIndex:
+    """A complete folder of shards: what was planned, and what became of each file."""
+
+    plan: ShardPlan
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        """Examples of all shards."""
+        return sum(shard.examples for shard in self.shards)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Names of the examples that could not be read, with the reason."""
+        return {name: reason for shard in self.shards for name, reason in shard.skipped.items()}
+
+
+def file_size(file: Path) -> int | None:
+    """Bytes of a file, or `None` if there is none."""
+    return file.stat().st_size if file.is_file() else None
+
+
+def read_json(file: Path) -> Any:
+    """**Raises:** `DataError` if a file is not JSON."""
+    try:
+        return json.loads(file.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"{file} is damaged: {error}. Restore it, or write the shards anew in another folder."
+        ) from error
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes a file that no reader ever sees half of."""
+    # Processes that share a folder may write the same content at the same time.
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, file)
+
+
+def read_plan(folder: Path) -> tuple[ShardPlan, tuple[Shard, ...] | None]:
+    """The plan of a folder and, if all are written, its shards.
+
+    **Raises:** `FileNotFoundError` if there is no index; `DataError` if it is damaged or of a newer version.
+    """
+    file = folder / INDEX_FILE
+    content = read_json(file)
+    try:
+        version = content["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise DataError(
+                f"{file} has format version {version}; this elt_zoo reads up to {FORMAT_VERSION}. Install a newer one."
+            )
+        plan = ShardPlan.from_json(content["plan"])
+        if content["shards"] is None:
+            return plan, None
+        shards = tuple(Shard(**entry) for entry in content["shards"])
+        if len(shards) != plan.num_shards:
+            raise ValueError(f"it lists {len(shards)} shards, but {plan.examples} examples make {plan.num_shards}")
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file} is not an index of shards: {error!r}. Restore it, or write the shards anew in another folder."
+        ) from error
+    return plan, shards
+
+
+def write_plan(folder: Path, plan: ShardPlan, shards: tuple[Shard, ...] | None) -> None:
+    """Writes the index, of a folder under way or of a finished one."""
+    entries = None if shards is None else [dataclasses.asdict(shard) for shard in shards]
+    write_json(folder / INDEX_FILE, {"format_version": FORMAT_VERSION, "plan": plan.to_json(), "shards": entries})
+
+
+def open_shards(folder: str | os.PathLike) -> ShardIndex:
+    """Reads the index of a folder of shards and compares it with the files: all there, each of its size. What is in
+    them is checked record by record when it is read.
+
+    **Arguments:** `folder`: where `precompute` or `pack_images` wrote.
+
+    **Returns:** the index.
+
+    **Raises:** `DataError` if the folder has no index, an incomplete or damaged one, or other files than it lists,
+    naming each.
+    """
+    folder = Path(folder)
+    try:
+        plan, shards = read_plan(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{folder} holds no shards: it has no {INDEX_FILE}. Write them with `precompute` or `pack_images`."
+        ) from None
+    if shards is None:
+        raise DataError(f"The shards in {folder} are incomplete. Run what writes them again; it resumes.")
+    wrong = []
+    for number, shard in enumerate(shards):
+        size = file_size(folder / plan.file_name(number))
+        if size != shard.bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            wrong.append(f"{plan.file_name(number)} {found}, and should have {shard.bytes} bytes")
+    if wrong:
+        shown = "".join(f"\n  {line}" for line in wrong[:10]) + ("\n  …" if len(wrong) > 10 else "")
+        raise DataError(
+            f"{len(wrong)} of the {len(shards)} shards in {folder} do not match its index:{shown}\n"
+            "Run what wrote them again: it makes those anew."
+        )
+    return ShardIndex(plan, shards)
