@@ -112,7 +112,9 @@ def convolve(
     stride: int,
     padding: Padding,
 ) -> Float[Array, "*new_grid out_channels"]:
-    axes = "TDHW"[-(x.ndim - 1) :]
+    if x.ndim == 4 and stride == 1 and jax.default_backend() == "cpu":
+        return _convolve_frames(x, weight, padding)
+    axes = "DHW"[-(x.ndim - 1) :]
     y = jax.lax.conv_general_dilated(
         x[None],
         weight,
@@ -121,3 +123,26 @@ def convolve(
         dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
     )
     return y[0]
+
+
+def _convolve_frames(
+    x: Float[Array, "frames height width in_channels"],
+    weight: Float[Array, "taps rows columns in_channels out_channels"],
+    padding: Padding,
+) -> Float[Array, "new_frames new_height new_width out_channels"]:
+    """A convolution over time as a sum of convolutions of frames, one for each tap. On a CPU, XLA has fast kernels for
+    images only (`benchmarks/networks.py`).
+    """
+    taps, *kernel = weight.shape[:-2]
+    if isinstance(padding, str):
+        padding = tuple(jax.lax.padtype_to_pads(x.shape[:-1], (taps, *kernel), (1, 1, 1), padding))
+    time, *space = padding
+    padded = jnp.pad(x, (time, (0, 0), (0, 0), (0, 0)))
+    frames = padded.shape[0] - taps + 1
+    terms = [
+        jax.lax.conv_general_dilated(
+            padded[tap : tap + frames], weight[tap], (1, 1), space, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        for tap in range(taps)
+    ]
+    return sum(terms[1:], terms[0])

@@ -5,6 +5,7 @@ from ._autoencoder_kl import AutoencoderKLConfig as AutoencoderKLConfig
 from ._autoencoder_kl_names import autoencoder_kl_names as autoencoder_kl_names
 from ._base import AbstractTokenizer as AbstractTokenizer
 from ._blocks import Shortcut as Shortcut
+from ._blocks import nearest_codes as nearest_codes
 from ._grey_levels import GreyLevels as GreyLevels
 from ._maskgit_vqgan import MaskGITVQGAN as MaskGITVQGAN
 from ._maskgit_vqgan import VQGANConfig as VQGANConfig

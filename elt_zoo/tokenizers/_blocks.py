@@ -191,7 +191,9 @@ def average_pool(x: Grid, factors: tuple[int, ...]) -> Float[Array, "*small chan
 
 
 def nearest_codes(latents: Float[Array, "*grid dim"], codebook: Float[Array, "codes dim"]) -> Int[Array, "*grid"]:
-    """The code at the least squared Euclidean distance, the lowest id of equals."""
+    """The id of the code at the least squared Euclidean distance, the lowest of equals, for latents on any grid. The
+    gradient stops here.
+    """
     latents, codebook = latents.astype(jnp.float32), codebook.astype(jnp.float32)
     # The latent's own square is the same for all codes. Full precision: accelerators would round to other codes.
     products = jnp.tensordot(latents, codebook, axes=(-1, -1), precision=jax.lax.Precision.HIGHEST)
