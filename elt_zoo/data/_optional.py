@@ -1,9 +1,9 @@
 import importlib
-from typing import Any
+from types import ModuleType
 
 
-def optional_import(module: str) -> Any:
-    """A module that comes with the extra `data`. **Raises:** `ImportError` that says how to install it."""
+def optional_import(module: str) -> ModuleType:
+    """A module of the optional extra `data`. **Raises:** `ImportError` that says how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
