@@ -44,7 +44,7 @@ def baseline_batches(files: list[Path], labels: list[int], batch_size: int) -> I
     """The DataLoader's batches, without end."""
     import av
     import cv2
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def frames_of(path: Path, start: int) -> Iterator[np.ndarray]:
         with av.open(str(path)) as container:

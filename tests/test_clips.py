@@ -266,6 +266,9 @@ def test_moving_digits_are_written_as_ucf101_and_read_back(tmp_path):
     other = ArraySource(np.zeros((1, 1)), np.zeros(1, int))
     with pytest.raises(ValueError, match="sources of different classes"):
         write_ucf101(tmp_path, train, other)
+    spaced = ArraySource(np.zeros((1, 1)), np.zeros(1, int), ("Long Jump",))
+    with pytest.raises(ValueError, match=r"classes named \['Long Jump'\]; the names must be words"):
+        write_ucf101(tmp_path, spaced, spaced)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real clip of UCF-101 is not here")
