@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from timing import write_csv
 
-from elt_zoo.data import ClipTransform, MovingDigits, Videos, training_batches, video_folder, write_ucf101
+from elt_zoo.data import ClipTransform, MovingDigits, VideoSource, training_batches, video_folder, write_ucf101
 
 _FRAMES, _SIZE = 16, 128
 
@@ -44,7 +44,7 @@ def baseline_batches(files: list[Path], labels: list[int], batch_size: int) -> I
     """The DataLoader's batches, without end."""
     import av
     import cv2
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def frames_of(path: Path, start: int) -> Iterator[np.ndarray]:
         with av.open(str(path)) as container:
@@ -97,7 +97,7 @@ def rows(videos: Path | None = None, *, batch_size: int = 8, batches: int = 4, r
         return [_row(source, batch_size, batches, rounds)]
 
 
-def _row(source: Videos, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
+def _row(source: VideoSource, batch_size: int, batches: int, rounds: int) -> dict[str, Any]:
     ours = training_batches(source, batch_size=batch_size, seed=0, workers=0)
     files = [Path(source.name(index)) for index in range(len(source))]
     baseline = baseline_batches(files, [source.label(index) for index in range(len(source))], batch_size)
@@ -121,6 +121,8 @@ def _row(source: Videos, batch_size: int, batches: int, rounds: int) -> dict[str
     sides["threads"] = lambda: next(threaded)
     batches *= rounds
     rate("threads")
+    with_threads = rate("threads")
+    threaded.close()  # or it would read on
     return {
         "clips": len(files),
         "batch_size": batch_size,
@@ -131,7 +133,7 @@ def _row(source: Videos, batch_size: int, batches: int, rounds: int) -> dict[str
         "ratio_low": ratios[len(ratios) // 4],
         "ratio_high": ratios[(3 * len(ratios)) // 4],
         "threads": os.cpu_count(),
-        "threads_clips_per_s": rate("threads"),
+        "threads_clips_per_s": with_threads,
     }
 
 

@@ -15,7 +15,7 @@ from elt_zoo.data import (
     MovingDigits,
     UnreadableExample,
     UnreadableLog,
-    Videos,
+    VideoSource,
     Visit,
     load_digits,
     to_pixels,
@@ -61,6 +61,15 @@ def test_a_folder_of_videos_is_numbered_by_name(folder):
     clip = source[2]
     assert clip.clips.shape == (4, 24, 24, 3) and clip.clips.dtype == np.uint8 and clip.labels == 1
     assert np.asarray(to_pixels(clip).examples).dtype == np.float32
+
+
+def test_a_part_may_lack_classes_and_holds_only_known_ones(folder):
+    (folder / "Walk" / ".hidden.avi").touch()
+    (folder / "Walk" / "notes.txt").touch()
+    source = video_folder(folder, SMALL, classes=("Walk", "Swim", "Run"))
+    assert source.num_classes == 3 and [source.label(index) for index in range(len(source))] == [2, 2, 0, 0]
+    with pytest.raises(DataError, match="1 class folders are not among `classes`: Walk"):
+        video_folder(folder, SMALL, classes=("Run",))
 
 
 def test_the_official_lists_choose_files_and_number_classes(ucf):
@@ -157,9 +166,9 @@ def test_what_is_missing_is_named(ucf, tmp_path):
     lists, videos = ucf / "ucfTrainTestlist", ucf / "UCF-101"
     with pytest.raises(ValueError, match="the splits are 'train', 'test' and 'all'"):
         ucf101(ucf, split="validation")
-    with pytest.raises(DataError, match=r"no folder .*nowhere. Expected .*nowhere/UCF-101/<Class>/v_\*.avi"):
+    with pytest.raises(DataError, match=r"nowhere.*no such folder. Expected .*nowhere/UCF-101/<Class>/v_\*.avi"):
         ucf101(ucf / "nowhere")
-    with pytest.raises(DataError, match=r"no folder .*nowhere. Expected .*nowhere/<class>/<video>"):
+    with pytest.raises(DataError, match=r"`video_folder\(.*no such folder. Expected .*nowhere/<class>/<video>"):
         video_folder(ucf / "nowhere")
     with pytest.raises(DataError, match=r"no list .*trainlist03.txt. Beside it: classInd.txt, testlist01.txt"):
         ucf101(ucf, fold=3)
@@ -183,7 +192,7 @@ def test_what_is_missing_is_named(ucf, tmp_path):
     with pytest.raises(DataError, match=r"needs the official lists .*split='all'"):
         ucf101(ucf)
     (videos / "Empty").mkdir()
-    with pytest.raises(DataError, match=r"1 of the 3 class folders .*: Empty. Expected .*<Class>/v_\*.avi"):
+    with pytest.raises(DataError, match=r"1 of 3 class folders .*: Empty. Expected .*<Class>/v_\*.avi"):
         ucf101(ucf, split="all")
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -199,7 +208,7 @@ def test_impossible_sources_are_refused(folder):
     with pytest.raises(ValueError, match=r"`ClipTransform\(frames=16, stride=0, size=128\)` must all be at least 1"):
         ClipTransform(stride=0)
     with pytest.raises(ValueError, match="got 1 files and 2 labels"):
-        Videos(folder, ["Walk/v_a.avi"], [0, 1], ("Walk", "Run"))
+        VideoSource(folder, ["Walk/v_a.avi"], [0, 1], ("Walk", "Run"))
     with pytest.raises(ValueError, match="needs at least 1 frame, a size of 16 and 1 clip"):
         MovingDigits("train", size=8)
     with pytest.raises(ValueError, match="the parts are 'train' and 'heldout'"):
@@ -257,6 +266,9 @@ def test_moving_digits_are_written_as_ucf101_and_read_back(tmp_path):
     other = ArraySource(np.zeros((1, 1)), np.zeros(1, int))
     with pytest.raises(ValueError, match="sources of different classes"):
         write_ucf101(tmp_path, train, other)
+    spaced = ArraySource(np.zeros((1, 1)), np.zeros(1, int), ("Long Jump",))
+    with pytest.raises(ValueError, match=r"classes named \['Long Jump'\]; the names must be words"):
+        write_ucf101(tmp_path, spaced, spaced)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real clip of UCF-101 is not here")

@@ -50,7 +50,10 @@ from ._video_decode import Cut as Cut
 from ._video_decode import VideoInfo as VideoInfo
 from ._video_decode import probe_video as probe_video
 from ._video_decode import read_frames as read_frames
+from ._video_folder import video_folder as video_folder
 from ._video_index import index_videos as index_videos
+from ._video_source import ClipTransform as ClipTransform
+from ._video_source import VideoSource as VideoSource
 from ._video_write import write_ucf101 as write_ucf101
 from ._video_write import write_video as write_video
 from ._videos import ClipTransform as ClipTransform

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from ._source import DataError
-from ._videos import ClipTransform, Videos, few, videos_by_class
+from ._video_folder import videos_by_class
+from ._video_source import ClipTransform, VideoSource, some
 
 VIDEO_FOLDER = "UCF-101"
 LIST_FOLDER = "ucfTrainTestlist"
@@ -19,7 +20,7 @@ def ucf101(
     lists: str | os.PathLike | None = None,
     cache: str | os.PathLike | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Videos:
+) -> VideoSource:
     """UCF-101 as its archives unpack, or any videos laid out like it.
 
     ```text
@@ -36,7 +37,7 @@ def ucf101(
     - `transform`: how a clip is taken.
     - `split`, `fold`: which of the official lists; "all" is every file there is.
     - `lists`: their folder, if elsewhere.
-    - `cache`, `progress`: of [`Videos`][elt_zoo.data.Videos].
+    - `cache`, `progress`: of [`VideoSource`][elt_zoo.data.VideoSource].
 
     **Raises:** `DataError`, saying what was expected and found, if folders, lists or files of a list are missing, or a
     list is not as it should be. `ValueError` for another split.
@@ -48,19 +49,20 @@ def ucf101(
     if split not in ("train", "test", "all"):
         raise ValueError(f"`ucf101(split={split!r})`: the splits are 'train', 'test' and 'all'.")
     root = Path(root)
+    call = f"`ucf101({str(root)!r}, split={split!r})`"
     expected = f"{root}/{VIDEO_FOLDER}/<Class>/v_*.avi"
     if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Expected {expected}.")
+        raise DataError(f"{call}: there is no such folder. Expected {expected}.")
     videos = root / VIDEO_FOLDER if (root / VIDEO_FOLDER).is_dir() else root
     places = [videos.parent / LIST_FOLDER, videos / LIST_FOLDER] if lists is None else [Path(lists)]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None and (split != "all" or lists is not None):
         raise DataError(
-            f"`ucf101(split={split!r})` needs the official lists ({LIST_FOLDER}); there is no folder "
+            f"{call} needs the official lists ({LIST_FOLDER}); there is no folder "
             f"{' or '.join(map(str, places))}. Unpack them there, or take every file with split='all'."
         )
     if split == "all":
-        by_class = videos_by_class(videos, expected, ignored=[LIST_FOLDER])
+        by_class = videos_by_class(videos, call, expected, ignored=[LIST_FOLDER])
         names = sorted(by_class) if folder is None else _class_names(folder / "classInd.txt")
         files = [file for members in by_class.values() for file in members]
         labels = _labels(files, names, videos)
@@ -68,12 +70,12 @@ def ucf101(
         assert folder is not None
         names = _class_names(folder / "classInd.txt")
         files, labels = _read_list(folder / f"{split}list{fold:02}.txt", names)
-    return Videos(videos, files, labels, names, transform, cache=cache, progress=progress)
+    return VideoSource(videos, files, labels, names, transform, cache=cache, progress=progress)
 
 
 def _lines(path: Path) -> list[list[str]]:
     if not path.is_file():
-        found = few(sorted(entry.name for entry in path.parent.iterdir()))
+        found = some(sorted(entry.name for entry in path.parent.iterdir()))
         raise DataError(f"There is no list {path}. Beside it: {found}.")
     return [line.split() for line in path.read_text().splitlines() if line.strip()]
 
@@ -103,5 +105,5 @@ def _labels(files: Sequence[str], names: Sequence[str], where: Path) -> list[int
     numbers = {name: number for number, name in enumerate(names)}
     unknown = sorted({file.split("/")[0] for file in files} - set(numbers))
     if unknown:
-        raise DataError(f"{where} has classes that classInd.txt does not name: {few(unknown)}.")
+        raise DataError(f"{where} has classes that classInd.txt does not name: {some(unknown)}.")
     return [numbers[file.split("/")[0]] for file in files]

@@ -40,9 +40,10 @@ def index_videos(
     cache = _default_cache(root) if cache is None else Path(cache)
     known = _load(cache)
     stamps = dict(zip(files, map(_stamp, (root / file for file in files)), strict=True))
-    stale = [file for file, stamp in stamps.items() if file not in known or known[file]["stamp"] != stamp]
+    stale = [file for file, stamp in stamps.items() if known.get(file, {}).get("stamp") != stamp]
     if not stale:
         return [_decode_entry(known[file]) for file in files]
+    _LOGGER.info("looking into %d new or changed videos of %s", len(stale), root)
     try:
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             results = pool.map(_probe, (root / file for file in stale))
@@ -77,8 +78,9 @@ def _probe(path: Path) -> dict[str, Any]:
 def _decode_entry(entry: dict[str, Any]) -> VideoInfo | str:
     if "problem" in entry:
         return entry["problem"]
-    info = VideoInfo(*(entry[field] for field in VideoInfo._fields))
-    return info._replace(times=range(*info.times["range"])) if isinstance(info.times, dict) else info
+    times = entry["times"]
+    entry = entry | {"times": range(*times["range"]) if isinstance(times, dict) else times}
+    return VideoInfo(**{field: entry[field] for field in VideoInfo._fields})
 
 
 def _default_cache(root: Path) -> Path:
@@ -95,7 +97,7 @@ def _load(cache: Path) -> dict[str, dict[str, Any]]:
         if content["version"] != _VERSION:
             return {}
         for entry in content["videos"].values():
-            _decode_entry(entry), entry["stamp"]
+            _decode_entry(entry)
         return content["videos"]
     except FileNotFoundError:
         return {}

@@ -14,7 +14,7 @@ from ._source import AbstractSource, Visit
 from ._ucf101 import LIST_FOLDER, VIDEO_FOLDER
 
 _CODECS = {".avi": ("mpeg4", {"qmin": "1", "qmax": "3"}), ".mp4": ("libx264", {"crf": "15"})}
-_CLIPS_PER_GROUP = 7
+_CLIPS_PER_GROUP = 7  # as in UCF-101, whose groups are cut from one video each
 
 
 @checked
@@ -54,16 +54,19 @@ def write_ucf101(
     **Arguments:** `root`: a folder, made if need be; `train`, `test`: sources of [`Clips`][elt_zoo.data.Clips], such as
     [`MovingDigits`][elt_zoo.data.MovingDigits]; `rate`: frames per second; `seed`: of what the sources draw.
 
-    **Raises:** `ValueError` if the sources' classes differ.
+    **Raises:** `ValueError` if the sources' classes differ, or have names that the lists cannot hold.
     """
     if train.class_names != test.class_names:
         raise ValueError(
             f"`write_ucf101` got sources of different classes: {train.class_names[:3]}… and {test.class_names[:3]}…."
         )
+    names = train.class_names
+    unfit = [name for name in names if "/" in name or len(name.split()) != 1]
+    if unfit:
+        raise ValueError(f"`write_ucf101` got classes named {unfit[:3]}; the names must be words without '/'.")
     root = Path(root)
     lists = root / LIST_FOLDER
     lists.mkdir(parents=True, exist_ok=True)
-    names = train.class_names
     (lists / "classInd.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(names, start=1)))
     counts = [0] * len(names)
     trained = [f"{file} {label + 1}\n" for file, label in _write_clips(root, train, counts, rate, seed)]

@@ -11,8 +11,6 @@ from ._source import AbstractSource, DataError, UnreadableExample, Visit
 from ._video_decode import Cut, read_frames
 from ._video_index import index_videos
 
-_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-
 
 @dataclasses.dataclass(frozen=True)
 class ClipTransform:
@@ -50,7 +48,7 @@ class ClipTransform:
         return (self.frames - 1) * self.stride + 1
 
 
-class Videos(AbstractSource):
+class VideoSource(AbstractSource):
     """Video files as a source of [`Clips`][elt_zoo.data.Clips], one clip from each file and epoch.
 
     [`ucf101`][elt_zoo.data.ucf101] and [`video_folder`][elt_zoo.data.video_folder] make one from a folder.
@@ -78,14 +76,14 @@ class Videos(AbstractSource):
         **Raises:** `DataError` if there are no files or some are missing. `ValueError` if there is not one label each.
         """
         if len(files) != len(labels):
-            raise ValueError(f"`Videos` got {len(files)} files and {len(labels)} labels; it needs one label each.")
+            raise ValueError(f"`VideoSource` got {len(files)} files and {len(labels)} labels; it needs one label each.")
         self.root = Path(root)
         if not files:
             raise DataError(f"No videos are wanted of {self.root}: the list of files is empty.")
         missing = [file for file in files if not (self.root / file).is_file()]
         if missing:
             raise DataError(
-                f"{len(missing)} of the {len(files)} videos wanted are not in {self.root}: {few(missing)}. Complete "
+                f"{len(missing)} of the {len(files)} videos wanted are not in {self.root}: {some(missing)}. Complete "
                 "the data, or leave them out of the list."
             )
         self.files = tuple(files)
@@ -137,51 +135,6 @@ class Videos(AbstractSource):
         return Clips(clip, self._labels[visit.index])
 
 
-def video_folder(
-    root: str | os.PathLike,
-    transform: ClipTransform | None = None,
-    *,
-    cache: str | os.PathLike | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Videos:
-    """Any set of videos with a folder for each class: `root/<class>/<video>`. Classes are numbered by name.
-
-    **Arguments:** `root`: the folder; `transform`, `cache`, `progress`: of [`Videos`][elt_zoo.data.Videos].
-
-    **Raises:** `DataError`, saying what was expected and found, if there is no such folder or a class has no videos.
-    """
-    root = Path(root)
-    by_class = videos_by_class(root, f"{root}/<class>/<video>")
-    files = [file for members in by_class.values() for file in members]
-    labels = [label for label, members in enumerate(by_class.values()) for _ in members]
-    return Videos(root, files, labels, tuple(by_class), transform, cache=cache, progress=progress)
-
-
-def videos_by_class(root: Path, expected: str, ignored: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The videos in each folder of `root`, as paths below it, both in the order of their names."""
-    if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Expected {expected}.")
-    folders = sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in ignored
-    )
-    if not folders:
-        found = few(sorted(entry.name for entry in root.iterdir()))
-        raise DataError(f"{root} has no class folders. Expected {expected}; found {found}.")
-    videos = {
-        folder: sorted(
-            f"{folder}/{entry.name}" for entry in (root / folder).iterdir() if entry.suffix.lower() in _SUFFIXES
-        )
-        for folder in folders
-    }
-    empty = [folder for folder, members in videos.items() if not members]
-    if empty:
-        raise DataError(
-            f"{len(empty)} of the {len(folders)} class folders in {root} have no videos ({', '.join(_SUFFIXES)}): "
-            f"{few(empty)}. Expected {expected}. Fill or delete them."
-        )
-    return videos
-
-
-def few(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first names of many, for messages."""
     return (", ".join(names[:3]) or "nothing") + (", …" if len(names) > 3 else "")
