@@ -29,8 +29,12 @@ class EncodedImages(Protocol):
         """Where the example comes from, for messages."""
         ...
 
-    def encoded(self, index: int) -> tuple[bytes, int]:
-        """A whole image file and its label. **Raises:** `UnreadableExample`."""
+    def label(self, index: int) -> int:
+        """The class of one image."""
+        ...
+
+    def encoded(self, index: int) -> bytes:
+        """One file as it is stored. **Raises:** `UnreadableExample`."""
         ...
 
 
@@ -81,12 +85,12 @@ def pack_images(
 
     def read(index: int) -> tuple[int, bytes | UnreadableExample]:
         try:
-            content, label = source.encoded(int(index))
+            content = source.encoded(int(index))
             if check is not None:
                 check(content)
         except UnreadableExample as error:
             return int(index), error
-        return int(index), _LABEL.pack(label) + content
+        return int(index), _LABEL.pack(source.label(int(index))) + content
 
     def records(rows: range, skipped: dict[str, str], report: Callable[[int], None]) -> Iterator[bytes]:
         stream = grain.MapDataset.range(rows.start, rows.stop).map(read).to_iter_dataset(options)
@@ -132,14 +136,21 @@ class ShardedImages(AbstractSource):
         """File and place of the record."""
         return self._reader.name(index)
 
-    def encoded(self, index: int) -> tuple[bytes, int]:
-        """A whole image file and its label. **Raises:** `UnreadableExample` if the record is damaged."""
+    def label(self, index: int) -> int:
+        """The class of one image. **Raises:** `UnreadableExample` if the record is damaged."""
+        return self._record(index)[0]
+
+    def encoded(self, index: int) -> bytes:
+        """One file as it was packed. **Raises:** `UnreadableExample` if the record is damaged."""
+        return self._record(index)[1]
+
+    def _record(self, index: int) -> tuple[int, bytes]:
         (record,) = self._reader.read(np.asarray([index]))
         if len(record) < _LABEL.size:
-            raise UnreadableExample(f"{self.name(index)} has {len(record)} bytes, not even a label")
-        return record[_LABEL.size :], _LABEL.unpack_from(record)[0]
+            raise UnreadableExample(f"a record of {len(record)} bytes, not even a label")
+        return _LABEL.unpack_from(record)[0], record[_LABEL.size :]
 
     def read(self, visit: Visit) -> Images:
         """One image, cropped for this visit. **Raises:** `UnreadableExample` if it cannot be decoded."""
-        content, label = self.encoded(visit.index)
+        label, content = self._record(visit.index)
         return Images(self._transform(content, visit.rng()), np.asarray(label, np.int32))

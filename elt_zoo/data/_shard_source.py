@@ -14,8 +14,8 @@ from ._optional import optional_import
 from ._shard_index import ShardIndex, open_shards
 from ._source import AbstractSource, DataError, UnreadableExample, Visit
 
-# With a buffer or a pool of threads, a record at random costs a millisecond instead of 3 µs (array_record 0.8.6); and to
-# read a list of records takes longer the more the file has: 140 µs for one of 100,000.
+# With a buffer or a pool of threads, a record at random costs a millisecond instead of 3 µs (array_record 0.8.6); and
+# to read a list of records takes longer the more the file has: 140 µs for one of 100,000.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
