@@ -1,30 +1,49 @@
-"""Data sets by name or by path, for the scripts of this folder."""
+"""Data sets by the name or path that a command line gives."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from elt_zoo.data import (
     AbstractSource,
     ClipTransform,
     DataError,
     Images,
+    ImageSource,
     ImageTransform,
     MovingDigits,
     ShardedImages,
+    ShardedLatents,
+    ShardedTokens,
+    Subset,
+    Videos,
     Visit,
     digits_to_pixels,
     from_pixels,
+    hold_out,
     image_folder,
     image_tar,
     imagenet,
     load_digits,
+    open_shards,
     ucf101,
     video_folder,
 )
 
+DIGITS, MOVING_DIGITS = "digits", "moving-digits"
 Split = Literal["train", "heldout"]
+
+
+class Opened(NamedTuple):
+    """Sources to train on and to measure on, and the former without random crops, flips and clips."""
+
+    train: AbstractSource
+    heldout: AbstractSource
+    plain: AbstractSource
+    shards: ShardedTokens | ShardedLatents | None = None
+    """The whole, if it is precomputed."""
 
 
 class DigitImages(AbstractSource):
@@ -49,7 +68,7 @@ class DigitImages(AbstractSource):
 def open_source(
     data: str, *, split: Split, size: int, frames: int | None = None, augment: bool = False, exact: bool = False
 ) -> AbstractSource:
-    """Images, or with `frames` clips.
+    """Images, or with `frames` clips, of one split; all of them where the data has no splits.
 
     **Arguments:**
 
@@ -62,25 +81,131 @@ def open_source(
 
     **Raises:** `DataError` if there is no such data.
     """
-    if data == "digits":
+    if data == DIGITS:
         return DigitImages(split)
-    if data == "moving-digits":
+    if data == MOVING_DIGITS:
         if frames is None:
             raise DataError("`moving-digits` are clips; what was asked for are images.")
         return MovingDigits(split, frames=frames, size=size, augment=augment)
-    root = Path(data)
-    if not root.exists():
-        raise DataError(f"There is no {data}. Give a folder, a tar archive, or one of 'digits' and 'moving-digits'.")
+    root = existing(data)
     if frames is not None:
-        clips = ClipTransform(frames=frames, size=size, random_start=augment)
-        if (root / "UCF-101").is_dir():
-            return ucf101(root, clips, split="train" if split == "train" else "test")
-        return video_folder(root, clips)
+        return open_videos(root, ClipTransform(frames, size=size, random_start=augment), split=split)
     transform = ImageTransform(size, augment=augment, exact=exact)
-    if (root / "index.json").is_file():
-        return ShardedImages(root, transform)
+    return ShardedImages(root, transform) if is_shards(root) else open_image_files(root, transform, split=split)
+
+
+def open_images(data: str, *, size: int, heldout: int, exact: bool = False, tokenizer: Any = None) -> Opened:
+    """Images from files or packed, or tokens or latents precomputed from them, with a held-out part: ImageNet's
+    validation images where they are there, else `heldout` examples that are kept from training.
+
+    Precomputed data must have been made with `tokenizer`, if one is given.
+    """
+    augmented, plain = (ImageTransform(size, augment=augment, exact=exact) for augment in (True, False))
+    root = existing(data)
+    if is_shards(root):
+        if open_shards(root).plan.kind == "images":
+            return parted(ShardedImages(root, augmented), ShardedImages(root, plain), heldout=heldout)
+        return parted_shards(root, tokenizer, heldout=heldout)
+    train = open_image_files(root, augmented, split="train")
+    if has_split(root, "val"):
+        unseen = imagenet(root, "val", plain, classes=train.classes)
+        return Opened(train, unseen, train.with_transform(plain))
+    return parted(train, train.with_transform(plain), heldout=heldout)
+
+
+def open_clips(
+    data: str, *, shape: tuple[int, ...], heldout: int, stride: int = 1, fold: int = 1, tokenizer: Any = None
+) -> Opened:
+    """Clips of `shape` (frames, height, width, channels), or tokens precomputed from them, with a held-out part: the
+    test list of UCF-101 where it is there, else `heldout` examples that are kept from training.
+    """
+    root = existing(data)
+    if is_shards(root):
+        return parted_shards(root, tokenizer, heldout=heldout)
+    frames, height, width, _ = shape
+    if height != width:
+        raise ValueError(f"Videos are cut to squares, and this tokenizer wants clips of {height} × {width} pixels.")
+    train = open_videos(root, ClipTransform(frames, stride, height), split="train", fold=fold)
+    middle = ClipTransform(frames, stride, height, random_start=False)
+    if has_lists(root):
+        return Opened(train, open_videos(root, middle, split="heldout", fold=fold), train.with_transform(middle))
+    return parted(train, train.with_transform(middle), heldout=heldout)
+
+
+def open_image_files(root: Path, transform: ImageTransform, *, split: Split) -> ImageSource:
+    """Image files: a split of a folder that has splits, a tar archive, or a folder of class folders."""
     if root.is_file():
         return image_tar(root, transform)
-    if any((root / name).exists() for name in ("train", "ILSVRC2012_img_train.tar", "val", "ILSVRC2012_img_val.tar")):
+    if has_split(root, "train") or has_split(root, "val"):
         return imagenet(root, "train" if split == "train" else "val", transform)
     return image_folder(root, transform)
+
+
+def open_videos(root: Path, transform: ClipTransform, *, split: Split, fold: int = 1) -> Videos:
+    """Video files: a list of UCF-101 where its lists are there, else every file of its folder or of any folder of class
+    folders. The first time, the length of every file is read, with a bar.
+    """
+    with tqdm(desc="reading lengths", unit="video", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        if has_lists(root):
+            return ucf101(root, transform, split="train" if split == "train" else "test", fold=fold, progress=progress)
+        if (root / "UCF-101").is_dir():
+            return ucf101(root, transform, split="all", progress=progress)
+        return video_folder(root, transform, progress=progress)
+
+
+def parted_shards(root: Path, tokenizer: Any, *, heldout: int) -> Opened:
+    """Tokens or latents in shards. **Raises:** `DataError` if another tokenizer made them."""
+    match open_shards(root).plan.kind:
+        case "tokens":
+            shards = ShardedTokens(root, tokenizer=tokenizer)
+        case "latents":
+            shards = ShardedLatents(root, tokenizer=tokenizer)
+        case _:
+            raise DataError(f"{root} holds packed images; what is needed are tokens: run `precompute.py` on it.")
+    return parted(shards, shards, heldout=heldout)._replace(shards=shards)
+
+
+def existing(data: str) -> Path:
+    """**Raises:** `DataError` if there is nothing at that path."""
+    if not Path(data).exists():
+        raise DataError(f"There is no {data}. Give a folder, a tar archive, or the name of a set that is always there.")
+    return Path(data)
+
+
+def is_shards(root: Path) -> bool:
+    """Whether `precompute.py` wrote the folder."""
+    return (root / "index.json").is_file()
+
+
+def has_split(root: Path, split: str) -> bool:
+    """Whether ImageNet's images of a split are there, unpacked or not."""
+    return (root / split).is_dir() or (root / f"ILSVRC2012_img_{split}.tar").is_file()
+
+
+def has_lists(root: Path) -> bool:
+    """Whether UCF-101's official lists lie in the root, or beside or in the folder of videos."""
+    places = [root, root / "UCF-101", *([root.parent] if root.name == "UCF-101" else [])]
+    return any((place / "ucfTrainTestlist").is_dir() for place in places)
+
+
+def parted(train: AbstractSource, plain: AbstractSource, *, heldout: int) -> Opened:
+    """Keeps `heldout` examples from training, a tenth of all at most."""
+    kept, unseen = hold_out(len(train), min(heldout, len(train) // 10))
+    if not len(unseen):
+        raise DataError(f"{len(train)} examples are too few to keep a tenth of them from training. Use 10 or more.")
+    return Opened(Subset(train, kept), Subset(plain, unseen), Subset(plain, kept))
+
+
+def moving_digits(shape: tuple[int, ...], *, clips: int, heldout: int) -> Opened:
+    """Rendered clips of real digits, other digits in the held-out part."""
+    frames, size = shape[:2]
+    return Opened(
+        MovingDigits("train", frames=frames, size=size, length=clips),
+        MovingDigits("heldout", frames=frames, size=size, length=heldout, augment=False),
+        MovingDigits("train", frames=frames, size=size, length=clips, augment=False),
+    )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from pictures import save_sample_grid
+from pictures import save_clip_grid, save_sample_grid
 from samplers import SamplerSettings, make_sampler
 
 import elt_zoo
@@ -51,7 +51,7 @@ def main(config: Config) -> None:
     labels = config.labels or tuple(range(min(num_classes, 10)))
     if not all(0 <= label <= num_classes for label in labels):
         raise ValueError(f"--labels {labels}: this model knows 0 to {num_classes - 1}, and {num_classes} for no class.")
-    settings = SamplerSettings(**loaded.metadata.get("sampler", {}))
+    settings = SamplerSettings(**loaded.metadata.get("sampler", {})).resolved(loaded.config, digits=False)
     settings = dataclasses.replace(
         settings, steps=config.steps or settings.steps, guidance=config.guidance or settings.guidance
     )
@@ -73,7 +73,8 @@ def main(config: Config) -> None:
         pictures[name] = np.asarray(draw(loaded.model, budget))
         average = average_loops(budget, sampler.steps)
         print(f"{name}: {len(labels)} samples, {average:.3g} loops a step, {time.perf_counter() - started:.2f} s")
-    save_sample_grid(config.out, pictures, labels, title=f"{config.model}, {sampler.steps} steps")
+    save = save_clip_grid if next(iter(pictures.values())).ndim == 5 else save_sample_grid
+    save(config.out, pictures, labels, title=f"{config.model}, {sampler.steps} steps")
     print(f"Saved {config.out}.")
 
 

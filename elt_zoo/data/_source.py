@@ -12,7 +12,7 @@ _LOGGER = logging.getLogger("elt_zoo.data")
 class Visit(NamedTuple):
     """Which example is read, and when: all that its random crop, flip or clip may depend on."""
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     epoch: int = 0
     seed: int = 0
 

@@ -9,7 +9,7 @@ from ._source import AbstractSource, SubstitutingReader, UnreadableLog, Visit
 class Subset(AbstractSource):
     """Some examples of another source, in a given order; the classes stay those of the whole."""
 
-    def __init__(self, source: AbstractSource, indices: Sequence[int]):
+    def __init__(self, source: AbstractSource, indices: Sequence[int] | np.ndarray):
         """**Arguments:** `source`: the whole; `indices`: of the examples to keep. **Raises:** `ValueError` for an index
         out of range.
         """

@@ -94,7 +94,7 @@ class MaskGITVQGAN(AbstractTokenizer):
         self.config = config
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Height, width and channels of the images."""
         return (self.config.image_size, self.config.image_size, 3)
 

@@ -101,7 +101,7 @@ class VQ3D(AbstractTokenizer):
         self.config = config
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Frames, height, width and channels of the clips."""
         return (*self.config.shape, 3)
 
