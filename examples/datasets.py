@@ -18,7 +18,7 @@ from elt_zoo.data import (
     ShardedLatents,
     ShardedTokens,
     Subset,
-    Videos,
+    VideoSource,
     Visit,
     digits_to_pixels,
     from_pixels,
@@ -141,7 +141,7 @@ def open_image_files(root: Path, transform: ImageTransform, *, split: Split) -> 
     return image_folder(root, transform)
 
 
-def open_videos(root: Path, transform: ClipTransform, *, split: Split, fold: int = 1) -> Videos:
+def open_videos(root: Path, transform: ClipTransform, *, split: Split, fold: int = 1) -> VideoSource:
     """Video files: a list of UCF-101 where its lists are there, else every file of its folder or of any folder of class
     folders. The first time, the length of every file is read, with a bar.
     """

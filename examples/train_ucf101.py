@@ -1,6 +1,6 @@
 """Train an elastic looped transformer on video tokens, and draw clips at every loop count.
 
-    python examples/train_ucf101.py                                          # moving digits, with a tokenizer of its own
+    python examples/train_ucf101.py                               # moving digits, with a tokenizer of its own
     python examples/train_ucf101.py --data /data/ucf101 --tokenizer runs/ucf101-vq/tokenizer \\
         --preset elt-ucf101-6Nx4L --batch-size 256 --steps 200000
     python examples/train_ucf101.py --preset elt-ucf101-6Nx4L --dry-run
@@ -61,9 +61,7 @@ class Config(TrainingOptions):
         """The preset, before its sizes follow the data."""
         config = preset(self.preset or "tiny-ucf101")
         if not isinstance(config, MaskGITConfig) or len(config.grid) != 3:
-            raise ValueError(
-                f"Preset {self.preset!r} is not for video. Use elt-ucf101-6Nx4L, magvit-L-24 or tiny-ucf101."
-            )
+            raise ValueError(f"Preset {self.preset!r} is not for video. Use elt-ucf101-6Nx4L or tiny-ucf101.")
         return config
 
     @property
@@ -94,12 +92,12 @@ def make_tokenizer(config: Config) -> AbstractTokenizer | None:
     if is_shards(Path(config.data)):
         return None
     raise ValueError(
-        f"`--data {config.data}` needs `--tokenizer`, the folder of a 3D-VQ; MAGVIT's was never released. Train one first: "
-        f"python examples/train_tokenizer.py --kind video --data {config.data}"
+        f"`--data {config.data}` needs `--tokenizer`, the folder of a 3D-VQ; MAGVIT's was never released. Train one "
+        f"first: python examples/train_tokenizer.py --kind video --data {config.data}"
     )
 
 
-def make_video_task(config: Config, tokenizer: AbstractTokenizer | None) -> Task:
+def make_video_task(config: Config, model: MaskGITConfig, tokenizer: AbstractTokenizer | None) -> Task:
     """Clips or tokens, and what a model of tokens needs."""
     if config.moving_digits:
         assert tokenizer is not None
@@ -125,7 +123,7 @@ def make_video_task(config: Config, tokenizer: AbstractTokenizer | None) -> Task
             raise ValueError(f"`--data {config.data}` holds latents, and masked generation needs tokens.")
         representation = as_tokens(tokenizer, coded.codebook_size)
     return make_task(
-        config.model,
+        model,
         source,
         heldout,
         representation,
@@ -152,9 +150,8 @@ def main(config: Config) -> None:
         print(profile(config.model, batch=config.batch_size, steps=steps, guidance=config.sampler.guidance is not None))
         return
     started = time.perf_counter()
-    config.model  # an unknown preset is refused before anything is trained
-    tokenizer = make_tokenizer(config)
-    task = make_video_task(config, tokenizer)
+    model = config.model  # first, so that an unknown one is refused before anything is trained
+    task = make_video_task(config, model, make_tokenizer(config))
     compare = config.moving_digits if config.compare is None else config.compare
     data = {"data": config.data, "tokenizer": str(config.tokenizer), "examples": len(task.train)}
     data |= {"stride": config.stride, "fold": config.fold}

@@ -56,8 +56,5 @@ from ._video_source import ClipTransform as ClipTransform
 from ._video_source import VideoSource as VideoSource
 from ._video_write import write_ucf101 as write_ucf101
 from ._video_write import write_video as write_video
-from ._videos import ClipTransform as ClipTransform
-from ._videos import Videos as Videos
-from ._videos import video_folder as video_folder
 from ._views import Views as Views
 from ._write_shards import Progress as Progress

@@ -95,7 +95,7 @@ class VideoSource(AbstractSource):
     def __len__(self) -> int:
         return len(self.files)
 
-    def with_transform(self, transform: ClipTransform) -> "Videos":
+    def with_transform(self, transform: ClipTransform) -> "VideoSource":
         """The same files, with clips taken otherwise."""
         other = copy.copy(self)
         other.transform = transform
