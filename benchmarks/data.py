@@ -128,9 +128,8 @@ def images(root: Path, rounds: int) -> list[dict[str, Any]]:
             rounds=rounds,
         )
         rows.append({**row, **grey_levels(source)})
-    print(
-        f"Grey levels from ADM's crop: {rows[0]['mean_difference']:.2f} on average, {rows[0]['max_difference']} at most"
-    )
+    mean, most = rows[0]["mean_difference"], rows[0]["max_difference"]
+    print(f"Centre crop, grey levels away from ADM's: {mean:.2f} on average, {most} at most")
     return rows
 
 

@@ -210,14 +210,14 @@ def test_archives_that_are_none_are_refused(tmp_path):
     path = tmp_path / "set.tar"
     with pytest.raises(DataError, match=r"set.tar` does not exist. Expected an uncompressed tar"):
         image_tar(path, CENTER)
-    whole = tar_of(
-        {"cat.tar": tar_of({"1.jpg": encode(smooth(), quality=95)}), "dog.tar": tar_of({"1.jpg": encode(smooth())})}
-    )
+    one = tar_of({"1.jpg": encode(smooth())})
+    whole = tar_of({"cat.tar": one, "dog.tar": one})
+    cut_before = tar_of({"cat.tar": one[:1024], "dog.tar": one})  # it was packed like this
     damaged = bytearray(whole)
     damaged[whole.index(b"dog.tar")] ^= 1
     inner = bytearray(whole)
     inner[512] ^= 1  # the first header of cat.tar
-    for data in (b"", b"text", whole[:2000], bytes(damaged), bytes(inner), gzip.compress(whole)):
+    for data in (b"", b"text", whole[:2000], cut_before, bytes(damaged), bytes(inner), gzip.compress(whole)):
         path.write_bytes(data)
         with pytest.raises(DataError, match="is no complete, uncompressed tar archive"):
             image_tar(path, CENTER)
