@@ -274,7 +274,7 @@ def test_moving_digits_are_written_as_ucf101_and_read_back(tmp_path):
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real clip of UCF-101 is not here")
 def test_the_real_clip_beside_rendered_ones(tmp_path):
     (tmp_path / "UCF-101").mkdir()
-    for folder in REAL.iterdir():
+    for folder in filter(Path.is_dir, REAL.iterdir()):
         shutil.copytree(folder, tmp_path / "UCF-101" / folder.name)
     for index in range(2):
         frames = MovingDigits("train", frames=20, size=32)[index].clips

@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -23,6 +24,7 @@ FILES = {
     "open.mp4": {"codec": "libx264", "between": 2, "options": OPEN_GROUPS},
     "milliseconds.mkv": {"between": 2},
     "hidden.webm": {"codec": "libvpx-vp9"},
+    "guessed.mpg": {"codec": "mpeg1video", "between": 2},
 }
 
 
@@ -32,7 +34,7 @@ def test_frames_read_by_number_are_those_of_a_full_decode(tmp_path, name):
     write_frames(path, frames_of(0, 40), **FILES[name])
     info, whole = probe_video(path), decode_all(path)
     assert info[:4] == (40, 48, 64, 25.0) and len(whole) == 40
-    assert (info.times is None) == (name == "untimed.avi")
+    assert (info.times is None) == (name in ("untimed.avi", "guessed.mpg"))
     for start in range(40 - 6):
         np.testing.assert_array_equal(
             read_frames(path, info, start=start, count=3, stride=3), whole[start : start + 7 : 3]
@@ -59,6 +61,31 @@ def test_only_the_frames_near_a_clip_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_seek_frames", lambda container, *rest: seek(Counted(container), *rest))
     read_frames(path, info, start=26, count=4)
     assert decoded == list(range(24, 30))
+
+
+def test_frames_that_come_before_the_first_keyframe_are_not_trusted():
+    class Frame(NamedTuple):
+        pts: int
+        key_frame: bool
+
+    class Landed(NamedTuple):
+        frames: list[Frame]
+
+        def seek(self, time, stream):
+            pass
+
+        def decode(self, stream):
+            return iter(self.frames)
+
+    def found(*frames):
+        return module._seek_frames(
+            Landed([Frame(*frame) for frame in frames]), None, range(9), range(4, 6), lambda frame: frame.pts
+        )
+
+    assert found((3, True), (4, False), (5, False)) == [4, 5]
+    assert found((4, True), (5, False)) == [4, 5]
+    assert found((3, False), (4, False), (5, True)) is None
+    assert found((4, True), (6, False)) is None
 
 
 def test_videos_with_uneven_times_are_read_by_number(tmp_path):
@@ -139,6 +166,8 @@ def test_a_video_damaged_after_its_first_frames_is_unreadable_there(tmp_path):
     for position, size in packets[8:]:
         content[position + 8 : position + 8 + size] = bytes(size)
     path.write_bytes(content)
+    with pytest.raises(UnreadableExample, match=r"cannot be decoded|ends early"):
+        probe_video(path)
     assert read_frames(path, info, start=0, count=6).shape == (6, 48, 64, 3)
     with pytest.raises(UnreadableExample, match=r"cannot be decoded|ends early"):
         read_frames(path, info, start=6, count=6)

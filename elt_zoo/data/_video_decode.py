@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -34,19 +35,20 @@ class Cut(NamedTuple):
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
-    """Counts the frames of a video from its packets, without decoding.
+    """Decodes a video once, to know how many frames it really has and when each of them is shown.
 
-    **Raises:** `UnreadableExample` if that is no video.
+    Headers and packets do not tell: some packets hold no frame and others two, and AVI has no times of its own.
+
+    **Raises:** `UnreadableExample` if that is no video or is damaged anywhere.
     """
     with _open(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        codec = stream.codec_context
-        if not packets or not codec.width or not codec.height:
+        times = [frame.pts for frame in container.decode(stream)]
+        if not times:
             raise UnreadableExample("has no video frames")
-        times = [packet.pts for packet in packets]
-        reordered = codec.has_b_frames
-        rate = float(stream.average_rate or 0)
-        return VideoInfo(len(times), codec.height, codec.width, rate, _presentation_times(times, reordered))
+        # MPEG's own containers time packets and not frames; what follows a seek there is guessed.
+        exact = not container.format.flags & optional_import("av.format").Flags.ts_discont.value
+        codec, rate = stream.codec_context, float(stream.average_rate or 0)
+        return VideoInfo(len(times), codec.height, codec.width, rate, _trusted(times) if exact else None)
 
 
 @checked
@@ -78,16 +80,13 @@ def read_frames(
     return np.stack(frames)
 
 
-def _presentation_times(times: list, reordered: int) -> Sequence[int] | None:
-    """The times by frame, if they can be trusted."""
-    if None in times or len(set(times)) < len(times):
+def _trusted(times: list[int | None]) -> Sequence[int] | None:
+    """The times by frame if they go forward, which those that AVI gives to reordered frames need not."""
+    known = [time for time in times if time is not None]
+    if len(known) < len(times) or any(later <= earlier for earlier, later in itertools.pairwise(known)):
         return None
-    shown = sorted(times)
-    # AVI has no presentation times. Of reordered frames it gives those of decoding, which name other frames.
-    if reordered and times == shown:
-        return None
-    even = range(shown[0], shown[-1] + 1, max(1, (shown[-1] - shown[0]) // max(1, len(shown) - 1)))
-    return even if list(even) == shown else shown
+    even = range(known[0], known[-1] + 1, max(1, (known[-1] - known[0]) // max(1, len(known) - 1)))
+    return even if list(even) == known else known
 
 
 @contextlib.contextmanager
