@@ -89,3 +89,17 @@ def plot_quality(path: Path, rows: list[dict[str, Any]], *, max_loops: int, floo
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def save_reconstructions(path: Path, originals: np.ndarray, reconstructions: np.ndarray, *, scale: int = 3) -> None:
+    """Originals above their reconstructions: images side by side, or each clip on rows of its own with its frames side
+    by side. Pixels in [−1, 1], channels last.
+    """
+    if originals.ndim == 4:
+        originals, reconstructions = originals[None], reconstructions[None]
+    pairs = np.stack([originals, reconstructions], axis=1)  # clips, 2, frames, height, width, channels
+    pairs = np.pad(pairs, [(0, 0), (0, 0), (0, 0), (1, 1), (1, 1), (0, 0)], constant_values=0.0)
+    clips, _, frames, height, width, channels = pairs.shape
+    grid = pairs.transpose(0, 1, 3, 2, 4, 5).reshape(clips * 2 * height, frames * width, channels)
+    grid = np.kron((np.clip(grid, -1.0, 1.0) + 1.0) / 2.0, np.ones((scale, scale, 1)))
+    plt.imsave(path, grid)

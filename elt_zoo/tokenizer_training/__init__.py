@@ -1,4 +1,4 @@
-"""Training of tokenizers with a learned codebook: rules for the codes, losses, the step, and how good a tokenizer is."""
+"""Training of tokenizers with a learned codebook: rules for the codes, losses, the step, and a measure of quality."""
 
 from ._adversary import Adversary as Adversary
 from ._codebook_rules import AbstractCodebookRule as AbstractCodebookRule

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import equinox as eqx
@@ -82,7 +83,7 @@ class Discriminator(eqx.Module):
         widths = [config.filters, *(config.filters * multiplier for multiplier in config.channel_multipliers)]
         last = widths[-1]
         self.conv_in = Conv(3, widths[0], 3, axes=axes, key=next(keys))
-        self.blocks = [DownBlock(a, b, axes=axes, key=next(keys)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        self.blocks = [DownBlock(a, b, axes=axes, key=next(keys)) for a, b in itertools.pairwise(widths)]
         self.conv_out = Conv(last, last, 3, axes=axes, key=next(keys))
         self.hidden = Linear(math.prod(config.grids[-1]) * last, last, key=next(keys))
         self.logit = Linear(last, 1, key=next(keys))
