@@ -95,7 +95,8 @@ def test_the_original_activations(path):
     model = load_inception(path)
     images = jnp.asarray(io["image_uint8"].transpose(0, 2, 3, 1))
     features = eqx.filter_jit(lambda m, x: jax.vmap(lambda x: (m(x), m.activations(x)))(x))(model, images)
-    (pool, logits), blocks = features
+    (pool, logits, spatial), blocks = features
+    assert spatial.shape == (3, 17 * 17 * 7)
     assert relative_error(pool, io["pool3"]) < 1e-4
     assert relative_error(logits, io["logits"]) < 1e-4
     resized = jax.vmap(resize_for_inception)(images.astype(jnp.float32))[:, ::8, ::8]
