@@ -1,5 +1,6 @@
 """The networks of the Fréchet Inception and video distances."""
 
+import dataclasses
 import json
 import zlib
 
@@ -13,14 +14,18 @@ from weight_files import write_safetensors
 
 from elt_zoo.metrics import (
     I3D,
+    I3DExtractor,
+    InceptionExtractor,
+    InceptionResize,
     InceptionV3,
+    VideoProtocol,
     i3d_names,
     inception_names,
     load_i3d,
     load_inception,
     resize_video,
 )
-from elt_zoo.metrics._inception import resize_for_inception
+from elt_zoo.metrics._inception import resize_as_tensorflow, resize_for_inception
 from elt_zoo.pretrained import WeightsError
 
 NETWORKS = {"inception": (InceptionV3, inception_names), "i3d": (I3D, i3d_names)}
@@ -95,7 +100,8 @@ def test_the_original_activations(path):
     model = load_inception(path)
     images = jnp.asarray(io["image_uint8"].transpose(0, 2, 3, 1))
     features = eqx.filter_jit(lambda m, x: jax.vmap(lambda x: (m(x), m.activations(x)))(x))(model, images)
-    (pool, logits), blocks = features
+    (pool, logits, spatial), blocks = features
+    assert spatial.shape == (3, 17 * 17 * 7)
     assert relative_error(pool, io["pool3"]) < 1e-4
     assert relative_error(logits, io["logits"]) < 1e-4
     resized = jax.vmap(resize_for_inception)(images.astype(jnp.float32))[:, ::8, ::8]
@@ -125,3 +131,90 @@ def test_the_original_i3d(tmp_path):
     assert relative_error(features.pool, io["avg_pool"].reshape(-1)) < 1e-4
     assert relative_error(features.logits, io["logits"][0]) < 1e-4
     assert relative_error(jax.nn.softmax(features.logits), io["probabilities"][0]) < 1e-4
+
+
+def resized_as_tensorflow_1(image, size):
+    """Output pixel i looks at input position i · old / new."""
+    rows, columns = (np.arange(size) * (length / size) for length in image.shape[:2])
+    top, left = rows.astype(int), columns.astype(int)
+    bottom, right = np.minimum(top + 1, len(image) - 1), np.minimum(left + 1, image.shape[1] - 1)
+    x, y = (columns - left)[None, :, None], (rows - top)[:, None, None]
+    above = image[top][:, left] * (1 - x) + image[top][:, right] * x
+    below = image[bottom][:, left] * (1 - x) + image[bottom][:, right] * x
+    return above * (1 - y) + below * y
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (512, 320), (299, 299)])
+def test_tensorflows_resize_is_not_that_of_pytorch(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.float32)
+    expected = resized_as_tensorflow_1(image, 299)
+    np.testing.assert_allclose(resize_as_tensorflow(jnp.asarray(image)), expected / 128 - 1, atol=1e-4)
+    half_pixel = 127.5 * (np.asarray(resize_for_inception(jnp.asarray(image))) + 1.0)
+    assert (np.abs(half_pixel - expected).max() > 10.0) == (height != 299)
+    clip = jnp.asarray(np.stack([image, image[::-1]]))
+    expected = [resized_as_tensorflow_1(frame, 224) for frame in np.asarray(clip)]
+    np.testing.assert_allclose(resize_video(clip, half_pixel=False), expected, atol=2e-2)
+
+
+ONE = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+
+
+def empty(network):
+    """A network of zeros, which nothing has to be computed for."""
+    abstract = eqx.filter_eval_shape(network, key=jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)), abstract)
+
+
+def test_extractors_are_named_after_their_weights_and_preprocessing():
+    network = empty(InceptionV3)
+    changed = eqx.tree_at(lambda n: n.fc.bias, network, network.fc.bias + 1.0)
+    adm, other = (InceptionExtractor(weights, mesh=ONE) for weights in (network, changed))
+    fid = InceptionExtractor(network, resize=InceptionResize.PYTORCH_FID, mesh=ONE)
+    assert adm.name.startswith("inception-v3-2015, tensorflow resize, weights ")
+    assert len({adm.name, other.name, fid.name}) == 3 and adm.num_features == 2048
+    assert (adm.distance, adm.score, adm.description) == ("FID", "Inception score", None)
+    with pytest.raises(ValueError, match="pixels are not finite"):
+        adm(np.full((1, 8, 8, 3), np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"`batch_size=2` cannot be shared by 4 device"):
+        InceptionExtractor(network, batch_size=2)
+
+
+def test_video_protocols_say_what_clips_must_be():
+    network = empty(I3D)
+    protocols = [VideoProtocol.magvit(), VideoProtocol.stylegan_v()]
+    magvit, stylegan_v = (I3DExtractor(network, protocol, mesh=ONE) for protocol in protocols)
+    assert magvit.name.startswith("i3d-kinetics-400 logits, magvit protocol, weights ")
+    assert stylegan_v.name == magvit.name.replace("magvit", "stylegan-v")
+    assert magvit.num_features == 400 and magvit.distance == "FVD" and magvit.score is None
+    assert magvit.description["samples"] == 10_000 and stylegan_v.description["resolution"] == 256
+    with pytest.raises(ValueError, match=r"'magvit' compares clips of shape \(16, 128, 128, 3\); got \(17, 128,"):
+        magvit(np.zeros((1, 17, 128, 128, 3), np.uint8))
+    with pytest.raises(ValueError, match="pixels are not finite"):
+        magvit(np.full((1, 16, 128, 128, 3), np.nan, np.float32))
+
+
+@pytest.mark.slow
+def test_features_of_images_are_those_of_their_bytes(path):
+    _, io = fixture("inception_fid")
+    network, images = load_inception(path), io["image_uint8"].transpose(0, 2, 3, 1)
+    extractor = InceptionExtractor(network, resize=InceptionResize.PYTORCH_FID, batch_size=4)
+    features = extractor(images)
+    assert relative_error(features.pool, io["pool3"]) < 1e-4
+    # The Inception score of ADM and torch-fidelity takes logits without the bias.
+    assert relative_error(features.logits, io["logits"] - np.asarray(network.fc.bias)) < 1e-4
+    near = (images / 127.5 - 1.0).astype(np.float32) + 0.003
+    np.testing.assert_array_equal(extractor(near).pool, features.pool)
+    other = InceptionExtractor(network, batch_size=4)(images)
+    assert 1e-3 < relative_error(other.pool, features.pool) < 0.3
+
+
+@pytest.mark.slow
+def test_features_of_clips_follow_the_protocol(tmp_path):
+    write_safetensors(tmp_path / "i3d", by_rule(shapes_of("i3d"), 3, 1.2))
+    network = load_i3d(tmp_path / "i3d")
+    protocol = dataclasses.replace(VideoProtocol.magvit(), name="ours", frames=9, resolution=32)
+    clips = np.random.default_rng(0).integers(0, 256, (1, 9, 32, 32, 3)).astype(np.uint8)
+    features = I3DExtractor(network, protocol, batch_size=1, mesh=ONE)(clips).pool
+    prepared = np.stack([resized_as_tensorflow_1(frame, 224) for frame in clips[0] / 127.5 - 1.0])
+    expected = eqx.filter_jit(network)(jnp.asarray(prepared, jnp.float32)).logits
+    assert relative_error(features[0], expected) < 1e-4

@@ -57,6 +57,19 @@ def test_known_distances():
     np.testing.assert_allclose(frechet_distance(a, b), 25.0 + 1.0 + 4.0, rtol=1e-12)
 
 
+@pytest.mark.parametrize("features", [16, 128])
+def test_near_singular_covariances_are_no_trouble(features):
+    # Commuting covariances whose distance is known; standard deviations from 1e-7 to 30, a quarter of them zero.
+    rng = np.random.default_rng(features)
+    rotation = np.linalg.qr(rng.normal(size=(features, features)))[0]
+    deviations = 10.0 ** np.stack([np.linspace(-7.0, 1.5, features), rng.permutation(np.linspace(-7.0, 1.5, features))])
+    deviations[0, : features // 4] = 0.0
+    a, b = (GaussianStatistics(9, np.zeros(features), (rotation * d**2) @ rotation.T) for d in deviations)
+    # The covariances are rounded themselves, to 1e-16 of their largest entry, and roots of zeros to 1e-8.
+    np.testing.assert_allclose(frechet_distance(a, b), np.sum((deviations[0] - deviations[1]) ** 2), rtol=1e-8)
+    assert frechet_distance(a, a) < 1e-12 * np.trace(a.covariance)
+
+
 def test_singular_covariances_are_no_trouble():
     low = GaussianStatistics.of(gaussian(1, features=8, rank=3))
     assert 0.0 <= frechet_distance(low, low) < 1e-6 * np.trace(low.covariance)

@@ -1,15 +1,35 @@
-"""Metrics: Fréchet distances, features to take them in, and the quality of generated digits."""
+"""Metrics: features of images and clips, distances and scores in them, and the quality of generated digits."""
 
+from ._classifier_extractor import ClassifierExtractor as ClassifierExtractor
 from ._digits import DigitsEvaluator as DigitsEvaluator
 from ._digits import DigitsQuality as DigitsQuality
-from ._frechet import GaussianStatistics as GaussianStatistics
+from ._evaluate import Evaluation as Evaluation
+from ._evaluate import compare_sets as compare_sets
+from ._evaluate import evaluate_samples as evaluate_samples
+from ._extractor import AbstractExtractor as AbstractExtractor
+from ._extractor import Features as Features
 from ._frechet import frechet_distance as frechet_distance
 from ._i3d import I3D as I3D
 from ._i3d import I3DFeatures as I3DFeatures
 from ._i3d import i3d_names as i3d_names
 from ._i3d import resize_video as resize_video
+from ._i3d_extractor import I3DExtractor as I3DExtractor
+from ._i3d_extractor import VideoProtocol as VideoProtocol
 from ._inception import InceptionFeatures as InceptionFeatures
+from ._inception import InceptionResize as InceptionResize
 from ._inception import InceptionV3 as InceptionV3
 from ._inception import inception_names as inception_names
+from ._inception_extractor import InceptionExtractor as InceptionExtractor
+from ._inception_score import InceptionScore as InceptionScore
+from ._inception_score import inception_score as inception_score
 from ._load import load_i3d as load_i3d
 from ._load import load_inception as load_inception
+from ._precision_recall import PrecisionRecall as PrecisionRecall
+from ._precision_recall import precision_recall as precision_recall
+from ._sets import SetStatistics as SetStatistics
+from ._sets import set_statistics as set_statistics
+from ._statistics import GaussianStatistics as GaussianStatistics
+from ._statistics import StreamingStatistics as StreamingStatistics
+from ._statistics_files import load_statistics as load_statistics
+from ._statistics_files import read_images as read_images
+from ._statistics_files import reference_statistics as reference_statistics

@@ -1,11 +1,12 @@
 import dataclasses
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ..data import Digits, digits_to_pixels, load_digits, pixels_to_digits
-from ._frechet import GaussianStatistics, frechet_distance
+from ._classifier_extractor import ClassifierExtractor
+from ._frechet import frechet_distance
+from ._statistics import GaussianStatistics
 
 PER_CLASS = 35
 
@@ -41,24 +42,26 @@ class DigitsEvaluator:
     """
 
     def __init__(self, train: Digits | None = None):
-        """**Arguments:** `train`: the real digits to fit and compare with; by default the training part."""
-        from sklearn.neural_network import MLPClassifier
+        """**Arguments:** `train`: the real digits to fit and compare with; by default the training part. The attribute
+        `extractor` is the perceptron, a [`ClassifierExtractor`][elt_zoo.metrics.ClassifierExtractor].
+        """
         from sklearn.svm import SVC
 
         train = load_digits("train") if train is None else train
-        self._pixels = _flat(digits_to_pixels(train.images))
+        pixels = digits_to_pixels(train.images)
+        self._pixels = _flat(pixels)
         self._labels = train.labels
         self._levels = pixels_to_digits(self._pixels)
         self._classifier = SVC(C=10.0, gamma="scale").fit(self._pixels, train.labels)
-        self._network: Any = MLPClassifier((64, 32), max_iter=1000, random_state=0).fit(self._pixels, train.labels)
-        self._statistics = GaussianStatistics.of(self.features(self._pixels))
+        self.extractor = ClassifierExtractor(pixels, train.labels, dataset="digits")
+        self._statistics = self._gaussian(self._pixels)
 
     def features(self, pixels: Float[np.ndarray, "examples ..."]) -> Float[np.ndarray, "examples 32"]:
         """The perceptron's last hidden layer for pixels in [−1, 1]; values outside are clipped."""
-        x = _flat(pixels)
-        for weight, bias in zip(self._network.coefs_[:-1], self._network.intercepts_[:-1], strict=True):
-            x = np.maximum(x @ weight + bias, 0.0)
-        return x
+        return self.extractor(pixels.reshape(-1, 8, 8, 1)).pool
+
+    def _gaussian(self, pixels: Float[np.ndarray, "examples ..."]) -> GaussianStatistics:
+        return GaussianStatistics.of(self.features(pixels), self.extractor.name)
 
     def __call__(
         self, pixels: Float[np.ndarray, "examples 8 8 1"], labels: Int[np.ndarray, " examples"]
@@ -84,7 +87,7 @@ class DigitsEvaluator:
         flat = _flat(pixels)
         return DigitsQuality(
             accuracy=float(np.mean(self._classifier.predict(flat) == labels)),
-            frechet_distance=frechet_distance(GaussianStatistics.of(self.features(flat)), self._statistics),
+            frechet_distance=frechet_distance(self._gaussian(flat), self._statistics),
             nearest_distance=float(_nearest(pixels_to_digits(flat), self._levels).mean()),
             samples=len(pixels),
         )
@@ -107,8 +110,7 @@ class DigitsEvaluator:
             distances = []
             for _ in range(repeats):
                 rows = [rng.choice(np.flatnonzero(labels == c), PER_CLASS, replace=False) for c in np.unique(labels)]
-                statistics = GaussianStatistics.of(self.features(flat[np.concatenate(rows)]))
-                distances.append(frechet_distance(statistics, self._statistics))
+                distances.append(frechet_distance(self._gaussian(flat[np.concatenate(rows)]), self._statistics))
             return float(np.mean(distances))
 
         quality = self(pixels, heldout.labels)

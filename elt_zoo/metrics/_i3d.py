@@ -9,6 +9,7 @@ from .._checks import checked
 from .._names import CONV_3D, Row
 from ..nn import Conv
 from ._conv_norm import ConvNorm, norm_names
+from ._resize import resize_corner, resize_half_pixel
 
 Clip = Float[Array, "frames height width channels"]
 SmallClip = Float[Array, "steps rows columns new_channels"]
@@ -124,9 +125,15 @@ def i3d_names() -> list[Row]:
 
 
 @checked
-def resize_video(video: Float[Array, "frames height width 3"]) -> Float[Array, "frames 224 224 3"]:
-    """Bilinear between pixel centres, without a low-pass filter, to the size that I3D takes."""
-    return jax.image.resize(video, (video.shape[0], _SIZE, _SIZE, 3), "bilinear", antialias=False)
+def resize_video(
+    video: Float[Array, "frames height width 3"], *, half_pixel: bool = True
+) -> Float[Array, "frames 224 224 3"]:
+    """To the size that I3D takes, bilinear, without a low-pass filter.
+
+    **Arguments:** `video`: a clip; `half_pixel`: between pixel centres, as PyTorch and StyleGAN-V do it, or between
+    pixel corners, as TensorFlow 1 and MAGVIT do it.
+    """
+    return resize_half_pixel(video, _SIZE) if half_pixel else resize_corner(video, _SIZE)
 
 
 def _max_pool(x: Clip, window: tuple[int, int, int], strides: tuple[int, int, int]) -> SmallClip:

@@ -1,3 +1,4 @@
+import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,9 +11,11 @@ from .._checks import checked
 from .._names import CONV_2D, Row
 from ..nn import Linear
 from ._conv_norm import ConvNorm
+from ._resize import resize_corner, resize_half_pixel
 
 _SIZE = 299
 _NUM_LOGITS = 1008
+_SPATIAL_CHANNELS = 7
 Image = Float[Array, "height width channels"]
 Activations = Float[Array, "rows columns new_channels"]
 Sizes = dict[str, tuple[int, int, int | tuple[int, int], int]]
@@ -25,7 +28,22 @@ class InceptionFeatures(NamedTuple):
     pool: Float[Array, " 2048"]
     """Average-pooled features, those of FID and of precision and recall."""
     logits: Float[Array, " 1008"]
-    """Of the 1,008 classes that the network was trained with, those of the Inception score."""
+    """Of the 1,008 classes that the network was trained with."""
+    spatial: Float[Array, " 2023"]
+    """The first 7 channels of the 1 × 1 branch of `Mixed_6d`, 17 × 17 × 7 values row by row: the features of sFID
+    (2103.03841). TensorFlow counts the blocks from `Mixed_5b` as `mixed`, `mixed_1`, …, so this is ADM's
+    `mixed_6/conv:0`; `Mixed_6e` would be `mixed_7`."""
+
+
+class InceptionResize(enum.StrEnum):
+    """How an image becomes the network's input. The two give slightly different features, and so different distances.
+
+    `PYTORCH_FID`: bilinear between pixel centres, then 2x/255 − 1. `TENSORFLOW`: the preprocessing inside the original
+    graph, bilinear between pixel corners, then (x − 128)/128: that of ADM's evaluator and its reference files.
+    """
+
+    PYTORCH_FID = "pytorch-fid"
+    TENSORFLOW = "tensorflow"
 
 
 class InceptionV3(eqx.Module):
@@ -50,13 +68,20 @@ class InceptionV3(eqx.Module):
         self.fc = Linear(2048, _NUM_LOGITS, key=keys[-1])
 
     @checked
-    def __call__(self, image: UInt8[Array, "height width 3"] | Float[Array, "height width 3"]) -> InceptionFeatures:
-        """**Arguments:** `image`: of any size, values 0 to 255, uint8 or float32; batch with `jax.vmap`.
+    def __call__(
+        self,
+        image: UInt8[Array, "height width 3"] | Float[Array, "height width 3"],
+        *,
+        resize: InceptionResize = InceptionResize.PYTORCH_FID,
+    ) -> InceptionFeatures:
+        """**Arguments:** `image`: of any size, values 0 to 255, uint8 or float32; batch with `jax.vmap`; `resize`: how
+        it becomes the input of 299 × 299.
 
-        **Returns:** pooled features and logits, float32.
+        **Returns:** pooled features, logits and spatial features, float32.
         """
-        pool = jnp.mean(self.activations(image)[-1], axis=(0, 1))
-        return InceptionFeatures(pool, self.fc(pool))
+        blocks, spatial = self._blocks(_RESIZES[resize](image.astype(jnp.float32)))
+        pool = jnp.mean(blocks[-1], axis=(0, 1))
+        return InceptionFeatures(pool, self.fc(pool), jnp.reshape(spatial, -1))
 
     @checked
     def activations(
@@ -66,7 +91,10 @@ class InceptionV3(eqx.Module):
 
         **Arguments:** as `__call__`.
         """
-        x = resize_for_inception(image.astype(jnp.float32))
+        return self._blocks(resize_for_inception(image.astype(jnp.float32)))[0]
+
+    def _blocks(self, x: Image) -> tuple[tuple[Activations, ...], Activations]:
+        """Blocks 0 to 3 of a prepared image, and the spatial features."""
         run = self.convs
         for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"):
             x = run[name](x)
@@ -75,7 +103,11 @@ class InceptionV3(eqx.Module):
         for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
             x = self._branches(x, name, _average_pool, ["1x1"], ["5x5_1", "5x5_2"], _chain("3x3dbl", 3))
         x = self._shrink(x, "Mixed_6a", ["3x3"], _chain("3x3dbl", 3))
+        spatial = x
         for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
+            if name == "Mixed_6d":
+                # The block computes this once more; the compiler sees that it is the same.
+                spatial = run["Mixed_6d.branch1x1"](x)[..., :_SPATIAL_CHANNELS]
             x = self._branches(x, name, _average_pool, ["1x1"], _chain("7x7", 3), _chain("7x7dbl", 5))
         third = x
         x = self._shrink(x, "Mixed_7a", _chain("3x3", 2), _chain("7x7x3", 4))
@@ -88,7 +120,7 @@ class InceptionV3(eqx.Module):
                 ["3x3_1", ("3x3_2a", "3x3_2b")],
                 ["3x3dbl_1", "3x3dbl_2", ("3x3dbl_3a", "3x3dbl_3b")],
             )
-        return first, second, third, x
+        return (first, second, third, x), spatial
 
     def _branches(self, x: Image, block: str, pool: Callable[[Image], Image], *branches: list) -> Activations:
         """A block that keeps the grid: its branches, then a pooled one, side by side."""
@@ -166,9 +198,15 @@ def inception_names() -> list[Row]:
 
 def resize_for_inception(image: Image) -> Float[Array, "299 299 3"]:
     """Values 0 to 255 of any size to [−1, 1] at 299 × 299: bilinear between pixel centres, no low-pass filter."""
-    unit = image / 255.0
-    resized = jax.image.resize(unit, (_SIZE, _SIZE, 3), "bilinear", antialias=False)
-    return 2.0 * resized - 1.0
+    return 2.0 * resize_half_pixel(image / 255.0, _SIZE) - 1.0
+
+
+def resize_as_tensorflow(image: Image) -> Float[Array, "299 299 3"]:
+    """Values 0 to 255 of any size to [−1, 1) at 299 × 299, as the graph of 2015 does it."""
+    return (resize_corner(image, _SIZE) - 128.0) / 128.0
+
+
+_RESIZES = {InceptionResize.PYTORCH_FID: resize_for_inception, InceptionResize.TENSORFLOW: resize_as_tensorflow}
 
 
 def _padding(name: str, stride: int) -> str:

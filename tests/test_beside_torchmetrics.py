@@ -1,0 +1,138 @@
+"""Our metrics beside torchmetrics and pytorch-fid, where those are installed (`elt_zoo[parity]`)."""
+
+import importlib
+import warnings
+
+import numpy as np
+import pytest
+from parity import relative_error
+from test_evaluators import by_rule, shapes_of
+from weight_files import write_safetensors
+
+from elt_zoo.metrics import (
+    GaussianStatistics,
+    InceptionExtractor,
+    InceptionResize,
+    frechet_distance,
+    inception_score,
+    load_inception,
+    load_statistics,
+    precision_recall,
+    set_statistics,
+)
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'elt_zoo[parity]'")
+with warnings.catch_warnings():
+    # What their imports say of each other is not ours to mend.
+    warnings.simplefilter("ignore")
+    theirs = pytest.importorskip("torchmetrics.image", reason="torchmetrics is not installed: 'elt_zoo[parity]'")
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+class Identity(torch.nn.Module):
+    """Takes features for images."""
+
+    num_features = 12
+
+    def forward(self, x):
+        return x
+
+
+def features(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return 3.0 + rng.normal(size=(count, 12)) @ np.random.default_rng(99).normal(size=(12, 12)) + seed
+
+
+@pytest.fixture(scope="module")
+def pytorch_fid():
+    """Its two modules. They import torchvision, which fails in ways of its own beside another build of PyTorch."""
+    try:
+        return importlib.import_module("pytorch_fid.fid_score"), importlib.import_module("pytorch_fid.inception")
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"pytorch-fid cannot be imported ({error}): pip install 'elt_zoo[parity]'")
+
+
+def test_the_distance_is_that_of_pytorch_fid(pytorch_fid):
+    a, b = features(200), features(150, seed=1)
+    moments = [moment for x in (a, b) for moment in (x.mean(0), np.cov(x, rowvar=False))]
+    expected = pytorch_fid[0].calculate_frechet_distance(*moments)
+    assert frechet_distance(*map(GaussianStatistics.of, (a, b))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_distance_is_that_of_torchmetrics():
+    a, b = features(200), features(150, seed=1)
+    metric = theirs.fid.FrechetInceptionDistance(feature=Identity(), input_img_size=(12,))
+    metric.set_dtype(torch.float64)
+    for x, real in ((a, True), (b, False)):
+        metric.update(torch.from_numpy(x), real=real)
+    assert frechet_distance(*map(GaussianStatistics.of, (a, b))) == pytest.approx(float(metric.compute()), rel=1e-6)
+
+
+def test_the_inception_score_is_that_of_torchmetrics():
+    logits = features(240)
+    metric = theirs.inception.InceptionScore(feature=Identity(), splits=1)
+    metric.update(torch.from_numpy(logits))
+    assert inception_score(logits, splits=1).mean == pytest.approx(float(metric.compute()[0]), rel=1e-9)
+    # In parts, it shuffles; its order is that of the seed.
+    metric = theirs.inception.InceptionScore(feature=Identity(), splits=8)
+    metric.update(torch.from_numpy(logits))
+    torch.manual_seed(0)
+    mean, std = metric.compute()
+    torch.manual_seed(0)
+    ours = inception_score(logits[torch.randperm(240).numpy()], splits=8)
+    assert ours.mean == pytest.approx(float(mean), rel=1e-9)
+    # Theirs divides by one less.
+    assert ours.std * (8 / 7) ** 0.5 == pytest.approx(float(std), rel=1e-9)
+
+
+def test_precision_and_recall_are_those_of_all_distances():
+    real, fake = (features(120, seed).astype(np.float32) for seed in (0, 1))
+
+    def inside(points, centres):
+        radii = torch.cdist(centres, centres).kthvalue(4, dim=1).values
+        return float((torch.cdist(points, centres) <= radii).any(1).double().mean())
+
+    a, b = (torch.from_numpy(x).double() for x in (real, fake))
+    assert precision_recall(real, fake, chunk=50) == pytest.approx((inside(b, a), inside(a, b)))
+
+
+@pytest.mark.slow
+def test_features_and_files_are_those_of_pytorch_fid(pytorch_fid, tmp_path, monkeypatch):
+    fid_score, inception = pytorch_fid
+    tensors = by_rule(shapes_of("inception"), 9, 1.2)
+    write_safetensors(tmp_path / "weights", tensors)
+    norms = {name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")}
+    state = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}
+    state |= {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms}
+    # In place of its download.
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: state)
+    model = inception.InceptionV3([3]).eval()
+    spatial = {}
+    # The third part holds Mixed_5b and its successors.
+    mixed_6d = model.blocks[2][6]
+    mixed_6d.branch1x1.register_forward_hook(lambda _, __, output: spatial.update(value=output))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 56, 3)).astype(np.uint8)
+    with torch.no_grad():
+        pool = model(torch.from_numpy(pixels.transpose(0, 3, 1, 2) / np.float32(255.0)))[0][..., 0, 0].numpy()
+    extractor = InceptionExtractor(
+        load_inception(tmp_path / "weights"), resize=InceptionResize.PYTORCH_FID, batch_size=4
+    )
+    ours = extractor(pixels)
+    assert relative_error(ours.pool, pool) < 1e-4
+    # TensorFlow's mixed_6 is the block that six blocks from Mixed_5b on come before; row by row, channels last.
+    expected = spatial["value"][:, :7].numpy().transpose(0, 2, 3, 1)
+    assert expected.shape == (6, 17, 17, 7)
+    assert relative_error(ours.spatial, expected.reshape(6, -1)) < 1e-4
+    assert relative_error(ours.logits, pool @ state["fc.weight"].numpy().T) < 1e-4
+    # Its files are read by us, ours by it.
+    sets = [set_statistics(extractor, [part]) for part in (pixels[:4], pixels[2:])]
+    sets[0].save(tmp_path / "ours.npz")
+    np.savez(tmp_path / "theirs.npz", mu=pool[2:].mean(0), sigma=np.cov(pool[2:], rowvar=False))
+    paths = [str(tmp_path / name) for name in ("ours.npz", "theirs.npz")]
+    moments = [m for path in paths for m in fid_score.compute_statistics_of_path(path, None, 1, 2048, "cpu")]
+    read = load_statistics(paths[1], extractor=extractor.name)
+    distance = frechet_distance(sets[0].pool, read.pool)
+    assert distance == pytest.approx(frechet_distance(sets[0].pool, sets[1].pool), rel=1e-3)
+    singular = fid_score.calculate_frechet_distance(*moments)
+    assert distance == pytest.approx(singular, rel=1e-2)
