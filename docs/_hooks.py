@@ -137,9 +137,9 @@ def _top_level() -> str:
 
 
 def _modules() -> str:
-    pages = "nn looped heads models objectives sampling tokenizers metrics pretrained data training profile".split()
+    pages = "nn looped heads models objectives sampling tokenizers metrics pretrained data training profile diagnostics"
     rows = []
-    for page in pages:
+    for page in pages.split():
         module = importlib.import_module(f"elt_zoo.{page}")
         rows.append([f"[`elt_zoo.{page}`]({page}.md)", _first_sentence(module.__doc__ or "")])
     return _table(["Module", "What it holds"], rows)

@@ -9,8 +9,8 @@ from mktestdocs import check_md_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# They train or fit something.
-SLOW = {"getting-started.md", "digits.md", "evaluation.md", "loopify.md"}
+# They train or fit something, or compile much.
+SLOW = {"getting-started.md", "diagnostics.md", "digits.md", "evaluation.md", "loopify.md"}
 _BLOCK = re.compile(r"^```python$", re.MULTILINE)
 
 

@@ -136,7 +136,25 @@ class DiffusionSampler(eqx.Module):
 
         **Arguments**, **Raises:** as `__call__`.
         """
-        return self._run(predict, labels, loops, key, initial_noise, callback, keep=True)[1]
+        return self._run(predict, labels, loops, key, initial_noise, callback, keep=True)[1][1:]
+
+    @checked
+    def step_inputs(
+        self,
+        predict: Callable[..., Any],
+        labels: Int[Array, " batch"],
+        *,
+        loops: Loops,
+        key: PRNGKeyArray,
+        initial_noise: Float[Array, "batch *shape"] | None = None,
+    ) -> tuple[Float[Array, "steps batch *shape"], Float[Array, "steps batch"]]:
+        """What the network is asked at every step, to ask it again afterwards: the noisy arrays and their times.
+
+        **Arguments**, **Raises:** as `__call__`. **Returns:** the inputs of `predict` before the labels.
+        """
+        x = self._run(predict, labels, loops, key, initial_noise, None, keep=True)[1][:-1]
+        times = diffusion_steps(self.schedule, self.steps).time
+        return x, jnp.broadcast_to(times[:, None], x.shape[:2])
 
     def _run(self, predict, labels, loops, key, initial_noise, callback, *, keep: bool) -> tuple[Any, Any]:
         if initial_noise is not None and initial_noise.shape[1:] != self.shape:
@@ -198,7 +216,8 @@ def _sample(
     key: PRNGKeyArray,
     callback: ProgressCallback | None,
     keep: bool,
-) -> tuple[Float[Array, "batch *shape"], Float[Array, "steps batch *shape"] | None]:
+) -> tuple[Float[Array, "batch *shape"], Float[Array, "times batch *shape"] | None]:
+    """The arrays at the end and, if `keep`, at all K + 1 times, the first noise included."""
     batch, steps = labels.shape[0], sampler.steps
     first_key, noise_key = jax.random.split(key)
     if initial_noise is None:
@@ -233,6 +252,6 @@ def _sample(
         jax.random.split(noise_key, steps),
         traced_loops,
     )
-    carry = (initial_noise.astype(jnp.float32), jnp.zeros((), jnp.int32))
-    (x, _), trajectory = jax.lax.scan(one_step, carry, xs)
-    return x, trajectory
+    start = initial_noise.astype(jnp.float32)
+    (x, _), after = jax.lax.scan(one_step, (start, jnp.zeros((), jnp.int32)), xs)
+    return x, None if after is None else jnp.concatenate([start[None], after])

@@ -161,7 +161,23 @@ class MaskedSampler(eqx.Module):
 
         **Arguments**, **Raises:** as `__call__`.
         """
-        return self._run(predict, labels, loops, key, initial_ids, callback, keep=True)[1]
+        return self._run(predict, labels, loops, key, initial_ids, callback, keep=True)[1][1:]
+
+    @checked
+    def step_inputs(
+        self,
+        predict: Callable[..., Any],
+        labels: Int[Array, " batch"],
+        *,
+        loops: Loops,
+        key: PRNGKeyArray,
+        initial_ids: Int[Array, "batch *grid"] | None = None,
+    ) -> tuple[Int[Array, "steps batch *grid"]]:
+        """What the network is asked at every step, to ask it again afterwards: ids, those still masked as `mask_id`.
+
+        **Arguments**, **Raises:** as `__call__`. **Returns:** the inputs of `predict` before the labels, here one.
+        """
+        return (self._run(predict, labels, loops, key, initial_ids, None, keep=True)[1][:-1],)
 
     def _run(self, predict, labels, loops, key, initial_ids, callback, *, keep: bool) -> tuple[Any, Any]:
         resolved = resolve_loops(loops, steps=self.steps, guided=self.guidance is not None)
@@ -244,7 +260,8 @@ def _sample(
     key: PRNGKeyArray,
     callback: ProgressCallback | None,
     keep: bool,
-) -> tuple[Int[Array, "batch *grid"], Int[Array, "steps batch *grid"] | None]:
+) -> tuple[Int[Array, "batch *grid"], Int[Array, "states batch *grid"] | None]:
+    """The ids at the end and, if `keep`, before every step and after the last."""
     batch, tokens, steps = labels.shape[0], math.prod(sampler.grid), sampler.steps
     num_initial = jnp.sum(jnp.reshape(initial_ids, (batch, tokens)) == sampler.mask_id, axis=1)
     traced_loops, static_loops = eqx.partition(loops, eqx.is_array)
@@ -272,5 +289,5 @@ def _sample(
         return (ids, report(callback, step, steps, reported, ids)), ids if keep else None
 
     xs = (jnp.arange(steps), jax.random.split(key, steps), traced_loops)
-    (ids, _), trajectory = jax.lax.scan(one_step, (initial_ids, jnp.zeros((), jnp.int32)), xs)
-    return ids, trajectory
+    (ids, _), after = jax.lax.scan(one_step, (initial_ids, jnp.zeros((), jnp.int32)), xs)
+    return ids, None if after is None else jnp.concatenate([initial_ids[None], after])

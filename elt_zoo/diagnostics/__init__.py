@@ -1,0 +1,15 @@
+"""What the loops of a trained model do: how far each moves the state, what it changes in the prediction, and where they
+stop helping.
+"""
+
+from ._diffusion_exits import DiffusionExits as DiffusionExits
+from ._diffusion_exits import compare_diffusion_exits as compare_diffusion_exits
+from ._diffusion_exits import diffusion_exits as diffusion_exits
+from ._loss_by_exit import LossByExit as LossByExit
+from ._sample_at_exits import sample_at_exits as sample_at_exits
+from ._token_exits import TokenExits as TokenExits
+from ._token_exits import compare_token_exits as compare_token_exits
+from ._token_exits import token_exits as token_exits
+from ._update_norms import UpdateNorms as UpdateNorms
+from ._update_norms import sampling_update_norms as sampling_update_norms
+from ._update_norms import update_norms as update_norms

@@ -1,0 +1,146 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .._checks import checked
+from ..models import ElasticModel
+from ..objectives import MaskedCorruption, MaskedTarget
+from ._sums import AbstractSums, table, total
+
+
+class TokenExits(AbstractSums):
+    r"""What the exits of a masked model say about the same masked tokens, and what each loop changes. Add two to merge
+    batches; `str` of it is a table.
+
+    The answer of an exit is its likeliest code. From exit l to exit l + 1 an answer may **flip**. A flip from wrong to
+    right is a **self-correction**, one from right to wrong is **overthinking** (1810.07052), and
+
+    $$\text{accuracy}_{l+1} - \text{accuracy}_l = \text{self-correction}_l - \text{overthinking}_l$$
+
+    Entry l − 1 of an axis `loops` belongs to exit l, entry l − 1 of an axis `transitions` to the step from exit l to
+    exit l + 1. All rates are shares of all masked tokens.
+
+    **Fields:**
+
+    - `num_tokens`: masked tokens.
+    - `num_same`: tokens on which exits i and j give one answer.
+    - `num_right`: tokens that the exit has right.
+    - `num_ever_right`: tokens that the exit or one before it has right.
+    - `num_corrected`, `num_overthought`: wrong, then right; right, then wrong.
+    - `total_divergence`: sum of KL(p_{l+1} ‖ p_l) in nats.
+    """
+
+    num_tokens: Int[Array, ""]
+    num_same: Int[Array, "loops loops"]
+    num_right: Int[Array, " loops"]
+    num_ever_right: Int[Array, " loops"]
+    num_corrected: Int[Array, " transitions"]
+    num_overthought: Int[Array, " transitions"]
+    total_divergence: Float[Array, " transitions"]
+
+    @property
+    def agreement(self) -> Float[Array, "loops loops"]:
+        """Share of tokens on which two exits give one answer, for all pairs; the last column compares with the last."""
+        return self.num_same / self.num_tokens
+
+    @property
+    def flips(self) -> Float[Array, " transitions"]:
+        """Share of tokens whose answer changes: 1 − the agreement of neighbouring exits."""
+        return 1.0 - jnp.diagonal(self.agreement, offset=1)
+
+    @property
+    def accuracy(self) -> Float[Array, " loops"]:
+        """Share of tokens that an exit has right."""
+        return self.num_right / self.num_tokens
+
+    @property
+    def self_correction(self) -> Float[Array, " transitions"]:
+        """Share of tokens that turn from wrong to right."""
+        return self.num_corrected / self.num_tokens
+
+    @property
+    def overthinking(self) -> Float[Array, " transitions"]:
+        """Share of tokens that turn from right to wrong."""
+        return self.num_overthought / self.num_tokens
+
+    @property
+    def forgotten(self) -> Float[Array, " loops"]:
+        """Share of tokens that an exit has wrong though one before it had them right: what a perfect rule for stopping
+        could still win.
+        """
+        return (self.num_ever_right - self.num_right) / self.num_tokens
+
+    @property
+    def divergence(self) -> Float[Array, " transitions"]:
+        """Mean KL(p_{l+1} ‖ p_l) in nats per token: how far a loop moves the whole distribution."""
+        return self.total_divergence / self.num_tokens.astype(jnp.float32)
+
+    def __str__(self) -> str:
+        header = ("exit", "accuracy", "forgotten", "same as last", "flips", "corrected", "overthought", "KL (nats)")
+        percent = (self.accuracy, self.forgotten, self.agreement[:, -1])
+        changes = (self.flips, self.self_correction, self.overthinking)
+        rows = []
+        for index in range(len(self.num_right)):
+            row = [str(index + 1), *(f"{rate[index]:.1%}" for rate in map(np.asarray, percent))]
+            if index == 0:
+                row += ["", "", "", ""]
+            else:
+                row += [f"{rate[index - 1]:.1%}" for rate in map(np.asarray, changes)]
+                row += [f"{float(self.divergence[index - 1]):.4f}"]
+            rows.append(row)
+        return table(header, rows)
+
+
+@checked
+def compare_token_exits(logits: Float[Array, "loops *grid codebook"], target: MaskedTarget) -> TokenExits:
+    """Compares the exits of one example, whatever made the predictions.
+
+    **Arguments:** `logits` of every exit; `target`: the true ids, and the positions that count.
+
+    **Returns:** [`TokenExits`][elt_zoo.diagnostics.TokenExits] of this example.
+    """
+    grid = tuple(range(1, logits.ndim - 1))
+    answers = jnp.argmax(logits, axis=-1)
+    right = (answers == target.ids[None]) & target.mask[None]
+    ever_right = jax.lax.cummax(right.astype(jnp.int32), axis=0)
+    same = (answers[:, None] == answers[None]) & target.mask[None, None]
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    divergence = jnp.sum(jnp.exp(log_p[1:]) * (log_p[1:] - log_p[:-1]), axis=-1)
+    return TokenExits(
+        num_tokens=jnp.sum(target.mask),
+        num_same=jnp.sum(same, axis=tuple(axis + 1 for axis in grid)),
+        num_right=jnp.sum(right, axis=grid),
+        num_ever_right=jnp.sum(ever_right, axis=grid),
+        num_corrected=jnp.sum(~right[:-1] & right[1:], axis=grid),
+        num_overthought=jnp.sum(right[:-1] & ~right[1:], axis=grid),
+        total_divergence=jnp.sum(jnp.where(target.mask[None], divergence, 0.0), axis=grid),
+    )
+
+
+@eqx.filter_jit
+@checked
+def token_exits(
+    model: ElasticModel,
+    corruption: MaskedCorruption,
+    ids: Int[Array, "batch *grid"],
+    labels: Int[Array, " batch"],
+    *,
+    loops: int,
+    key: PRNGKeyArray,
+) -> TokenExits:
+    """Masks held-out tokens and compares what the exits say about them, all exits on the same masks. Batched.
+
+    **Arguments:** `model`; `corruption`: as in training, without dropped labels; `ids`, `labels`: clean; `loops`: exits
+    to compare, past L_max too; `key`: of the corruption.
+
+    **Returns:** [`TokenExits`][elt_zoo.diagnostics.TokenExits] of the batch. It needs memory for the logits of all
+    exits; add up the results of several batches if that is too much.
+    """
+    corrupted = corruption(ids, labels, key=key)
+
+    def one(inputs, target):
+        return compare_token_exits(model.trajectory(*inputs, loops=loops), target)
+
+    return total(jax.vmap(one)(corrupted.inputs, corrupted.target))

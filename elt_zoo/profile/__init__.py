@@ -1,0 +1,11 @@
+"""What a model costs: parameters, operations and memory before it is built, and time per sample when it runs."""
+
+from ._profile import FLOPS as FLOPS
+from ._profile import Profile as Profile
+from ._profile import profile as profile
+from ._sample import SampleCompute as SampleCompute
+from ._sample import SampleTime as SampleTime
+from ._sample import sample_compute as sample_compute
+from ._sample import time_samples as time_samples
+from ._xla import xla_flops as xla_flops
+from ._xla import xla_forward_flops as xla_forward_flops
