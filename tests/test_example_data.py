@@ -1,4 +1,4 @@
-"""The examples on files: folders of images and videos, shards, and what they refuse. Command lines as for the full sets."""
+"""The examples on files: folders of images and videos, shards, and what they refuse. As on the full sets."""
 
 import csv
 import json
