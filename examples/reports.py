@@ -32,12 +32,15 @@ def metric_files(folder: Path, name: str) -> Iterator[Callable[[Report], None]]:
 
 
 @contextlib.contextmanager
-def progress_bar(name: str, *, steps: int, taken: int, show: tuple[str, ...]) -> Iterator[Callable[[Report], None]]:
-    """A bar that shows some of the metrics."""
-    with tqdm(total=steps, initial=taken, desc=name, unit="step") as bar:
+def progress_bar(
+    name: str, *, steps: int, taken: int, show: tuple[str, ...], row: int = 0
+) -> Iterator[Callable[[Report], None]]:
+    """A bar that shows some of the metrics, on a row of its own among others."""
+    with tqdm(total=steps, initial=taken, desc=name, position=row, unit="step") as bar:
 
         def move(report: Report) -> None:
-            bar.set_postfix({metric: f"{report.metrics[metric]:.3f}" for metric in show}, refresh=False)
+            shown = {metric: f"{report.metrics[metric]:.3f}" for metric in show if metric in report.metrics}
+            bar.set_postfix(shown | {"examples/s": f"{report.examples_per_second:.0f}"}, refresh=False)
             bar.update(report.step - bar.n)
 
         yield move

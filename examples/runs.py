@@ -1,11 +1,10 @@
 """Training runs as the examples share them: the knobs, the objectives by name, one resumable run, and its twin."""
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,10 +12,9 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from reports import metric_files, progress_bar
 from samplers import SamplerSettings
 from tasks import Task
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 import elt_zoo
 from elt_zoo.data import UnreadableLog, training_batches
@@ -38,6 +36,7 @@ from elt_zoo.training import (
 )
 
 Objective = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
+_SHOWN = ("loss", "student", "teacher", "distillation", "lambda", "gradient_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,16 +219,14 @@ def train_one(name: Objective, run: Run, stop: threading.Event, row: int) -> Tra
         prepare=task.representation.prepare,
     )
     with (
-        tqdm(total=recipe.steps, initial=int(state.step), desc=name, position=row, unit="step") as bar,
+        progress_bar(name, steps=recipe.steps, taken=int(state.step), show=_SHOWN, row=row) as move,
         metric_files(run.folder, name) as write,
         contextlib.closing(checkpoints),
         contextlib.closing(batches),
     ):
 
         def on_report(report: Report) -> None:
-            pace = {"examples/s": f"{report.examples_per_second:.0f}"}
-            bar.set_postfix({key: f"{value:.3f}" for key, value in report.metrics.items()} | pace)
-            bar.update(report.step - bar.n)
+            move(report)
             write(report)
 
         result = fit(
@@ -245,25 +242,3 @@ def train_one(name: Objective, run: Run, stop: threading.Event, row: int) -> Tra
             stop=stop,
         )
     return Trained(result.state.ema, result.finished, result.seconds_per_step)
-
-
-@contextlib.contextmanager
-def metric_files(folder: Path, name: str) -> Iterator[Callable[[Report], None]]:
-    """Appends reports to `metrics-<name>.csv` and to TensorBoard's event files."""
-    file = folder / f"metrics-{name}.csv"
-    with file.open("a", newline="") as handle, SummaryWriter(str(folder / "tensorboard" / name)) as board:
-        writer = csv.writer(handle)
-
-        def write(report: Report) -> None:
-            values = report.metrics | {
-                "examples_per_second": report.examples_per_second,
-                "data_wait": report.data_wait,
-            }
-            if handle.tell() == 0:
-                writer.writerow(["step", *values])
-            writer.writerow([report.step, *values.values()])
-            handle.flush()
-            for metric, value in values.items():
-                board.add_scalar(metric, value, report.step)
-
-        yield write

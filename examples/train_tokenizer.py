@@ -4,6 +4,7 @@
     python examples/train_tokenizer.py --data moving-digits   # clips of 8 × 32 × 32 pixels → 4 × 8 × 8 tokens
     python examples/train_tokenizer.py --data moving-digits --kind image --out runs/frames
     python examples/train_tokenizer.py --data moving-digits --inflate runs/frames/tokenizer
+    python examples/train_tokenizer.py --data /data/ucf101 --kind video --preset paper --adversarial 0.1
 
 The run goes to `runs/tokenizer-<data>-<kind>`: the tokenizer (its average, read it with `load_tokenizer`), held-out
 pictures above their reconstructions, the metrics, and `summary.json` with the quality on held-out data. Run it again to
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from datasets import DIGITS, MOVING_DIGITS, open_clips, open_images
 from pictures import save_reconstructions
 from reports import metric_files, progress_bar
 
@@ -73,10 +75,10 @@ from elt_zoo.training import (
 class Config:
     """Train a tokenizer and measure it on held-out data."""
 
-    data: Literal["digits", "moving-digits"] = "digits"
-    """What to train on."""
+    data: str = DIGITS
+    """`digits`, `moving-digits`, or the path of images or videos, see `datasets.py`."""
     kind: Literal["image", "video"] | None = None
-    """Default: what the data is. `image` with clips trains on their frames."""
+    """Default: video for moving digits, else images. `image` with moving digits trains on their frames."""
     preset: Literal["small", "paper"] = "small"
     """Sizes for a CPU, or those of the published networks."""
     codebook_size: int | None = None
@@ -126,23 +128,23 @@ class Config:
     def __post_init__(self):
         if self.inflate is not None and not self.video:
             raise ValueError("`--inflate` starts a 3D-VQ: train on clips, with `--kind video`.")
-        if self.video and self.data == "digits":
-            raise ValueError("`--kind video` needs clips: use `--data moving-digits`.")
+        if self.video and self.data == DIGITS:
+            raise ValueError("`--kind video` needs clips: use `--data moving-digits`, or the path of videos.")
         if self.perceptual > 0.0 and self.inception is None:
             raise ValueError(f"`--perceptual {self.perceptual}` needs the network's weights, `--inception FILE`.")
 
     @property
     def video(self) -> bool:
-        return self.data != "digits" if self.kind is None else self.kind == "video"
+        return self.data == MOVING_DIGITS if self.kind is None else self.kind == "video"
 
     @property
     def folder(self) -> Path:
-        return self.out or Path("runs") / f"tokenizer-{self.data}-{'video' if self.video else 'image'}"
+        return self.out or Path("runs") / f"tokenizer-{Path(self.data).name}-{'video' if self.video else 'image'}"
 
     @property
     def network(self) -> VQGANConfig | VQ3DConfig:
         """Sizes of the tokenizer. The image network of clips has those that `inflate` asks for."""
-        small, clips = self.preset == "small", self.data != "digits"
+        small, clips = self.preset == "small", self.data == MOVING_DIGITS
         if self.video:
             network = _SMALL_VIDEO if small else VQ3DConfig()
         elif clips:
@@ -154,7 +156,7 @@ class Config:
                 **{name: getattr(video, name) for name in _SHARED},
             )
         else:
-            network = _SMALL_IMAGE if small else VQGANConfig()
+            network = VQGANConfig() if not small else _DIGITS_SIZES if self.data == DIGITS else _SMALL_IMAGE
         size = network.codebook_size if self.codebook_size is None else self.codebook_size
         return dataclasses.replace(network, codebook_size=size)
 
@@ -164,7 +166,7 @@ class Config:
         if self.preset == "paper":
             default = Recipe(steps=100_000, batch_size=128, learning_rate=1e-4, ema_decay=0.999)
         else:
-            steps, batch_size = (600, 8) if self.video or self.data != "digits" else (1000, 64)
+            steps, batch_size = (600, 8) if self.video or self.data == MOVING_DIGITS else (1000, 64)
             default = Recipe(steps=steps, batch_size=batch_size, learning_rate=5e-3, ema_decay=0.98)
         given = {name: getattr(self, name) for name in dataclasses.asdict(default)}
         return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
@@ -188,7 +190,7 @@ class Recipe:
 
 
 _SMALL_IMAGE = VQGANConfig(
-    image_size=16,
+    image_size=32,
     filters=16,
     channel_multipliers=(1, 2, 4),
     num_res_blocks=1,
@@ -197,6 +199,7 @@ _SMALL_IMAGE = VQGANConfig(
     groups=8,
     shortcut=Shortcut.INPUT,
 )
+_DIGITS_SIZES = dataclasses.replace(_SMALL_IMAGE, image_size=16)
 _SMALL_VIDEO = VQ3DConfig(
     shape=(8, 32, 32),
     filters=16,
@@ -229,12 +232,17 @@ class Outcome(NamedTuple):
 def open_data(config: Config) -> Data:
     """The sources of a config."""
     network = config.network
-    if config.data == "moving-digits":
+    if config.data == MOVING_DIGITS:
         frames, size = network.shape[:2] if isinstance(network, VQ3DConfig) else (8, network.image_size)
-        options = {"frames": frames, "size": size}
-        return Data(MovingDigits("train", **options), MovingDigits("heldout", **options, augment=False))
-    assert isinstance(network, VQGANConfig)
+        train = MovingDigits("train", frames=frames, size=size)
+        return Data(train, MovingDigits("heldout", frames=frames, size=size, augment=False))
+    if isinstance(network, VQ3DConfig):
+        opened = open_clips(config.data, shape=(*network.shape, 3), heldout=config.heldout)
+        return Data(opened.train, opened.heldout)
     size = network.image_size
+    if config.data != DIGITS:
+        opened = open_images(config.data, size=size, heldout=config.heldout)
+        return Data(opened.train, opened.heldout)
 
     def enlarged(split: Literal["train", "heldout"]) -> ArraySource:
         digits = load_digits(split)
