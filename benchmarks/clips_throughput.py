@@ -4,9 +4,10 @@
 
 Both sides read the same files in a random order, draw clips of 16 frames anywhere in them, resize the shorter side to
 128, cut the middle and stack batches, in this process alone, without workers. The figures are clips per second of
-processor time, that is per core: the wall clock would favour the side whose scaler starts threads of its own. The
-DataLoader does what one writes first: decode from the first frame on, stop after the last, convert with `to_ndarray`,
-resize with OpenCV. Without `--videos` the files are moving digits at UCF-101's size and length, written
+processor time, that is per core: the wall clock would favour the side whose scaler starts threads of its own.
+
+The DataLoader does what one writes first: decode from the first frame on, stop after the last, convert with
+`to_ndarray`, resize with OpenCV. Without `--videos` the files are moving digits at UCF-101's size and length, written
 by this script. A third column has our pipeline with a thread for each core, by the wall clock.
 """
 
@@ -85,7 +86,7 @@ def baseline_batches(files: list[Path], labels: list[int], batch_size: int) -> I
 
 
 def rows(videos: Path | None = None, *, batch_size: int = 8, batches: int = 4, rounds: int = 7) -> list[dict[str, Any]]:
-    """One row of clips per second: medians of interleaved rounds, and the quartiles of their ratio.
+    """One row of clips per second and core: medians of interleaved rounds, and the quartiles of their ratio.
 
     **Arguments:** `videos`: a folder with a folder for each class; by default files are written for the occasion.
     """

@@ -2,6 +2,7 @@
 
 import json
 import os
+from fractions import Fraction
 from typing import NamedTuple
 
 import av
@@ -39,6 +40,30 @@ def test_frames_read_by_number_are_those_of_a_full_decode(tmp_path, name):
         np.testing.assert_array_equal(
             read_frames(path, info, start=start, count=3, stride=3), whole[start : start + 7 : 3]
         )
+
+
+def test_two_frames_in_one_packet_are_two_frames(tmp_path):
+    """DivX and XviD put a frame and the one shown before it into one packet, and follow it with an empty one."""
+    plain, packed, frame_start = tmp_path / "plain.avi", tmp_path / "packed.avi", b"\x00\x00\x01\xb6"
+    write_frames(plain, frames_of(0, 41), between=1, keyframe_every=100)
+    with av.open(str(plain)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    head, rest = packets[0].split(frame_start, 1)
+    first = head + b"\x00\x00\x01\xb2DivX503b1393p" + frame_start + rest
+    pairs = [packets[index] + packets[index + 1] for index in range(1, len(packets), 2)]
+    contents = [first, *(part for pair in pairs for part in (pair, frame_start + b"\x5f\xff\x7f"))]
+    with av.open(str(packed), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, width=64, height=48, pix_fmt="yuv420p")
+        for time, content in enumerate(contents):
+            packet = av.Packet(content)
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, time, time, Fraction(1, 25)
+            packet.is_keyframe = time == 0
+            container.mux(packet)
+    info, whole = probe_video(packed), decode_all(plain)
+    assert info.frames == len(whole) == 41
+    for start in range(36):
+        clip = read_frames(packed, info, start=start, count=3, stride=2)
+        np.testing.assert_array_equal(clip, whole[start : start + 5 : 2])
 
 
 def test_only_the_frames_near_a_clip_are_decoded(tmp_path, monkeypatch):
