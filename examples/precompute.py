@@ -22,9 +22,18 @@ import tyro
 from datasets import Split, open_source
 from tqdm import tqdm
 
-from elt_zoo.data import Progress, ShardIndex, UnreadableLog, Views, decode_image, pack_images, precompute
+from elt_zoo.data import (
+    EncodedImages,
+    Progress,
+    ShardIndex,
+    UnreadableLog,
+    Views,
+    decode_image,
+    pack_images,
+    precompute,
+)
 from elt_zoo.pretrained import WeightsError, load_tokenizer
-from elt_zoo.tokenizers import VQ3D, AutoencoderKL, MaskGITVQGAN
+from elt_zoo.tokenizers import VQ3D, AutoencoderKL, GreyLevels, MaskGITVQGAN, PatchCodebook
 from elt_zoo.training import data_mesh, replicate, shard_batch, stop_on_signals
 
 
@@ -115,7 +124,7 @@ def encode(config: Config, folder: Path, options: dict[str, Any]) -> ShardIndex 
             size = tokenizer.config.image_size
         case AutoencoderKL():
             pass
-        case _:
+        case PatchCodebook() | GreyLevels():
             size = tokenizer.shape[0]
     views = Views(config.views)
     # Whole examples on every device.
@@ -138,7 +147,7 @@ def encode(config: Config, folder: Path, options: dict[str, Any]) -> ShardIndex 
 def pack(config: Config, options: dict[str, Any]) -> ShardIndex | None:
     """Shards of image files."""
     source = open_source(config.data, split=config.split, size=config.size)
-    if not hasattr(source, "encoded"):
+    if not isinstance(source, EncodedImages):
         raise ValueError(f"`--data {config.data}` has no image files to pack. Name a `--tokenizer` to encode it with.")
     return pack_images(source, config.out, check=decode_image, **options)
 

@@ -1,6 +1,11 @@
 """Precomputing: what a tokenizer makes of a source is what the shards give."""
 
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -24,6 +29,7 @@ from elt_zoo.data import (
     Visit,
     decode_image,
     image_folder,
+    load_digits,
     open_shards,
     pack_images,
     precompute,
@@ -32,6 +38,7 @@ from elt_zoo.data import (
 )
 from elt_zoo.data._shard_index import ShardPlan
 from elt_zoo.data._shard_writer import ShardWriter
+from elt_zoo.pretrained import save_tokenizer
 from elt_zoo.tokenizers import AutoencoderKLConfig, GreyLevels, PatchCodebook, VQGANConfig
 from elt_zoo.training import data_mesh, replicate, shard_batch
 
@@ -347,3 +354,32 @@ def test_digits_of_a_grey_tokenizer(tmp_path):
     precompute(source, tokenizer, tmp_path / "tokens", size=SIZE, views=Views.ONE)
     tokens = ShardedTokens(tmp_path / "tokens", tokenizer=tokenizer)
     np.testing.assert_array_equal(tokens[2].ids, source.pixels[2, ..., 0])
+
+
+@pytest.mark.slow
+def test_the_command_resumes_where_it_was_stopped(tmp_path):
+    save_tokenizer(tmp_path / "tokenizer", GreyLevels((SIZE, SIZE, 1), 17))
+    script = Path(__file__).parents[1] / "examples" / "precompute.py"
+    command = [sys.executable, str(script), "--data", "digits", "--tokenizer", "tokenizer", "--shard-size", "40"]
+    command += ["--batch-size", "2", "--out", "tokens"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("tokens/shard-00000-*.array_record")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Run the same command again to resume" in output
+
+    def run(*arguments):
+        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    refused = run("--views", "one")
+    assert refused.returncode == 1 and "views: saved 'flip', given 'one'" in refused.stderr
+    finished = run()
+    assert finished.returncode == 0 and "1437 examples (tokens) in 36 shards" in finished.stdout
+    tokens, digits = ShardedTokens(tmp_path / "tokens", shape=(SIZE, SIZE)), load_digits("train")
+    for row in (0, 700, 1436):
+        levels = digits.images[row, ..., 0]
+        views = {view.astype(np.uint16).tobytes() for view in (levels, levels[:, ::-1])}
+        assert all_views(tokens, row, 2) == views and tokens[row].labels == digits.labels[row]

@@ -35,6 +35,7 @@ from ._shard_index import ShardPlan as ShardPlan
 from ._shard_index import open_shards as open_shards
 from ._shard_source import ShardedLatents as ShardedLatents
 from ._shard_source import ShardedTokens as ShardedTokens
+from ._shard_writer import ShardWriter as ShardWriter
 from ._source import AbstractSource as AbstractSource
 from ._source import DataError as DataError
 from ._source import UnreadableExample as UnreadableExample

@@ -2,7 +2,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -18,6 +18,7 @@ from ._write_shards import Progress, check_processes, write_shards
 _LABEL = struct.Struct("<i")
 
 
+@runtime_checkable
 class EncodedImages(Protocol):
     """What `pack_images` takes: a source that also gives its files as they are."""
 
