@@ -369,6 +369,7 @@ def train(config: Config, data: Data, stop: threading.Event) -> Outcome:
         metric_files(folder, "tokenizer") as write,
         progress_bar("tokenizer", steps=recipe.steps, taken=int(state.step), show=("psnr", "usage", "loss")) as move,
         contextlib.closing(checkpoints),
+        contextlib.closing(batches),
     ):
 
         def on_report(report: Report) -> None:

@@ -45,7 +45,8 @@ def training_batches(
     - `place`: applied to every batch ahead of its use, such as [`shard_batch`][elt_zoo.training.shard_batch] to have it
       on the devices in time.
 
-    **Returns:** a Grain iterator of batches; `get_state()` and `set_state()` save and restore its place.
+    **Returns:** a Grain iterator of batches; `get_state()` and `set_state()` save and restore its place, `close()` ends
+    its threads.
 
     **Raises:** `ValueError` if a shard has fewer examples than a batch or the shard index is out of range. While
     reading, `DataError` once too much could not be read.
@@ -83,5 +84,6 @@ def training_batches(
         stream = stream.batch(batch_size, drop_remainder=True)
     if place is not None:
         stream = stream.map(place)
-    stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_AHEAD if workers else 0)
+    if workers:
+        stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_AHEAD)
     return iter(stream)
