@@ -4,8 +4,8 @@ array, on one thread each.
     taskset -c 0 python benchmarks/shards_throughput.py --csv shards.csv
 
 Requirement: at least 50,000 examples per second and core; seconds are those of the processor. Both sides shuffle, draw
-one of two views of 16 × 16 ids for each example, and collate batches of 256. Both find their files in the operating system's cache. Without PyTorch its
-columns are left out.
+one of two views of 16 × 16 ids for each example, and collate batches of 256. Both find their files in the operating
+system's cache. Without PyTorch its columns are left out.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def endless(loader: Any) -> Iterator[Any]:
 
 def torch_batches(folder: Path, ids: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
     """The other side: what most PyTorch code does with precomputed codes (DiT, LlamaGen)."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     np.save(folder / "ids.npy", ids)
     mapped = np.load(folder / "ids.npy", mmap_mode="r")

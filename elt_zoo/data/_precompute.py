@@ -96,7 +96,7 @@ def precompute(
         # The device gets its next batch before the results of the last are fetched.
         waiting: list[tuple[Any, list[int]]] = []
         read = 0
-        for batch in _batches(reader.ahead(rows, workers, encoder.batch_size), encoder.batch_size):
+        for batch in reader.batches(rows, workers, encoder.batch_size):
             for item in batch:
                 if item.error is not None:
                     name = source.name(item.row)
@@ -157,18 +157,10 @@ class _Reader:
                 return item.example
         raise DataError(f"None of the {len(self._source)} examples could be read; the first is {self._source.name(0)}.")
 
-    def ahead(self, rows: range, workers: int, batch_size: int) -> Iterator[_Item]:
+    def batches(self, rows: range, workers: int, batch_size: int) -> Iterator[list[_Item]]:
         """The examples of `rows`, read by threads two batches ahead."""
-        options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * batch_size if workers else 0)
-        return iter(grain.MapDataset.range(rows.start, rows.stop).map(self.read).to_iter_dataset(options))
-
-
-def _batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        # A short buffer: Grain looks through all of it at every example. Whole batches wait behind it.
+        options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
+        items = grain.MapDataset.range(rows.start, rows.stop).map(self.read).to_iter_dataset(options)
+        batches = items.batch(batch_size, drop_remainder=False, batch_fn=list)
+        return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2 if workers else 0))
