@@ -126,6 +126,9 @@ def test_features_and_files_are_those_of_pytorch_fid(pytorch_fid, tmp_path, monk
     expected = spatial["value"][:, :7].numpy().transpose(0, 2, 3, 1)
     assert expected.shape == (6, 17, 17, 7)
     assert relative_error(ours.spatial, expected.reshape(6, -1)) < 1e-4
+    # With random weights all images look nearly alike; what sets them apart must agree too.
+    for mine, other in ((ours.pool, pool), (ours.spatial, expected.reshape(6, -1))):
+        assert relative_error(mine - mine.mean(0), other - other.mean(0)) < 1e-2
     assert relative_error(ours.logits, pool @ state["fc.weight"].numpy().T) < 1e-4
     # Ours are read by it, its files by us.
     statistics = set_statistics(extractor, [pixels[:1], pixels[1:]])
