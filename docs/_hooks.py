@@ -5,6 +5,7 @@ become MathML when the site is built, so reading it needs neither a script nor t
 """
 
 import csv
+import dataclasses
 import html
 import importlib
 import re
@@ -124,6 +125,14 @@ def _retrofit() -> str:
     return f"{_table(['Start', *(f'step {step}' for step in steps)], lines)}\n\n{rows[0]['environment']}."
 
 
+def _video_protocols() -> str:
+    from elt_zoo.metrics import VideoProtocol
+
+    cards = [dataclasses.asdict(protocol()) for protocol in (VideoProtocol.magvit, VideoProtocol.stylegan_v)]
+    rows = [[f"`{field}`", *(str(card[field]) for card in cards)] for field in cards[0] if field != "name"]
+    return _table(["", *(f"`{card['name']}`" for card in cards)], rows)
+
+
 def _top_level() -> str:
     import elt_zoo
 
@@ -160,6 +169,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "benchmark-retrofit": _retrofit,
     "benchmark-networks": lambda: _benchmark("networks"),
     "top-level": _top_level,
+    "video-protocols": _video_protocols,
     "modules": _modules,
     "benchmark-looping": lambda: _benchmark("looping"),
     "benchmark-sampler-overhead": lambda: _benchmark("sampler-overhead"),

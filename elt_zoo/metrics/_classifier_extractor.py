@@ -31,7 +31,7 @@ class ClassifierExtractor(AbstractExtractor):
         dataset: str,
         seed: int = 0,
     ):
-        """Fits the perceptron, which takes a second for 1,500 images of 8 × 8 and a minute or two for MNIST.
+        """Fits the perceptron, which takes about a second for 1,500 digits of 8 × 8 and ten for 5,000 of MNIST.
 
         **Arguments:** `images`: of one size, uint8 or in [−1, 1]; `labels`: two classes or more; `dataset`: what they
         are, for the name; `seed`: of the fit.
