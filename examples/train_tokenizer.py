@@ -277,15 +277,13 @@ def make_codebook_rule(config: Config) -> AbstractCodebookRule:
 
 
 def make_loss(config: Config) -> ReconstructionLoss:
-    features = None
-    if config.perceptual > 0.0:
-        assert config.inception is not None
-        inception = load_inception(config.inception)
-
-        def features(image):
-            return inception.activations(255.0 * image)
-
-    return ReconstructionLoss(l1=config.l1, l2=config.l2, perceptual=config.perceptual, features=features)
+    loss = ReconstructionLoss(l1=config.l1, l2=config.l2)
+    if config.inception is None:
+        return loss
+    inception = load_inception(config.inception)
+    return dataclasses.replace(
+        loss, perceptual=config.perceptual, features=lambda image: inception.activations(255.0 * image)
+    )
 
 
 def make_adversary(config: Config) -> tuple[Adversary | None, DiscriminatorConfig | None]:

@@ -101,7 +101,7 @@ class AbstractCodebookRule(abc.ABC):
         _, drawn = jax.lax.top_k(
             jnp.log(errors) + jax.random.gumbel(key, errors.shape, errors.dtype), min(codes, number)
         )
-        fresh = latents[jnp.resize(drawn, codes)]
+        fresh = latents[jnp.resize(drawn, (codes,))]
         return CodebookUpdate(
             codebook=jnp.where(dead[:, None], fresh, codebook),
             statistics=CodeStatistics(

@@ -48,9 +48,9 @@ class ReconstructionLoss:
             terms["l1"] = self.l1 * jnp.mean(jnp.abs(output - pixels))
         if self.l2 > 0.0:
             terms["l2"] = self.l2 * jnp.mean(jnp.square(output - pixels))
-        if self.perceptual > 0.0:
-            assert self.features is not None
-            distance = jax.vmap(lambda a, b: perceptual_distance(self.features, a, b))(output, pixels)
+        features = self.features
+        if features is not None and self.perceptual > 0.0:
+            distance = jax.vmap(lambda a, b: perceptual_distance(features, a, b))(output, pixels)
             terms["perceptual"] = self.perceptual * jnp.mean(distance)
         return terms
 

@@ -141,9 +141,9 @@ def make_tokenizer_step(
             ema,
             (optimizer_state, adversary_state),
         )
-        kept = _choose(finite, new, (model, state.ema, state.optimizer_state))
+        model, ema, optimizer_state = _choose(finite, new, (model, state.ema, state.optimizer_state))
         skipped = state.skipped + jnp.where(finite, 0, 1)
-        return TrainState(*kept, state.step + 1, skipped, state.key), metrics
+        return TrainState(model, ema, optimizer_state, state.step + 1, skipped, state.key), metrics
 
     return train_step
 
