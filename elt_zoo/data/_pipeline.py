@@ -78,7 +78,8 @@ def training_batches(
         ahead = _BATCHES_AHEAD * workers
         stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead))
     else:
-        ahead = max(2 * workers, batch_size) if workers else 0
+        # Grain looks at every buffered example at each step, so the buffer is short; whole batches wait behind it.
+        ahead = 4 * workers
         examples = visits.map(reader.read)
         stream = examples.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead))
         stream = stream.batch(batch_size, drop_remainder=True)
