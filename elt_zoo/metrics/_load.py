@@ -22,7 +22,8 @@ def load_inception(path: str | os.PathLike) -> InceptionV3:
     **Returns:** the network, float32.
 
     **Raises:** `FileNotFoundError` if there is no such file, saying where to get it;
-    [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is damaged or of another network, torchvision's Inception among them.
+    [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is damaged or of another network, torchvision's Inception
+    among them.
     """
     return _evaluator(
         path, eqx.filter_eval_shape(InceptionV3, key=jax.random.key(0)), inception_names(), "inception-fid"
