@@ -220,3 +220,12 @@ def test_features_of_clips_follow_the_protocol(tmp_path):
     prepared = np.stack([resized_as_tensorflow_1(frame, 224) for frame in clips[0] / 127.5 - 1.0])
     expected = eqx.filter_jit(network)(jnp.asarray(prepared, jnp.float32)).logits
     assert relative_error(features[0], expected) < 1e-4
+
+
+def test_missing_weights_are_said_where_to_get(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"Download pt_inception-2015-12-05-6726825d\.pth from https://github.com"
+    ):
+        load_inception(tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match=r"Download model_rgb\.pth from https://github.com/hassony2"):
+        load_i3d(tmp_path / "none.pth")

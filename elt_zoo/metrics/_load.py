@@ -1,11 +1,12 @@
 import os
+from pathlib import Path
 from typing import TypeVar
 
 import equinox as eqx
 import jax
 
 from .._names import Row
-from ..pretrained import assemble, read_tensors
+from ..pretrained import assemble, catalog, read_tensors
 from ._i3d import I3D, i3d_names
 from ._inception import InceptionV3, inception_names
 
@@ -20,10 +21,13 @@ def load_inception(path: str | os.PathLike) -> InceptionV3:
 
     **Returns:** the network, float32.
 
-    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
-    damaged or of another network, torchvision's Inception among them.
+    **Raises:** `FileNotFoundError` if there is no such file, saying where to get it;
+    [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is damaged or of another network, torchvision's Inception
+    among them.
     """
-    return _evaluator(path, eqx.filter_eval_shape(InceptionV3, key=jax.random.key(0)), inception_names())
+    return _evaluator(
+        path, eqx.filter_eval_shape(InceptionV3, key=jax.random.key(0)), inception_names(), "inception-fid"
+    )
 
 
 def load_i3d(path: str | os.PathLike) -> I3D:
@@ -34,13 +38,16 @@ def load_i3d(path: str | os.PathLike) -> I3D:
 
     **Returns:** the network, float32.
 
-    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
-    damaged or of another network.
+    **Raises:** `FileNotFoundError` if there is no such file, saying where to get it;
+    [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is damaged or of another network.
     """
-    return _evaluator(path, eqx.filter_eval_shape(I3D, key=jax.random.key(0)), i3d_names())
+    return _evaluator(path, eqx.filter_eval_shape(I3D, key=jax.random.key(0)), i3d_names(), "i3d-kinetics")
 
 
-def _evaluator(path: str | os.PathLike, abstract: _Network, rows: list[Row]) -> _Network:
+def _evaluator(path: str | os.PathLike, abstract: _Network, rows: list[Row], name: str) -> _Network:
+    if not Path(path).exists():
+        weights = catalog()[name]
+        raise FileNotFoundError(f"There is no {path}. Download {weights.files[0].name} from {weights.source}.")
     file = read_tensors(path)
     # Counters of training steps, which inference does not need.
     file = file.replacing({name: None for name in file if name.endswith(".num_batches_tracked")})
