@@ -1,4 +1,4 @@
-"""A convolution over time as `elt_zoo.nn.Conv` computes it on a CPU, beside XLA's own, forwards and with both gradients.
+"""A convolution over time as `elt_zoo.nn.Conv` computes it on a CPU, beside XLA's own: forwards, and both gradients.
 
 python benchmarks/video_convolution.py
 """
