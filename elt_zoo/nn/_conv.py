@@ -130,8 +130,8 @@ def _convolve_frames(
     weight: Float[Array, "taps rows columns in_channels out_channels"],
     padding: Padding,
 ) -> Float[Array, "new_frames new_height new_width out_channels"]:
-    """A convolution over time as a sum of convolutions of frames, one for each tap. On a CPU, XLA has fast kernels for
-    images only (`benchmarks/networks.py`).
+    """A convolution over time as a sum of convolutions of frames, one for each tap. On a CPU, XLA's kernels for
+    images are faster than those for video (`benchmarks/video_convolution.py`).
     """
     taps, *kernel = weight.shape[:-2]
     if isinstance(padding, str):
