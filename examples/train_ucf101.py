@@ -71,7 +71,7 @@ class Config(TrainingOptions):
     @property
     def recipe(self) -> Recipe:
         if self.preset is None:
-            default = Recipe(steps=1200, learning_rate=4e-3, ema_decay=0.998, small=True)
+            default = Recipe(steps=1000, learning_rate=6e-3, ema_decay=0.998, small=True)
         else:
             default = Recipe(steps=200_000, learning_rate=1e-4, ema_decay=0.9999, small=False)
         return default.resolved(self)
