@@ -6,8 +6,8 @@
     python benchmarks/data.py --only clips --videos UCF-101
 
 Requirements: at least 1.5 times the DataLoader on ordinary JPEGs of 500 × 375, and an exact mode whose crops equal
-ADM's, 0 grey levels apart; clips no slower than it; at least 50,000 precomputed examples per second and core; and a
-training loop that waits for these less than 2% of its time.
+ADM's, 0 grey levels apart; at least 50,000 precomputed examples per second and core; and a training loop that waits for
+these less than 2% of its time.
 
 Both sides of a comparison run in this process, without workers, on one core, and take turns, see `throughput.py`. The
 sections are the files `data_*.py`.
