@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from timing import environment, write_csv
+from timing import environment, spread, write_csv
 
 _READ = """
 import sys, time
@@ -93,15 +93,12 @@ def main() -> None:
             order = (_LOAD, _READ) if index % 2 else (_READ, _LOAD)
             results = {program: run(program, path) for program in order}
             pairs.append((*results[_LOAD], results[_READ][0]))
-    ratios = sorted(load / read for load, _, read in pairs)
     row = {
         "case": "DiT-XL/2, safetensors, float32",
         "rounds": arguments.rounds,
         "ours_ms": 1e3 * statistics.median(load for load, _, _ in pairs),
         "baseline_ms": 1e3 * statistics.median(read for _, _, read in pairs),
-        "ratio": statistics.median(ratios),
-        "ratio_low": ratios[len(ratios) // 4],
-        "ratio_high": ratios[3 * len(ratios) // 4],
+        **spread([load / read for load, _, read in pairs]),
         "peak_memory_ratio": max(peak for _, peak, _ in pairs) / size,
     }
     print(json.dumps(row, indent=2))

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 
 
-def environment() -> str:
-    """The machine and the versions that figures were measured with."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "equinox", "elt_zoo"))
+def environment(*packages: str) -> str:
+    """The machine and the versions that figures were measured with, also those of other packages."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "equinox", "elt_zoo", *packages))
     device = jax.devices()[0].device_kind
     if device == "cpu":
         device = _processor()
@@ -54,17 +54,21 @@ def compare(ours: Callable, baseline: Callable, *, rounds: int, baseline_repeats
         else:
             theirs, mine = seconds(baseline, baseline_repeats), seconds(ours)
         pairs.append((mine, theirs))
-    ratios = sorted(mine / theirs for mine, theirs in pairs)
     return {
         "rounds": rounds,
         "ours_ms": 1e3 * statistics.median(mine for mine, _ in pairs),
         "baseline_ms": 1e3 * statistics.median(theirs for _, theirs in pairs) / baseline_repeats,
-        "ratio": statistics.median(ratios),
-        "ratio_low": ratios[len(ratios) // 4],
-        "ratio_high": ratios[(3 * len(ratios)) // 4],
+        **spread([mine / theirs for mine, theirs in pairs]),
         "compile_ours_s": compile_ours,
         "compile_baseline_s": compile_baseline,
     }
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """The median of the rounds' ratios, and their quartiles."""
+    ordered = sorted(ratios)
+    low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
+    return {"ratio": statistics.median(ordered), "ratio_low": low, "ratio_high": high}
 
 
 def show(name: str, row: dict[str, float]) -> None:
@@ -82,11 +86,13 @@ def header(ours: str, baseline: str) -> None:
     print(f"{'':34}{ours:>14}{baseline:>14}{'ratio':>8}{'quartiles':>18}{'compile':>10}")
 
 
-def write_csv(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes the rows, each with the environment."""
+def write_csv(path: Path | None, rows: Sequence[dict[str, Any]], *packages: str) -> None:
+    """Writes the rows, each with the environment. A row that lacks a column leaves it empty."""
     if path is None:
         return
+    names = dict.fromkeys(name for row in rows for name in row)
+    where = environment(*packages)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], "environment"])
+        writer = csv.DictWriter(file, fieldnames=[*names, "environment"])
         writer.writeheader()
-        writer.writerows({**row, "environment": environment()} for row in rows)
+        writer.writerows({**row, "environment": where} for row in rows)

@@ -82,10 +82,15 @@ def _presets() -> str:
     return _table([*header, "Trunk parameters", "All parameters", "MACs"], rows)
 
 
-def _benchmark(name: str) -> str:
-    """The figures that a script in `benchmarks/` left, with the machine that they were taken on."""
+def _results(name: str) -> list[dict[str, str]]:
+    """The rows that a script in `benchmarks/` left."""
     with (_RESULTS / f"{name}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def _benchmark(name: str) -> str:
+    """The times of both sides, with the machine that they were taken on."""
+    rows = _results(name)
     header = ["Case", "Ours (ms)", "Baseline (ms)", "Ratio", "Quartiles"]
     lines = [
         [
@@ -97,6 +102,35 @@ def _benchmark(name: str) -> str:
         for row in rows
     ]
     return f"{_table(header, lines)}\n\n{rows[0]['environment']}; {rows[0]['rounds']} rounds."
+
+
+def _data() -> str:
+    """Examples per second of both sides, how far images are from ADM's, and how long training waits; each row has only
+    some of these.
+    """
+    rows = _results("data")
+    header = ["Case", "Ours (1/s)", "DataLoader (1/s)", "Ratio", "Quartiles", "Grey levels, mean / most", "Wait"]
+    lines = []
+    for row in rows:
+        measured = {name: float(value) for name, value in row.items() if value and name not in ("case", "environment")}
+        formats = (
+            "{ours_per_second:,.0f}",
+            "{baseline_per_second:,.0f}",
+            "{ratio:.2f}",
+            "{ratio_low:.2f}–{ratio_high:.2f}",
+            "{mean_difference:.2f} / {max_difference:.0f}",
+            "{data_wait:.2%} of steps of {step_ms:.0f} ms",
+        )
+        lines.append([row["case"], *(_or_dash(each, measured) for each in formats)])
+    return f"{_table(header, lines)}\n\n{rows[0]['environment']}; {rows[0]['rounds']} rounds."
+
+
+def _or_dash(text: str, values: dict[str, float]) -> str:
+    """The text with its values, or a dash if they are not there."""
+    try:
+        return text.format_map(values)
+    except KeyError:
+        return "–"
 
 
 def _weights() -> str:
@@ -115,8 +149,7 @@ def _weights() -> str:
 
 def _retrofit() -> str:
     """Held-out loss by start and step, a column for each step and the seeds side by side."""
-    with (_RESULTS / "retrofit.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _results("retrofit")
     steps = sorted({int(row["step"]) for row in rows})
     lines = []
     for start in dict.fromkeys(row["start"] for row in rows):
@@ -174,4 +207,5 @@ _TABLES: dict[str, Callable[[], str]] = {
     "benchmark-looping": lambda: _benchmark("looping"),
     "benchmark-sampler-overhead": lambda: _benchmark("sampler-overhead"),
     "benchmark-loading": lambda: _benchmark("loading"),
+    "benchmark-data": _data,
 }

@@ -20,6 +20,7 @@ class ArraySource(AbstractSource):
     """Arrays in memory as a source of [`Batch`][elt_zoo.data.Batch] entries without the batch axis."""
 
     batched = True
+    in_memory = True
 
     def __init__(
         self,

@@ -40,7 +40,8 @@ def training_batches(
     - `seed`: of the shuffle and of what the source draws, at least 0.
     - `shard_index`, `shard_count`: this process among all, `jax.process_index()` and `jax.process_count()`.
     - `workers`: threads that read ahead; 0 reads when asked. Files are decoded outside Python's lock, so threads use
-      all cores. Default: none for sources that read whole batches at once, else one for each core, 16 at most.
+      all cores. Default: none for sources in memory, one for sources that read whole batches at once, else one for each
+      core, 16 at most.
     - `unreadable`: counts what could not be read and sets how much of that to bear, by default 100 examples.
     - `place`: applied to every batch ahead of its use, such as [`shard_batch`][elt_zoo.training.shard_batch] to have it
       on the devices in time.
@@ -72,7 +73,7 @@ def training_batches(
     visits = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None).map_with_index(visit)
     visits = visits[shard_index::shard_count]
     if workers is None:
-        workers = 0 if source.batched else default_workers()
+        workers = 0 if source.in_memory else 1 if source.batched else default_workers()
     if source.batched:
         batches = visits.batch(batch_size, drop_remainder=True, batch_fn=list).map(reader.read_batch)
         ahead = _BATCHES_AHEAD * workers

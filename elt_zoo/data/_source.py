@@ -42,6 +42,9 @@ class AbstractSource(abc.ABC):
     batched: bool = False
     """Whether `read_batch` is faster than reads one by one and stacking."""
 
+    in_memory: bool = False
+    """Whether reading costs so little that no thread need do it ahead."""
+
     @property
     def num_classes(self) -> int:
         """Labels are 0 to `num_classes` − 1."""

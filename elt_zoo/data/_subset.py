@@ -19,7 +19,7 @@ class Subset(AbstractSource):
         self._source = source
         self._indices = [int(index) for index in indices]
         self.class_names = source.class_names
-        self.batched = source.batched
+        self.batched, self.in_memory = source.batched, source.in_memory
 
     def __len__(self) -> int:
         return len(self._indices)
