@@ -1,0 +1,103 @@
+"""Plots of what `evaluate.py` measures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+_SCALES = ((1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"))
+_MARKERS = "osD^vPX*"
+
+
+def plot_pareto(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    metric: str,
+    floor: float | None,
+    title: str,
+) -> None:
+    """Quality against compute, a curve for each number of steps and scale of guidance, every point with its loops; the
+    points of the Pareto front are ringed and joined. `floor` is what real data score.
+    """
+    scale, unit = next(((scale, unit) for scale, unit in _SCALES if rows[0]["flops_per_sample"] >= scale), _SCALES[-1])
+    figure, axes = plt.subplots(figsize=(7.0, 4.8))
+    curves = dict.fromkeys((row["steps"], row["guidance"]) for row in rows)
+    for index, (steps, guidance) in enumerate(curves):
+        mine = [row for row in rows if (row["steps"], row["guidance"]) == (steps, guidance)]
+        mine.sort(key=lambda row: row["flops_per_sample"])
+        label = f"{steps} steps" + ("" if guidance == 1.0 else f", guidance {guidance:g}")
+        x, y = ([row[name] for row in mine] for name in ("flops_per_sample", metric))
+        axes.plot(np.divide(x, scale), y, _MARKERS[index % len(_MARKERS)], linestyle=":", label=label)
+    front = sorted((row for row in rows if row["pareto"]), key=lambda row: row["flops_per_sample"])
+    x, y = np.asarray([row["flops_per_sample"] for row in front]) / scale, [row[metric] for row in front]
+    axes.step(x, y, where="post", color="0.2", linewidth=1.0, zorder=1)
+    axes.scatter(x, y, s=130, facecolors="none", edgecolors="0.2", label="Pareto front")
+    for row in rows:
+        place = (row["flops_per_sample"] / scale, row[metric])
+        axes.annotate(f"L={row['loops']}", place, textcoords="offset points", xytext=(6, 7), fontsize=8)
+    if floor is not None:
+        axes.axhline(floor, color="0.5", linestyle="--", linewidth=1.0, label="real held-out data")
+    axes.set_xscale("log")
+    axes.set_xlabel(f"{unit} per sample (2 per multiply-accumulate, matrix products only)")
+    axes.set_ylabel(f"{metric}, lower is better")
+    axes.margins(0.1)
+    axes.set_ylim(bottom=0.0)
+    ticks = sorted({row["flops_per_sample"] / scale for row in rows})
+    axes.set_xticks(ticks if len(ticks) <= 8 else ticks[:: -(-len(ticks) // 8)])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.minorticks_off()
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_exits(path: Path, rows: Sequence[dict[str, Any]], *, max_loops: int) -> None:
+    """Held-out loss by exit, and how many answers each loop mends and spoils."""
+    exits = [row["exit"] for row in rows]
+    masked = "flips" in rows[0]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8))
+    left.plot(exits, [row["heldout_loss"] for row in rows], marker="o", label="held-out loss")
+    left.set_ylabel("held-out loss")
+    curves = {
+        "self_correction": "wrong → right (self-correction)" if masked else "error falls (self-correction)",
+        "overthinking": "right → wrong (overthinking)" if masked else "error rises (overthinking)",
+    }
+    if masked:
+        curves = {"flips": "answer changes (flips)", **curves}
+    for name, label in curves.items():
+        right.plot(exits[1:], [row[name] for row in rows[1:]], marker="o", label=label)
+    right.set_ylabel("share of masked tokens" if masked else "share of examples")
+    right.set_ylim(bottom=0.0)
+    for axes in (left, right):
+        axes.axvline(max_loops, color="0.7", linestyle=":", label="L_max in training")
+        axes.set_xlabel("exit (loops)")
+        axes.set_xticks(exits)
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_update_norms(path: Path, norms: np.ndarray, *, max_loops: int) -> None:
+    """How far every loop moves the state at every sampling step: `norms` of shape (steps, loops), on a log colour
+    scale, because the first loop moves it many times as far as the last.
+    """
+    steps, loops = norms.shape
+    figure, axes = plt.subplots(figsize=(1.5 + 0.6 * loops, 1.5 + min(0.28 * steps, 6.0)))
+    image = axes.imshow(norms, norm="log", aspect="auto", origin="upper", extent=(0.5, loops + 0.5, steps + 0.5, 0.5))
+    axes.axvline(max_loops + 0.5, color="white", linestyle=":", linewidth=2.0)
+    axes.set_xlabel("loop (right of the dotted line: past L_max)")
+    axes.set_ylabel("sampling step")
+    axes.set_xticks(range(1, loops + 1))
+    figure.colorbar(image, label="‖x_l − x_{l−1}‖ / ‖x_{l−1}‖")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
