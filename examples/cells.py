@@ -33,8 +33,8 @@ class Cell:
             )
         if "/" in self.loops and not self.guided:
             raise ValueError(
-                f"`--loops {self.loops}` gives loops to the unconditional branch, which guidance of scale 1 never runs. "
-                "Set `--guidance`, or measure the two in grids of their own."
+                f"`--loops {self.loops}` gives loops to the unconditional branch, which is never run without guidance "
+                "(scale 1). Set `--guidance`, or measure the two in grids of their own."
             )
 
     @property
@@ -59,8 +59,8 @@ class Cell:
 
 def grid(loops: Sequence[str], steps: Sequence[int], guidance: Sequence[float]) -> list[Cell]:
     """Every combination once, loops changing fastest: they share a program."""
-    cells = [Cell(*values) for *rest, each in itertools.product(steps, guidance, loops) for values in [(each, *rest)]]
-    return list(dict.fromkeys(cells))
+    cells = itertools.product(steps, guidance, loops)
+    return list(dict.fromkeys(Cell(schedule, count, scale) for count, scale, schedule in cells))
 
 
 class CellStore:

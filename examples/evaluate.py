@@ -6,9 +6,9 @@ loops do.
     python examples/evaluate.py --model runs/imagenet-maskgit-ilsd/model --steps 12 24 --guidance 1 3 \\
         --inception pt_inception-2015-12-05-6726825d.pth --reference VIRTUAL_imagenet256_labeled.npz --export
 
-Without arguments about a minute on a laptop CPU. It leaves `results.csv`, `results.json`, `results.md`, `pareto.png` and the
-folder `loops` in `runs/evaluate-<model>`. Every cell of the grid is saved when it is measured: stop it whenever you
-like, and run the same command again to go on, or one with more cells to add them.
+Without arguments about a minute on a laptop CPU. It leaves `results.csv`, `results.json`, `results.md`, `pareto.png`
+and the folder `loops` in `runs/evaluate-<model>`. Every cell of the grid is saved when it is measured: stop it whenever
+you like, and run the same command again to go on, or one with more cells to add them.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from cells import Cell, CellStore, grid, write_json
+from cells import Cell, CellStore, grid
 from datasets import DIGITS, open_source
 from evaluators import DIGIT, Evaluator, EvaluatorOptions, make_evaluator
 from generation import Generator, Samples
-from loops import report_loops, write_csv
-from plots import plot_pareto
+from loops import report_loops
+from results import save_results
 from samplers import SamplerSettings
 from tqdm import tqdm
 
 import elt_zoo
 from elt_zoo.data import AbstractSource, DataError, from_pixels
-from elt_zoo.metrics import SampleWriter, VideoProtocol, pareto_front
+from elt_zoo.metrics import SampleWriter, VideoProtocol
 from elt_zoo.models import DiTConfig, MaskGITConfig
 from elt_zoo.pretrained import LoadedModel, WeightsError, load_tokenizer
 from elt_zoo.profile import FLOPS, sample_compute
@@ -61,7 +61,7 @@ class Config:
     """Scales s in unconditional + s·(conditional − unconditional); 1 is none. By default as the model was measured."""
 
     samples: int | None = None
-    """For each cell, the classes in turn; by default 1,000 digits, 50,000 images, or as many clips as the protocol says."""
+    """For each cell, the classes in turn; by default 1,000 digits, 50,000 images, or as the protocol of clips says."""
     repeats: int | None = None
     """Sets of samples to average over; by default 1, or as the protocol of clips says."""
     seed: int = 0
@@ -71,7 +71,7 @@ class Config:
     """Devices that share every batch; by default all."""
     export: bool = False
     """Also write the samples of every cell to `samples/<cell>.npz`, which ADM's evaluator reads."""
-    evaluator: EvaluatorOptions = dataclasses.field(default_factory=EvaluatorOptions)
+    evaluator: tyro.conf.OmitArgPrefixes[EvaluatorOptions] = dataclasses.field(default_factory=EvaluatorOptions)
 
     diagnostics: bool = True
     """Also report what the loops do, in the folder `loops`."""
@@ -82,6 +82,12 @@ class Config:
     heldout_copies: int = 4
     """How often each is corrupted anew."""
     heldout_batch: int = 60
+
+    def __post_init__(self):
+        for name in ("repeats", "heldout", "heldout_copies", "heldout_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
 
     @property
     def folder(self) -> Path:
@@ -106,7 +112,7 @@ def main(config: Config) -> None:
     for cell in tqdm(missing, desc="cells", unit="cell", disable=None):
         with exporting(config, cell, shape, repeats * generator.samples) as write:
             store.write(cell, measure(config, loaded, generator, evaluator, cell, repeats, write))
-    print(save_results(config, list(store.read()), evaluator))
+    print(save_results(config.folder, Path(config.model).name, list(store.read()), evaluator))
     if config.diagnostics:
         sampler = generator.sampler(Cell(str(loaded.config.max_loops), settings.steps, settings.guidance or 1.0))
         text = report_loops(
@@ -141,17 +147,15 @@ def sample_shape(loaded: LoadedModel) -> tuple[int, ...]:
             f"This model makes {'tokens' if isinstance(model, MaskGITConfig) else 'latents'}, and was saved without "
             "what makes pixels of them: give `--tokenizer`, its folder (see examples/convert.py)."
         )
-    made = (
-        jax.ShapeDtypeStruct(model.grid, jnp.int32)
-        if isinstance(model, MaskGITConfig)
-        else jax.ShapeDtypeStruct(model.shape, jnp.float32)
-    )
+    if isinstance(model, MaskGITConfig):
+        made = jax.ShapeDtypeStruct(model.grid, jnp.int32)
+    else:
+        assert isinstance(model, DiTConfig)
+        made = jax.ShapeDtypeStruct(model.shape, jnp.float32)
     return eqx.filter_eval_shape(loaded.tokenizer.decode, made).shape
 
 
-def make_generator(
-    config: Config, loaded: LoadedModel, settings: SamplerSettings, shape: tuple[int, ...]
-) -> Generator:
+def make_generator(config: Config, loaded: LoadedModel, settings: SamplerSettings, shape: tuple[int, ...]) -> Generator:
     """Draws as many samples as were asked for, or as are usual."""
     if shape == DIGIT:
         samples, batch = 1000, 250
@@ -161,11 +165,12 @@ def make_generator(
         protocol = VideoProtocol.magvit() if config.evaluator.protocol == "magvit" else VideoProtocol.stylegan_v()
         samples, batch = protocol.samples, 16
     devices = config.devices or jax.device_count()
+    samples = samples if config.samples is None else config.samples
     return Generator(
         loaded,
         settings,
-        samples=samples if config.samples is None else config.samples,
-        batch_size=-(-batch // devices) * devices if config.batch_size is None else config.batch_size,
+        samples=samples,
+        batch_size=-(-min(batch, samples) // devices) * devices if config.batch_size is None else config.batch_size,
         devices=devices,
         seed=config.seed,
     )
@@ -237,74 +242,13 @@ def exporting(config: Config, cell: Cell, shape: tuple[int, ...], count: int) ->
     folder = config.folder / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     # A file without its cell is one whose measuring was interrupted.
-    with SampleWriter(
-        folder / f"{cell.key}.npz", count=count, shape=(*shape[:-1], 3), overwrite=True
-    ) as writer:
+    with SampleWriter(folder / f"{cell.key}.npz", count=count, shape=(*shape[:-1], 3), overwrite=True) as writer:
 
         def write(batch: Samples) -> None:
             pixels = from_pixels(batch.pixels)
             writer.add(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)), batch.labels)
 
         yield write
-
-
-def save_results(config: Config, results: list[dict[str, Any]], evaluator: Evaluator) -> str:
-    """Writes all cells of the folder as CSV, JSON, Markdown and a plot, the Pareto front marked. Returns the table."""
-    front = pareto_front(
-        [result["compute"]["flops"] for result in results],
-        [result["figures"][evaluator.distance] for result in results],
-    )
-    rows = []
-    for result, best in zip(results, front.tolist(), strict=True):
-        compute = result["compute"]
-        rows.append(
-            result["cell"]
-            | result["figures"]
-            | {
-                "unique_parameters": compute["parameters"],
-                "effective_parameters": compute["effective_parameters"],
-                "flops_per_sample": compute["flops"],
-                "milliseconds_per_sample": 1e3 * compute["time"]["median"],
-                "pareto": best,
-            }
-        )
-    folder = config.folder
-    write_csv(folder / "results.csv", rows)
-    write_json(folder / "results.json", results)
-    protocol = results[0]["protocol"]
-    title = (
-        f"{Path(config.model).name}: {protocol['samples']:,} samples"
-        + (f" × {protocol['repeats']}" if protocol["repeats"] > 1 else "")
-        + f", trained for {protocol['model']['max_loops']} loops"
-    )
-    plot_pareto(folder / "pareto.png", rows, metric=evaluator.distance, floor=evaluator.floor, title=title)
-    text = markdown(rows) + notes(results, evaluator)
-    (folder / "results.md").write_text(text)
-    return text
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    for row in rows:
-        values = [{True: "*", False: ""}.get(value, value) if isinstance(value, bool) else value for value in row.values()]
-        lines.append("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def notes(results: list[dict[str, Any]], evaluator: Evaluator) -> str:
-    """What the table's figures depend on."""
-    protocol, time = results[-1]["protocol"], results[-1]["compute"]["time"]
-    lines = [
-        f"{protocol['samples']:,} samples a set, {protocol['repeats']} set(s), seed {protocol['seed']}, "
-        f"batches of {protocol['batch_size']}; parameters averaged with decay {protocol['ema_decay']}.",
-        f"Evaluator: {evaluator.card['name']}; reference: {evaluator.card['reference']}.",
-        f"Guidance: {protocol['guidance_formula']}.",
-        f"FLOPs: {protocol['flops']}, without the tokenizer's. Time: median of {time['repeats']} batches, decoding to "
-        f"pixels included, on {time['device']}.",
-    ]
-    if evaluator.floor is not None:
-        lines.append(f"Real held-out data: {evaluator.distance} {evaluator.floor:.2f}.")
-    return "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
 def heldout_source(config: Config, shape: tuple[int, ...]) -> AbstractSource | None:

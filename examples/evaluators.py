@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,8 +66,9 @@ class Evaluator:
     distance: str
     card: dict[str, Any]
     allow_few: bool
-    floor: float | None = None
-    """What real data that were not compared with score."""
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What real data that were not compared with score, by their names. A distance falls with the number of examples,
+    so theirs is part of the name."""
     digits: DigitsEvaluator | None = None
 
     def check(self, samples: int) -> None:
@@ -138,7 +139,7 @@ def _of_digits(options: EvaluatorOptions) -> Evaluator:
         distance=DIGITS_DISTANCE,
         card={"name": digits.extractor.name, "reference": f"{len(train.labels)} training digits of scikit-learn"},
         allow_few=options.allow_few,
-        floor=digits.floor()["heldout"],
+        floors={"real held-out digits, 35 of each class": digits.floor()["heldout"]},
         digits=digits,
     )
 
@@ -157,8 +158,9 @@ def _reference(
 ) -> tuple[SetStatistics, dict[str, Any]]:
     if (options.reference is None) == (options.reference_data is None):
         raise ValueError(
-            "Give `--reference`, a file of statistics of real data (ADM's are listed at "
-            "https://github.com/openai/guided-diffusion/tree/main/evaluations), or `--reference-data`, a folder of them."
+            "Give one of `--reference`, a file of statistics of real data (ADM's are listed at "
+            "https://github.com/openai/guided-diffusion/tree/main/evaluations), and `--reference-data`, a "
+            "folder of real data."
         )
     if options.reference is not None:
         return reference_statistics(options.reference, extractor), _hashed(options.reference)
@@ -183,7 +185,7 @@ def _read(source: AbstractSource, batch_size: int) -> Iterator[np.ndarray]:
     for start in tqdm(range(0, len(source), batch_size), desc="reference", unit="batch", disable=None):
         visits = [Visit(index) for index in range(start, min(start + batch_size, len(source)))]
         batch = source.read_batch(visits)
-        yield batch.clips if isinstance(batch, Clips) else batch.images
+        yield np.asarray(batch.clips if isinstance(batch, Clips) else batch.images)
 
 
 def _hashed(path: Path) -> dict[str, str]:

@@ -86,12 +86,13 @@ class Generator:
         placed = shard_batch(jnp.asarray(labels), self._mesh)
         sampler, budget, key = replicate((sampler, budget, key), self._mesh)
         started = time.perf_counter()
-        pixels = np.asarray(_draw(sampler, *self._network, placed, budget, key))
+        pixels = np.asarray(_draw(sampler, self._network, placed, budget, key))
         return pixels, time.perf_counter() - started
 
 
 @eqx.filter_jit
-def _draw(sampler: Any, predict: BatchedPredict, tokenizer: Any, labels: Any, budget: Any, key: Any) -> jax.Array:
+def _draw(sampler: Any, network: tuple[BatchedPredict, Any], labels: Any, budget: Any, key: Any) -> jax.Array:
     """Everything is an argument: one program for all cells of equal steps, guided or not."""
+    predict, tokenizer = network
     samples = sampler(predict, labels, loops=budget, key=key)
     return samples if tokenizer is None else jax.vmap(tokenizer.decode)(samples)

@@ -2,7 +2,6 @@
 each loop moves the state, and the same samples at every exit.
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from cells import read_json, write_json
 from measure import heldout_losses
 from pictures import save_clip_grid, save_sample_grid
 from plots import plot_exits, plot_update_norms
+from results import write_csv
 from tasks import Representation, Task, as_latents, as_pixels, as_tokens, make_task
 
 from elt_zoo.data import AbstractSource, first_examples
@@ -25,7 +25,6 @@ from elt_zoo.diagnostics import (
     sampling_update_norms,
     token_exits,
 )
-from elt_zoo.models import DiTConfig
 from elt_zoo.objectives import DiffusionCorruption, MaskedCorruption
 from elt_zoo.pretrained import LoadedModel
 from elt_zoo.sampling import DiffusionSampler, MaskedSampler
@@ -103,7 +102,8 @@ def heldout_task(loaded: LoadedModel, heldout: AbstractSource, settings: Any, ex
         raise ValueError(
             "The held-out data do not fit the model: "
             + "; ".join(
-                f"its {name} is {getattr(loaded.config, name)}, theirs {getattr(task.model, name)}" for name in different
+                f"its {name} is {getattr(loaded.config, name)}, theirs {getattr(task.model, name)}"
+                for name in different
             )
             + ". Give data such as it was trained on, or `--no-diagnostics`."
         )
@@ -120,13 +120,12 @@ def representation_of(loaded: LoadedModel) -> Representation:
     return as_tokens(tokenizer, tokenizer.codebook_size)
 
 
-def compare_exits(
-    loaded: LoadedModel, task: Task, *, copies: int, batch: int, clip_x0: float | None, seed: int
-) -> Any:
+def compare_exits(loaded: LoadedModel, task: Task, *, copies: int, batch: int, clip_x0: float | None, seed: int) -> Any:
     """What the exits say about the same corrupted examples, and what each loop changes: sums over all batches."""
     loops, count = 2 * loaded.config.max_loops, len(task.heldout.labels)
     batch = min(batch, count)
-    corruption, total = task.corruption(0.0), None
+    corruption = task.corruption(0.0)
+    total: Any = None
     for copy in range(copies):
         for start in range(0, count - batch + 1, batch):
             part = tuple(leaf[start : start + batch] for leaf in task.heldout)
@@ -168,10 +167,3 @@ def save_exits(path: Path, loaded: LoadedModel, sampler: Any, labels: jax.Array,
     rows = {f"L = {loops}": np.asarray(row) for loops, row in zip(counts, pixels, strict=True)}
     save = save_clip_grid if pixels.ndim == 6 else save_sample_grid
     save(path, rows, labels.tolist(), title=f"one model, trained for {max_loops} loops, drawn with L")
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)

@@ -1,6 +1,6 @@
 """Plots of what `evaluate.py` measures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ def plot_pareto(
     rows: Sequence[dict[str, Any]],
     *,
     metric: str,
-    floor: float | None,
+    floors: Mapping[str, float],
     title: str,
 ) -> None:
     """Quality against compute, a curve for each number of steps and scale of guidance, every point with its loops; the
-    points of the Pareto front are ringed and joined. `floor` is what real data score.
+    points of the Pareto front are ringed and joined. `floors` are what real data score, by name.
     """
     scale, unit = next(((scale, unit) for scale, unit in _SCALES if rows[0]["flops_per_sample"] >= scale), _SCALES[-1])
     figure, axes = plt.subplots(figsize=(7.0, 4.8))
@@ -41,13 +41,12 @@ def plot_pareto(
     for row in rows:
         place = (row["flops_per_sample"] / scale, row[metric])
         axes.annotate(f"L={row['loops']}", place, textcoords="offset points", xytext=(6, 7), fontsize=8)
-    if floor is not None:
-        axes.axhline(floor, color="0.5", linestyle="--", linewidth=1.0, label="real held-out data")
+    for name, floor in floors.items():
+        axes.axhline(floor, color="0.5", linestyle="--", linewidth=1.0, label=name)
     axes.set_xscale("log")
     axes.set_xlabel(f"{unit} per sample (2 per multiply-accumulate, matrix products only)")
     axes.set_ylabel(f"{metric}, lower is better")
-    axes.margins(0.1)
-    axes.set_ylim(bottom=0.0)
+    axes.margins(0.12)
     ticks = sorted({row["flops_per_sample"] / scale for row in rows})
     axes.set_xticks(ticks if len(ticks) <= 8 else ticks[:: -(-len(ticks) // 8)])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
@@ -87,17 +86,21 @@ def plot_exits(path: Path, rows: Sequence[dict[str, Any]], *, max_loops: int) ->
 
 
 def plot_update_norms(path: Path, norms: np.ndarray, *, max_loops: int) -> None:
-    """How far every loop moves the state at every sampling step: `norms` of shape (steps, loops), on a log colour
-    scale, because the first loop moves it many times as far as the last.
+    """How far every loop moves the state at every sampling step, a curve for each loop: `norms` of shape (steps,
+    loops). On a log scale, because the first loop moves it many times as far as the last.
     """
     steps, loops = norms.shape
-    figure, axes = plt.subplots(figsize=(1.5 + 0.6 * loops, 1.5 + min(0.28 * steps, 6.0)))
-    image = axes.imshow(norms, norm="log", aspect="auto", origin="upper", extent=(0.5, loops + 0.5, steps + 0.5, 0.5))
-    axes.axvline(max_loops + 0.5, color="white", linestyle=":", linewidth=2.0)
-    axes.set_xlabel("loop (right of the dotted line: past L_max)")
-    axes.set_ylabel("sampling step")
-    axes.set_xticks(range(1, loops + 1))
-    figure.colorbar(image, label="‖x_l − x_{l−1}‖ / ‖x_{l−1}‖")
+    figure, axes = plt.subplots(figsize=(7.0, 4.2))
+    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, loops))
+    for loop in range(loops):
+        past = loop >= max_loops
+        label = f"loop {loop + 1}" + (", past L_max" if past else "")
+        style = "--" if past else "-"
+        axes.plot(np.arange(1, steps + 1), norms[:, loop], style, color=colours[loop], marker=".", label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("sampling step, from noise to sample")
+    axes.set_ylabel(r"$\Vert x_l - x_{l-1} \Vert \, / \, \Vert x_{l-1} \Vert$")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

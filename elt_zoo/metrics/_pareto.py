@@ -20,7 +20,7 @@ def pareto_front(costs: Sequence[float], figures: Sequence[float]) -> Bool[np.nd
         raise ValueError("`pareto_front` got values that are not numbers, which are neither better nor worse.")
     front = np.zeros(len(costs), bool)
     best, best_cost = np.inf, np.nan
-    # By cost, the better figure first: a point is on the front if it beats all cheaper ones, or equals the last that did.
+    # By cost, the better figure first: on the front is what beats all cheaper points, or equals the last that did.
     for index in np.lexsort((figures, costs)):
         if figures[index] < best:
             best, best_cost = figures[index], costs[index]
