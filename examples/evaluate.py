@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import platform
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ class Config:
     heldout_batch: int = 60
 
     def __post_init__(self):
+        if not self.loops:
+            raise ValueError("`--loops` names no loop counts.")
         for name in ("repeats", "heldout", "heldout_copies", "heldout_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -266,6 +269,7 @@ def hash_arrays(tree: Any) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends is what a keyboard sends
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, FileNotFoundError, FileExistsError, ImportError, DataError, WeightsError) as error:

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 _SCALES = ((1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"))
 _MARKERS = "osD^vPX*"
@@ -22,20 +23,22 @@ def plot_pareto(
     floors: Mapping[str, float],
     title: str,
 ) -> None:
-    """Quality against compute, a curve for each number of steps and scale of guidance, every point with its loops; the
-    points of the Pareto front are ringed and joined. `floors` are what real data score, by name.
+    """Quality against compute, every point with its loops, constant ones joined for each number of steps and scale of
+    guidance; the points of the Pareto front are ringed and joined by steps. `floors` are what real data score, by name.
     """
     scale, unit = next(((scale, unit) for scale, unit in _SCALES if rows[0]["flops_per_sample"] >= scale), _SCALES[-1])
-    figure, axes = plt.subplots(figsize=(7.0, 4.8))
+    figure, axes = plt.subplots(figsize=(9.0, 4.6))
     curves = dict.fromkeys((row["steps"], row["guidance"]) for row in rows)
     for index, (steps, guidance) in enumerate(curves):
         mine = [row for row in rows if (row["steps"], row["guidance"]) == (steps, guidance)]
         mine.sort(key=lambda row: row["flops_per_sample"])
         label = f"{steps} steps" + ("" if guidance == 1.0 else f", guidance {guidance:g}")
-        x, y = ([row[name] for row in mine] for name in ("flops_per_sample", metric))
-        axes.plot(np.divide(x, scale), y, _MARKERS[index % len(_MARKERS)], linestyle=":", label=label)
+        marker, colour = _MARKERS[index % len(_MARKERS)], f"C{index}"
+        axes.plot(*_points(mine, metric, scale), marker, color=colour, label=label)
+        constant = [row for row in mine if row["loops"].isdecimal()]
+        axes.plot(*_points(constant, metric, scale), linestyle=":", color=colour)
     front = sorted((row for row in rows if row["pareto"]), key=lambda row: row["flops_per_sample"])
-    x, y = np.asarray([row["flops_per_sample"] for row in front]) / scale, [row[metric] for row in front]
+    x, y = _points(front, metric, scale)
     axes.step(x, y, where="post", color="0.2", linewidth=1.0, zorder=1)
     axes.scatter(x, y, s=130, facecolors="none", edgecolors="0.2", label="Pareto front")
     for row in rows:
@@ -47,15 +50,18 @@ def plot_pareto(
     axes.set_xlabel(f"{unit} per sample (2 per multiply-accumulate, matrix products only)")
     axes.set_ylabel(f"{metric}, lower is better")
     axes.margins(0.12)
-    ticks = sorted({row["flops_per_sample"] / scale for row in rows})
-    axes.set_xticks(ticks if len(ticks) <= 8 else ticks[:: -(-len(ticks) // 8)])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.minorticks_off()
     axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _points(rows: Sequence[dict[str, Any]], metric: str, scale: float) -> tuple[list[float], list[float]]:
+    return [row["flops_per_sample"] / scale for row in rows], [row[metric] for row in rows]
 
 
 def plot_exits(path: Path, rows: Sequence[dict[str, Any]], *, max_loops: int) -> None:

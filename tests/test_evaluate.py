@@ -244,6 +244,7 @@ def test_samples_do_not_depend_on_the_devices(cells):
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
     for arguments, text in [
         (("--samples", 30), "`--samples 30` are too few for a covariance of 32 features"),
+        (("--loops",), "names no loop counts"),
         (("--loops", "1-"), "is no loop schedule"),
         (("--loops", "0"), "every step needs at least one"),
         (("--model", "digits-maskgit", "--steps", 17), "cannot reveal 16 tokens"),
