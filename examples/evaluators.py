@@ -107,20 +107,24 @@ def make_evaluator(options: EvaluatorOptions, shape: tuple[int, ...], folder: Pa
     """
     if shape == DIGIT:
         return _of_digits(options)
-    extractor: AbstractExtractor
-    if len(shape) == 3:
-        network = load_inception(_weights(options.inception, "--inception", "inception-fid"))
-        extractor = InceptionExtractor(
-            network, resize=InceptionResize(options.resize), batch_size=options.extractor_batch
+    images = len(shape) == 3
+    weights = _weights(options.inception, "--inception", "inception-fid") if images else None
+    weights = weights or _weights(options.i3d, "--i3d", "i3d-kinetics")
+    if (options.reference is None) == (options.reference_data is None):
+        raise ValueError(
+            "Give one of `--reference`, a file of statistics of real data (ADM's are listed at "
+            "https://github.com/openai/guided-diffusion/tree/main/evaluations), and `--reference-data`, a folder of "
+            "real data."
         )
-        weights = options.inception
+    extractor: AbstractExtractor
+    if images:
+        extractor = InceptionExtractor(
+            load_inception(weights), resize=InceptionResize(options.resize), batch_size=options.extractor_batch
+        )
     else:
         protocol = VideoProtocol.magvit() if options.protocol == "magvit" else VideoProtocol.stylegan_v()
-        network = load_i3d(_weights(options.i3d, "--i3d", "i3d-kinetics"))
-        extractor = I3DExtractor(network, protocol, batch_size=options.extractor_batch)
-        weights = options.i3d
+        extractor = I3DExtractor(load_i3d(weights), protocol, batch_size=options.extractor_batch)
     reference, described = _reference(options, extractor, shape, folder)
-    assert weights is not None
     card = {"weights": _hashed(weights), "reference": described, "protocol": extractor.description}
     return Evaluator(
         extractor=extractor,
@@ -156,12 +160,6 @@ def _weights(path: Path | None, option: str, name: str) -> Path:
 def _reference(
     options: EvaluatorOptions, extractor: AbstractExtractor, shape: tuple[int, ...], folder: Path
 ) -> tuple[SetStatistics, dict[str, Any]]:
-    if (options.reference is None) == (options.reference_data is None):
-        raise ValueError(
-            "Give one of `--reference`, a file of statistics of real data (ADM's are listed at "
-            "https://github.com/openai/guided-diffusion/tree/main/evaluations), and `--reference-data`, a "
-            "folder of real data."
-        )
     if options.reference is not None:
         return reference_statistics(options.reference, extractor), _hashed(options.reference)
     assert options.reference_data is not None

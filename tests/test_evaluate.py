@@ -1,6 +1,7 @@
 """Evaluating saved models: the front, the file of samples, the grid and its folder, and the command from end to end."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import signal
@@ -9,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elt_zoo import load, save
 from elt_zoo.metrics import SampleWriter, pareto_front, read_images
 from elt_zoo.sampling import LoopBudget
 
@@ -218,8 +222,6 @@ def test_samples_do_not_depend_on_the_devices(cells):
     from generation import Generator
     from samplers import SamplerSettings
 
-    from elt_zoo import load
-
     loaded = load("digits-dit")
     settings = SamplerSettings(**loaded.metadata["sampler"])
     drawn = []
@@ -243,12 +245,7 @@ def test_samples_do_not_depend_on_the_devices(cells):
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
     for arguments, text in [
-        (("--samples", 30), "`--samples 30` are too few for a covariance of 32 features"),
-        (("--loops",), "names no loop counts"),
-        (("--loops", "1-"), "is no loop schedule"),
-        (("--loops", "0"), "every step needs at least one"),
-        (("--model", "digits-maskgit", "--steps", 17), "cannot reveal 16 tokens"),
-        (("--model", "nowhere"), "No model at 'nowhere'"),
+        (("--samples", 30), "error: `--samples 30` are too few for a covariance of 32 features"),
         (("--repeats", 0), "`--repeats 0` must be at least 1"),
     ]:
         refused = run(*arguments, cwd=tmp_path, check=False)
@@ -260,13 +257,71 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_need_weights_and_a_reference(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(EXAMPLES)
+def test_what_cannot_be_drawn_or_measured_is_refused_first(cells, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    from evaluate import Config, main
+
+    for options, text in [
+        ({"loops": ("0",)}, "0 loops draws nothing"),
+        ({"model": "digits-maskgit", "steps": (17,)}, "cannot reveal 16 tokens"),
+        ({"steps": (0,)}, "at least one step"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            main(Config(**options))
+    with pytest.raises(ValueError, match="names no loop counts"):
+        Config(loops=())
+    with pytest.raises(FileNotFoundError, match="No model at 'nowhere'"):
+        main(Config(model="nowhere"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_model_that_diverges_leaves_the_measured_cells_alone(cells, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    from evaluate import Config, main
+
+    loaded = load("digits-dit")
+    broken = eqx.tree_at(lambda model: model.head, loaded.model, replace_fn=lambda head: jax.tree.map(nan_like, head))
+    save(tmp_path / "broken", broken, loaded.config, metadata=loaded.metadata)
+    with pytest.raises(ValueError, match="not finite"):
+        main(Config(model="broken", out=Path("out"), samples=40, steps=(2,), loops=("1",), export=True))
+    assert [file.name for file in (tmp_path / "out").rglob("*") if file.is_file()] == ["protocol.json"]
+
+
+def nan_like(leaf):
+    return jnp.full_like(leaf, jnp.nan) if eqx.is_inexact_array(leaf) else leaf
+
+
+@pytest.mark.slow
+def test_images_need_weights_and_a_reference(cells, tmp_path):
     from evaluators import EvaluatorOptions, make_evaluator
 
     with pytest.raises(ValueError, match=r"`--inception` is missing: the file pt_inception-\S+ .* published at https"):
         make_evaluator(EvaluatorOptions(), (256, 256, 3), tmp_path)
     with pytest.raises(ValueError, match=r"`--i3d` is missing: the file model_rgb\.pth"):
         make_evaluator(EvaluatorOptions(), (16, 128, 128, 3), tmp_path)
+    weights = tmp_path / "nowhere.pth"
+    with pytest.raises(ValueError, match="Give one of `--reference`"):
+        make_evaluator(EvaluatorOptions(inception=weights), (256, 256, 3), tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        make_evaluator(EvaluatorOptions(inception=tmp_path / "nowhere.pth"), (256, 256, 3), tmp_path)
+        make_evaluator(EvaluatorOptions(inception=weights, reference=tmp_path / "x.npz"), (256, 256, 3), tmp_path)
+
+
+@pytest.mark.slow
+def test_missing_tokenizers_and_other_data_are_explained(cells):
+    from datasets import DigitImages
+    from evaluate import sample_shape
+    from loops import heldout_task
+    from samplers import SamplerSettings
+
+    dit, maskgit = load("digits-dit"), load("digits-maskgit")
+    assert sample_shape(dit) == sample_shape(maskgit) == (8, 8, 1)
+    with pytest.raises(ValueError, match="makes tokens, and was saved without"):
+        sample_shape(maskgit._replace(tokenizer=None))
+    with pytest.raises(ValueError, match="makes latents, and was saved without"):
+        sample_shape(dit._replace(config=dataclasses.replace(dit.config, shape=(8, 8, 4))))
+    other = dit._replace(config=dataclasses.replace(dit.config, shape=(16, 16, 1), num_classes=11))
+    with pytest.raises(
+        ValueError, match=r"num_classes is 11, theirs 10; its shape is \(16, 16, 1\), theirs \(8, 8, 1\)"
+    ):
+        heldout_task(other, DigitImages("heldout"), SamplerSettings(), 10)
