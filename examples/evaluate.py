@@ -106,6 +106,7 @@ def main(config: Config) -> None:
     generator = make_generator(config, loaded, settings, shape)
     for cell in cells:  # before anything takes long, so that what cannot be drawn is refused
         sample_compute(loaded.config, generator.sampler(cell), loops=cell.budget)
+    heldout = heldout_source(config, shape) if config.diagnostics else None
     evaluator = make_evaluator(config.evaluator, shape, config.folder)
     evaluator.check(generator.samples)
     repeats = config.repeats or (evaluator.card.get("protocol") or {}).get("repeats", 1)
@@ -123,7 +124,7 @@ def main(config: Config) -> None:
             loaded,
             sampler,
             settings,
-            heldout=heldout_source(config, shape),
+            heldout=heldout,
             examples=config.heldout,
             copies=config.heldout_copies,
             batch=config.heldout_batch,
@@ -218,8 +219,8 @@ def measure(
 
     def written(batches: Iterator[Samples]) -> Iterator[Samples]:
         for batch in batches:
-            write(batch)
             yield batch
+            write(batch)  # once it is measured, so that what cannot be is not written either
 
     sets = [evaluator(written(generator.batches(cell, repeat=repeat))) for repeat in range(repeats)]
     compute = sample_compute(loaded.config, generator.sampler(cell), loops=cell.budget, time=generator.time)

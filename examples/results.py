@@ -60,10 +60,13 @@ def _text(value: Any) -> str:
 def notes(results: list[dict[str, Any]], evaluator: Evaluator) -> str:
     """What the table's figures depend on."""
     protocol, time = results[-1]["protocol"], results[-1]["compute"]["time"]
+    reference = evaluator.card["reference"]
+    if isinstance(reference, dict):
+        reference = ", ".join(f"{name} {value}" for name, value in reference.items())
     lines = [
         f"{protocol['samples']:,} samples a set, {protocol['repeats']} set(s), seed {protocol['seed']}, "
         f"batches of {protocol['batch_size']}; parameters averaged with decay {protocol['ema_decay']}.",
-        f"Evaluator: {evaluator.card['name']}; reference: {evaluator.card['reference']}.",
+        f"Evaluator: {evaluator.card['name']}; reference: {reference}.",
         f"Guidance: {protocol['guidance_formula']}.",
         f"FLOPs: {protocol['flops']}, without the tokenizer's. Time: median of {time['repeats']} batches, decoding to "
         f"pixels included, on {time['device']}.",

@@ -321,7 +321,5 @@ def test_missing_tokenizers_and_other_data_are_explained(cells):
     with pytest.raises(ValueError, match="makes latents, and was saved without"):
         sample_shape(dit._replace(config=dataclasses.replace(dit.config, shape=(8, 8, 4))))
     other = dit._replace(config=dataclasses.replace(dit.config, shape=(16, 16, 1), num_classes=11))
-    with pytest.raises(
-        ValueError, match=r"num_classes is 11, theirs 10; its shape is \(16, 16, 1\), theirs \(8, 8, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"num_classes is 11, theirs 10; its shape is \(16, 16, 1\), theirs"):
         heldout_task(other, DigitImages("heldout"), SamplerSettings(), 10)
