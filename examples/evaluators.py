@@ -51,8 +51,8 @@ class EvaluatorOptions:
     """Statistics of real data: an npz file of ADM, of pytorch-fid, or written here."""
     reference_data: str | None = None
     """Instead of `--reference`: a folder of real images or videos, measured first."""
-    extractor_batch: int = 64
-    """Images or clips that go through Inception or I3D at a time."""
+    extractor_batch: int | None = None
+    """Images that go through Inception at a time, or clips through I3D; by default 64, or 16."""
     allow_few: bool = False
     """Measure even if the samples are too few for a covariance; such distances only show that everything runs."""
 
@@ -116,15 +116,16 @@ def make_evaluator(options: EvaluatorOptions, shape: tuple[int, ...], folder: Pa
             "https://github.com/openai/guided-diffusion/tree/main/evaluations), and `--reference-data`, a folder of "
             "real data."
         )
+    batch = options.extractor_batch or (64 if images else 16)
     extractor: AbstractExtractor
     if images:
         extractor = InceptionExtractor(
-            load_inception(weights), resize=InceptionResize(options.resize), batch_size=options.extractor_batch
+            load_inception(weights), resize=InceptionResize(options.resize), batch_size=batch
         )
     else:
         protocol = VideoProtocol.magvit() if options.protocol == "magvit" else VideoProtocol.stylegan_v()
-        extractor = I3DExtractor(load_i3d(weights), protocol, batch_size=options.extractor_batch)
-    reference, described = _reference(options, extractor, shape, folder)
+        extractor = I3DExtractor(load_i3d(weights), protocol, batch_size=batch)
+    reference, described = _reference(options, extractor, shape, folder, batch)
     card = {"weights": _hashed(weights), "reference": described, "protocol": extractor.description}
     return Evaluator(
         extractor=extractor,
@@ -158,7 +159,7 @@ def _weights(path: Path | None, option: str, name: str) -> Path:
 
 
 def _reference(
-    options: EvaluatorOptions, extractor: AbstractExtractor, shape: tuple[int, ...], folder: Path
+    options: EvaluatorOptions, extractor: AbstractExtractor, shape: tuple[int, ...], folder: Path, batch: int
 ) -> tuple[SetStatistics, dict[str, Any]]:
     if options.reference is not None:
         return reference_statistics(options.reference, extractor), _hashed(options.reference)
@@ -172,7 +173,7 @@ def _reference(
     if file.exists():
         return load_statistics(file, extractor=extractor.name), described
     keep = len(source) <= _KEPT_FEATURES
-    statistics = set_statistics(extractor, _read(source, options.extractor_batch), keep=keep)
+    statistics = set_statistics(extractor, _read(source, batch), keep=keep)
     folder.parent.mkdir(parents=True, exist_ok=True)
     statistics.save(file)
     return statistics, described

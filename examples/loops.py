@@ -46,7 +46,8 @@ def report_loops(
     batch: int,
     seed: int,
 ) -> str:
-    """Writes tables and pictures of all exits up to 2·L_max, unless they are there. Returns what they say in words.
+    """Writes tables and pictures of all exits up to 2·L_max, unless those of the same data are there. Returns
+    what they say in words.
 
     **Arguments:** `sampler`, `settings`: how samples are drawn; `heldout`: data that the model has not seen, whose
     first `examples` are corrupted `copies` times over, `batch` at a time; `None` leaves their measures out.
@@ -54,8 +55,9 @@ def report_loops(
     **Raises:** `ValueError` if the data do not fit the model.
     """
     summary = folder / _SUMMARY
-    if summary.exists():
-        return read_json(summary)["text"]
+    used = None if heldout is None else [heldout.name(0), len(heldout), examples, copies, batch]
+    if summary.exists() and (saved := read_json(summary))["heldout"] == used:
+        return saved["text"]
     folder.mkdir(parents=True, exist_ok=True)
     max_loops = loaded.config.max_loops
     text = []
@@ -82,7 +84,8 @@ def report_loops(
     )
     plot_update_norms(folder / "update_norms.png", relative, max_loops=max_loops)
     save_exits(folder / "samples.png", loaded, sampler, labels, key=key)
-    write_json(summary, {"text": "\n\n".join(text), "heldout": None if heldout is None else examples, "copies": copies})
+    # Last, so that it vouches for the rest.
+    write_json(summary, {"text": "\n\n".join(text), "heldout": used})
     return "\n\n".join(text)
 
 
