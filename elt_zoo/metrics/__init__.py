@@ -24,8 +24,10 @@ from ._inception_score import InceptionScore as InceptionScore
 from ._inception_score import inception_score as inception_score
 from ._load import load_i3d as load_i3d
 from ._load import load_inception as load_inception
+from ._pareto import pareto_front as pareto_front
 from ._precision_recall import PrecisionRecall as PrecisionRecall
 from ._precision_recall import precision_recall as precision_recall
+from ._sample_files import SampleWriter as SampleWriter
 from ._sets import SetStatistics as SetStatistics
 from ._sets import set_statistics as set_statistics
 from ._statistics import GaussianStatistics as GaussianStatistics

@@ -1,0 +1,133 @@
+"""A grid of ways to sample, and the folder that remembers the cells that are measured."""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from elt_zoo.sampling import LoopBudget, Loops, linear_budget
+from elt_zoo.training import config_differences
+
+_BRANCH = r"\d+(?:-\d+)?"
+_LOOPS = re.compile(rf"{_BRANCH}(?:/{_BRANCH})?")
+_PROTOCOL = "protocol.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One way to sample: `loops` as the command line spells them, sampling steps, the scale of guidance (1 is none)."""
+
+    loops: str
+    steps: int
+    guidance: float
+
+    def __post_init__(self):
+        if not _LOOPS.fullmatch(self.loops):
+            raise ValueError(
+                f"`--loops {self.loops}` is no loop schedule: 4 is a count, 1-4 a ramp from the first sampling step to "
+                "the last, 4/1 loops of the conditional and of the unconditional branch (either may be a ramp)."
+            )
+        if "/" in self.loops and not self.guided:
+            raise ValueError(
+                f"`--loops {self.loops}` gives loops to the unconditional branch, which is never run without guidance "
+                "(scale 1). Set `--guidance`, or measure the two in grids of their own."
+            )
+
+    @property
+    def guided(self) -> bool:
+        """At scale 1 guidance is the conditional prediction alone, and the other branch is not run."""
+        return self.guidance != 1.0
+
+    @property
+    def key(self) -> str:
+        """The cell in a file's name."""
+        return f"loops{self.loops.replace('/', '_')}-steps{self.steps}-guidance{self.guidance:g}"
+
+    @property
+    def budget(self) -> Loops:
+        """What the sampler takes: arrays of counts, so that all cells of equal steps share one compiled program."""
+        branches = []
+        for branch in self.loops.split("/"):
+            start, _, stop = branch.partition("-")
+            branches.append(linear_budget(int(start), int(stop or start), self.steps))
+        return branches[0] if len(branches) == 1 else LoopBudget(*branches)
+
+
+def grid(loops: Sequence[str], steps: Sequence[int], guidance: Sequence[float]) -> list[Cell]:
+    """Every combination once, loops changing fastest: they share a program."""
+    cells = itertools.product(steps, guidance, loops)
+    return list(dict.fromkeys(Cell(schedule, count, scale) for count, scale, schedule in cells))
+
+
+class CellStore:
+    """The measured cells of one protocol: a JSON file for each, in the folder `cells`.
+
+    A folder belongs to one protocol. Files are whole or not there at all, so a run may stop at any time.
+    """
+
+    def __init__(self, folder: Path, protocol: Mapping[str, Any]):
+        """**Arguments:** `folder`: created if missing; `protocol`: all that must be equal for cells to be compared, of
+        JSON's types.
+
+        **Raises:** `ValueError` if the folder holds cells of another protocol, with every difference, or other files.
+        """
+        self.folder = folder
+        self.protocol = json.loads(json.dumps(protocol))
+        file = folder / _PROTOCOL
+        if file.exists():
+            if differences := config_differences(read_json(file), self.protocol):
+                raise ValueError(
+                    f"{folder} holds an evaluation under another protocol, which differs in:\n  "
+                    + "\n  ".join(differences)
+                    + "\nFigures of both do not compare. Use the same settings to go on with it, or another `--out`. "
+                    "Nothing was changed."
+                )
+        elif folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} is not empty and holds no evaluation. Choose another `--out`; nothing was changed."
+            )
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            write_json(file, self.protocol)
+
+    def __contains__(self, cell: Cell) -> bool:
+        return self._file(cell).exists()
+
+    def write(self, cell: Cell, result: Mapping[str, Any]) -> None:
+        """Saves what was measured, with the cell and the protocol."""
+        write_json(self._file(cell), {"cell": dataclasses.asdict(cell), **result, "protocol": self.protocol})
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """All measured cells, those of earlier grids too, by steps, guidance and name.
+
+        **Raises:** `ValueError` for a damaged file.
+        """
+        results = [read_json(file) for file in (self.folder / "cells").glob("*.json")]
+
+        def order(result: dict[str, Any]) -> tuple[Any, ...]:
+            cell = result["cell"]
+            return cell["steps"], cell["guidance"], [int(count) for count in re.findall(r"\d+", cell["loops"])]
+
+        yield from sorted(results, key=order)
+
+    def _file(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.key}.json"
+
+
+def read_json(file: Path) -> Any:
+    """**Raises:** `ValueError` if it is not JSON, saying what to do."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}). Delete it to have it measured again.") from error
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Whole or not at all: written beside and moved."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False))
+    os.replace(temporary, file)

@@ -1,0 +1,192 @@
+"""What samples are measured with, by the kind of samples: digits, images or clips."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import open_source
+from generation import Samples
+from tqdm import tqdm
+
+from elt_zoo.data import AbstractSource, Clips, Visit, digits_to_pixels, load_digits
+from elt_zoo.metrics import (
+    AbstractExtractor,
+    DigitsEvaluator,
+    I3DExtractor,
+    InceptionExtractor,
+    InceptionResize,
+    SetStatistics,
+    VideoProtocol,
+    evaluate_samples,
+    load_i3d,
+    load_inception,
+    load_statistics,
+    reference_statistics,
+    set_statistics,
+)
+from elt_zoo.pretrained import catalog
+
+DIGITS_DISTANCE = "digits Fréchet distance (not FID)"
+DIGIT = (8, 8, 1)
+# Features of more real images fill the memory, and precision and recall grow with the product of both sets.
+_KEPT_FEATURES = 50_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluatorOptions:
+    """What to compare samples with. Digits need none of it."""
+
+    inception: Path | None = None
+    """Images: the weights of FID's Inception."""
+    resize: Literal["tensorflow", "pytorch-fid"] = "tensorflow"
+    """Images: how Inception's input is resized; the first for ADM's reference files."""
+    i3d: Path | None = None
+    """Clips: the weights of I3D."""
+    protocol: Literal["magvit", "stylegan-v"] = "magvit"
+    """Clips: which FVD."""
+    reference: Path | None = None
+    """Statistics of real data: an npz file of ADM, of pytorch-fid, or written here."""
+    reference_data: str | None = None
+    """Instead of `--reference`: a folder of real images or videos, measured first."""
+    extractor_batch: int | None = None
+    """Images that go through Inception at a time, or clips through I3D; by default 64, or 16."""
+    allow_few: bool = False
+    """Measure even if the samples are too few for a covariance; such distances only show that everything runs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Samples → figures. `distance` is the name of the one that matters, `card` all that it depends on."""
+
+    extractor: AbstractExtractor
+    reference: SetStatistics
+    distance: str
+    card: dict[str, Any]
+    allow_few: bool
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What real data that were not compared with score, by their names. A distance falls with the number of examples,
+    so theirs is part of the name."""
+    digits: DigitsEvaluator | None = None
+
+    def check(self, samples: int) -> None:
+        """**Raises:** `ValueError` if so many samples are too few, before any is drawn."""
+        if samples <= self.extractor.num_features and not self.allow_few:
+            raise ValueError(
+                f"`--samples {samples}` are too few for a covariance of {self.extractor.num_features} features. Use "
+                "more (FID is published for 50,000), or `--allow-few` to see that everything runs."
+            )
+
+    def __call__(self, batches: Iterable[Samples]) -> dict[str, float]:
+        kept: list[Samples] = []
+
+        def pixels() -> Iterator[np.ndarray]:
+            for batch in batches:
+                if self.digits is not None:
+                    kept.append(batch)
+                yield batch.pixels
+
+        figures = evaluate_samples(self.extractor, pixels(), self.reference, allow_few=self.allow_few).figures
+        if self.digits is None:
+            return figures
+        quality = self.digits(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
+        mine = {
+            self.distance: quality.frechet_distance,
+            "accuracy of the intended class": quality.accuracy,
+            "distance to the nearest training digit": quality.nearest_distance,
+        }
+        return mine | {name: value for name, value in figures.items() if name in ("precision", "recall")}
+
+
+def make_evaluator(options: EvaluatorOptions, shape: tuple[int, ...], folder: Path) -> Evaluator:
+    """The evaluator for samples of `shape`. Statistics of `--reference-data` are kept beside `folder`.
+
+    **Raises:** `ValueError` if weights or a reference are missing, saying where they are.
+    """
+    if shape == DIGIT:
+        return _of_digits(options)
+    images = len(shape) == 3
+    weights = _weights(options.inception, "--inception", "inception-fid") if images else None
+    weights = weights or _weights(options.i3d, "--i3d", "i3d-kinetics")
+    if (options.reference is None) == (options.reference_data is None):
+        raise ValueError(
+            "Give one of `--reference`, a file of statistics of real data (ADM's are listed at "
+            "https://github.com/openai/guided-diffusion/tree/main/evaluations), and `--reference-data`, a folder of "
+            "real data."
+        )
+    batch = options.extractor_batch or (64 if images else 16)
+    extractor: AbstractExtractor
+    if images:
+        extractor = InceptionExtractor(
+            load_inception(weights), resize=InceptionResize(options.resize), batch_size=batch
+        )
+    else:
+        protocol = VideoProtocol.magvit() if options.protocol == "magvit" else VideoProtocol.stylegan_v()
+        extractor = I3DExtractor(load_i3d(weights), protocol, batch_size=batch)
+    reference, described = _reference(options, extractor, shape, folder, batch)
+    card = {"weights": _hashed(weights), "reference": described, "protocol": extractor.description}
+    return Evaluator(
+        extractor=extractor,
+        reference=reference,
+        distance=extractor.distance,
+        card={"name": extractor.name, **card},
+        allow_few=options.allow_few,
+    )
+
+
+def _of_digits(options: EvaluatorOptions) -> Evaluator:
+    digits, train = DigitsEvaluator(), load_digits("train")
+    return Evaluator(
+        extractor=digits.extractor,
+        reference=set_statistics(digits.extractor, [digits_to_pixels(train.images)], keep=True),
+        distance=DIGITS_DISTANCE,
+        card={"name": digits.extractor.name, "reference": f"{len(train.labels)} training digits of scikit-learn"},
+        allow_few=options.allow_few,
+        floors={"real held-out digits, 35 of each class": digits.floor()["heldout"]},
+        digits=digits,
+    )
+
+
+def _weights(path: Path | None, option: str, name: str) -> Path:
+    if path is not None:
+        return path
+    known = catalog()[name]
+    raise ValueError(
+        f"`{option}` is missing: the file {known.files[0].name} ({known.network}). It is published at {known.source}."
+    )
+
+
+def _reference(
+    options: EvaluatorOptions, extractor: AbstractExtractor, shape: tuple[int, ...], folder: Path, batch: int
+) -> tuple[SetStatistics, dict[str, Any]]:
+    if options.reference is not None:
+        return reference_statistics(options.reference, extractor), _hashed(options.reference)
+    assert options.reference_data is not None
+    frames = shape[0] if len(shape) == 4 else None
+    source = open_source(options.reference_data, split="train", size=shape[-2], frames=frames)
+    described = {"data": options.reference_data, "examples": len(source)}
+    # Beside the results, not among them, for other models; of other data or another extractor is another file.
+    code = hashlib.sha256(repr((Path(options.reference_data).resolve(), described, shape, extractor.name)).encode())
+    file = folder.with_name(f"reference-{code.hexdigest()[:12]}.npz")
+    if file.exists():
+        return load_statistics(file, extractor=extractor.name), described
+    keep = len(source) <= _KEPT_FEATURES
+    statistics = set_statistics(extractor, _read(source, batch), keep=keep)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    statistics.save(file)
+    return statistics, described
+
+
+def _read(source: AbstractSource, batch_size: int) -> Iterator[np.ndarray]:
+    """Every example once, in order: bytes."""
+    for start in tqdm(range(0, len(source), batch_size), desc="reference", unit="batch", disable=None):
+        visits = [Visit(index) for index in range(start, min(start + batch_size, len(source)))]
+        batch = source.read_batch(visits)
+        yield np.asarray(batch.clips if isinstance(batch, Clips) else batch.images)
+
+
+def _hashed(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
