@@ -81,7 +81,9 @@ class Config(TrainingOptions):
 
 
 def make_tokenizer(config: Config) -> AbstractTokenizer | None:
-    """The tokenizer given; none for shards; for moving digits one that is trained on them first."""
+    """The tokenizer given; none for shards; for moving digits one that is trained on them first, or none if that was
+    asked to stop.
+    """
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer)
         if not isinstance(tokenizer, AbstractTokenizer) or len(tokenizer.grid) != 3:
@@ -93,7 +95,8 @@ def make_tokenizer(config: Config) -> AbstractTokenizer | None:
         )
         if not (own.folder / "tokenizer").exists():
             train_tokenizer.main(own)
-        return load_tokenizer(own.folder / "tokenizer")  # pyright: ignore[reportReturnType]
+        trained = (own.folder / "tokenizer").exists()
+        return load_tokenizer(own.folder / "tokenizer") if trained else None  # pyright: ignore[reportReturnType]
     if is_shards(Path(config.data)):
         return None
     raise ValueError(
@@ -156,7 +159,10 @@ def main(config: Config) -> None:
         return
     started = time.perf_counter()
     model = config.model  # first, so that an unknown one is refused before anything is trained
-    task = make_video_task(config, model, make_tokenizer(config))
+    tokenizer = make_tokenizer(config)
+    if tokenizer is None and config.moving_digits:
+        return
+    task = make_video_task(config, model, tokenizer)
     compare = config.moving_digits if config.compare is None else config.compare
     data = {"data": config.data, "tokenizer": str(config.tokenizer), "examples": len(task.train)}
     data |= {"stride": config.stride, "fold": config.fold}
