@@ -38,7 +38,9 @@ def save_sample_grid(path: Path, samples: Mapping[str, np.ndarray], labels: Sequ
         row[0].text(-0.35, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
     for axis, label in zip(axes[0], labels, strict=False):
         axis.set_title(str(label), fontsize=9 if len(str(label)) < 4 else 5)
-    figure.suptitle(title, y=1.0 + 0.15 / figure.get_figheight())
+    height = figure.get_figheight()
+    figure.subplots_adjust(top=1.0 - 0.4 / height)
+    figure.suptitle(title, y=1.0 + 0.15 / height)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 

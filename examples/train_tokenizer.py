@@ -201,7 +201,7 @@ _SMALL_IMAGE = VQGANConfig(
 )
 _DIGITS_SIZES = dataclasses.replace(_SMALL_IMAGE, image_size=16)
 _SMALL_VIDEO = VQ3DConfig(
-    shape=(8, 32, 32),
+    shape=(8, 16, 16),
     filters=16,
     channel_multipliers=(1, 2, 2),
     temporal_downsample=(True, False),
