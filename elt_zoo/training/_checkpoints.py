@@ -152,7 +152,8 @@ def _from_arrays(abstract: TrainState, arrays: dict[str, Any]) -> PyTree:
     def fill(path, leaf):
         if not hasattr(leaf, "dtype"):
             return leaf
-        array = arrays[jax.tree_util.keystr(path)]
+        # A copy of our own: the next step donates its buffers, and what was read may share memory with the reader.
+        array = jnp.array(arrays[jax.tree_util.keystr(path)], copy=True)
         return jax.random.wrap_key_data(array) if _is_key(leaf) else array
 
     return jax.tree.map_with_path(fill, abstract, is_leaf=eqx.is_array)

@@ -151,5 +151,13 @@ def make_train_step(
 
 
 def jit_step(train_step: TrainStep) -> TrainStep:
-    """Compiles a step and donates the state's buffers to it: the state passed in must not be used again."""
-    return eqx.filter_jit(train_step, donate="all")
+    """Compiles a step and donates the state's buffers to it: the state passed in must not be used again. The batch may
+    be.
+    """
+
+    # Batches are often NumPy arrays, whose memory is not ours to give away.
+    @eqx.filter_jit(donate="all-except-first")
+    def swapped(batch: Any, state: TrainState) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch)
+
+    return lambda state, batch: swapped(batch, state)
