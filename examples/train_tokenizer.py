@@ -1,7 +1,7 @@
 """Train a tokenizer with a learned codebook: a VQGAN for images or a MAGVIT-style 3D-VQ for video.
 
     python examples/train_tokenizer.py                        # real digits, 16 × 16 pixels → 4 × 4 tokens
-    python examples/train_tokenizer.py --data moving-digits   # clips of 8 × 32 × 32 pixels → 4 × 8 × 8 tokens
+    python examples/train_tokenizer.py --data moving-digits   # clips of 8 × 16 × 16 pixels → 4 × 4 × 4 tokens
     python examples/train_tokenizer.py --data moving-digits --kind image --out runs/frames
     python examples/train_tokenizer.py --data moving-digits --inflate runs/frames/tokenizer
     python examples/train_tokenizer.py --data /data/ucf101 --kind video --preset paper --adversarial 0.1
@@ -89,9 +89,9 @@ class Config:
     """Where the run goes; by default `runs/tokenizer-<data>-<kind>`."""
 
     steps: int | None = None
-    """Default 1,000 (images) or 600 (video) for small sizes, else 100,000."""
+    """Default 1,000 (images) or 800 (clips) for small sizes, else 100,000."""
     batch_size: int | None = None
-    """Clips or images. Default 64 (images) or 8 (video) for small sizes, else 128."""
+    """Clips or images. Default 64 (images) or 16 (clips) for small sizes, else 128."""
     learning_rate: float | None = None
     """Default 5e-3 for small sizes, else 1e-4."""
     ema_decay: float | None = None
@@ -166,7 +166,7 @@ class Config:
         if self.preset == "paper":
             default = Recipe(steps=100_000, batch_size=128, learning_rate=1e-4, ema_decay=0.999)
         else:
-            steps, batch_size = (600, 8) if self.video or self.data == MOVING_DIGITS else (1000, 64)
+            steps, batch_size = (800, 16) if self.video or self.data == MOVING_DIGITS else (1000, 64)
             default = Recipe(steps=steps, batch_size=batch_size, learning_rate=5e-3, ema_decay=0.98)
         given = {name: getattr(self, name) for name in dataclasses.asdict(default)}
         return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})

@@ -43,8 +43,6 @@ class Config(TrainingOptions):
     """`moving-digits`, the folder of UCF-101, any folder of class folders with videos, or shards of tokens."""
     tokenizer: Path | None = None
     """A folder that `train_tokenizer.py` wrote. Only moving digits do without: a small one is trained first."""
-    tokenizer_steps: int = 400
-    """Moving digits: training steps of that tokenizer."""
     fold: int = 1
     """Which of UCF-101's three splits."""
     stride: int = 1
@@ -74,7 +72,7 @@ class Config(TrainingOptions):
     @property
     def recipe(self) -> Recipe:
         if self.preset is None:
-            default = Recipe(steps=600, learning_rate=6e-3, ema_decay=0.995, small=True)
+            default = Recipe(steps=2000, learning_rate=6e-3, ema_decay=0.998, small=True)
         else:
             default = Recipe(steps=200_000, learning_rate=1e-4, ema_decay=0.9999, small=False)
         return default.resolved(self)
@@ -90,9 +88,7 @@ def make_tokenizer(config: Config) -> AbstractTokenizer | None:
             raise ValueError(f"`--tokenizer {config.tokenizer}` holds a {type(tokenizer).__name__}, none of video.")
         return tokenizer
     if config.moving_digits:
-        own = train_tokenizer.Config(
-            data=MOVING_DIGITS, out=config.folder / "tokenizer", seed=config.seed, steps=config.tokenizer_steps
-        )
+        own = train_tokenizer.Config(data=MOVING_DIGITS, out=config.folder / "tokenizer", seed=config.seed)
         if not (own.folder / "tokenizer").exists():
             train_tokenizer.main(own)
         trained = (own.folder / "tokenizer").exists()

@@ -93,7 +93,7 @@ def _all() -> Mapping[str, ModelConfig]:
             dim=128, num_layers=2, max_loops=4, num_heads=4, num_classes=1000, grid=(8, 8), codebook_size=256
         ),
         "tiny-ucf101": MaskGITConfig(
-            dim=64, num_layers=1, max_loops=4, num_heads=2, num_classes=101, grid=(4, 8, 8), codebook_size=128
+            dim=64, num_layers=2, max_loops=4, num_heads=2, num_classes=101, grid=(4, 4, 4), codebook_size=128
         ),
     }
     for scale, sizes in _ELT_MASKGIT.items():
