@@ -145,6 +145,13 @@ def images_task(config: Config) -> Task:
         exact=config.exact_resize,
         tokenizer=tokenizer,
     )
+    unfit = ShardedLatents if isinstance(model, MaskGITConfig) else ShardedTokens
+    if isinstance(opened.shards, unfit):
+        kind = opened.shards.index.plan.kind
+        raise ValueError(
+            f"`--data {config.data}` holds {kind}, which `--framework {config.framework}` does not take: masked generation "
+            "needs tokens, diffusion latents or pixels."
+        )
     heldout = first_examples(opened.heldout, config.heldout)
     if isinstance(model, MaskGITConfig):
         tokenizer, representation = tokens_of(opened, model, tokenizer)

@@ -121,7 +121,8 @@ def test_precomputed_tokens_and_latents_train_both_frameworks(images, tokenizers
 
     refusals = [
         (["--data", "tokens", "--framework", "maskgit", "--tokenizer", tokenizers / "vq3d"], "another tokenizer"),
-        (["--data", "tokens", "--framework", "dit"], "tokens"),
+        (["--data", "tokens", "--framework", "dit"], "holds tokens, which `--framework dit` does not take"),
+        (["--data", "latents", "--framework", "maskgit"], "holds latents, which `--framework maskgit` does not take"),
         (["--data", images, "--framework", "maskgit", "--tokenizer", tokenizers / "kl"], "this is an autoencoder"),
         (["--data", images, "--preset", "elt-dit-8Nx4L"], "give `--tokenizer` the folder of an autoencoder"),
         (["--data", "nowhere"], "There is no nowhere"),
