@@ -149,8 +149,8 @@ def images_task(config: Config) -> Task:
     if isinstance(opened.shards, unfit):
         kind = opened.shards.index.plan.kind
         raise ValueError(
-            f"`--data {config.data}` holds {kind}, which `--framework {config.framework}` does not take: masked generation "
-            "needs tokens, diffusion latents or pixels."
+            f"`--data {config.data}` holds {kind}, which `--framework {config.framework}` does not take: masked "
+            "generation needs tokens, diffusion latents or pixels."
         )
     heldout = first_examples(opened.heldout, config.heldout)
     if isinstance(model, MaskGITConfig):
