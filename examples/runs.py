@@ -45,8 +45,9 @@ class TrainingOptions:
 
     objective: Objective = "ilsd"
     """What to train for."""
-    compare: bool | None = None
-    """Also train the vanilla twin, from the same start on the same batches, and plot both; default on digits only."""
+    compare: bool = True
+    """On the small data that comes with the library: also train the vanilla twin, from the same start on the same
+    batches, and plot both. On other data give the twin a run of its own, with `--objective vanilla`."""
     preset: str | None = None
     """A name of `elt_zoo.models.preset_names()`; by default a small model. Its classes and sizes follow the data."""
     out: Path | None = None

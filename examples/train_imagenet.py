@@ -214,7 +214,7 @@ def main(config: Config) -> None:
         return
     started = time.perf_counter()
     task = digits_task(config) if config.digits else images_task(config)
-    compare = config.digits if config.compare is None else config.compare
+    compare = config.compare and config.digits
     data = {"data": config.data, "tokenizer": str(config.tokenizer), "examples": len(task.train)}
     run = Run(config, config.recipe, task, config.folder, data, compare)
     results = train(run)

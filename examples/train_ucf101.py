@@ -159,7 +159,7 @@ def main(config: Config) -> None:
     if tokenizer is None and config.moving_digits:
         return
     task = make_video_task(config, model, tokenizer)
-    compare = config.moving_digits if config.compare is None else config.compare
+    compare = config.compare and config.moving_digits
     data = {"data": config.data, "tokenizer": str(config.tokenizer), "examples": len(task.train)}
     data |= {"stride": config.stride, "fold": config.fold}
     run = Run(config, config.recipe, task, config.folder, data, compare)
