@@ -70,7 +70,7 @@ def main() -> None:
         summaries = {seed: summary_of(arguments.runs, framework, seed) for seed in arguments.seeds}
         mine = [row | {"seed": seed} for seed, summary in summaries.items() for row in summary["results"]]
         rows += [{"framework": framework, **row} for row in mine]
-        lines += table(framework, mine, summaries[arguments.seeds[0]]["real_digits"])
+        lines += table(framework, mine, summaries[arguments.seeds[0]]["evaluator"]["real_digits"])
         versions = summaries[arguments.seeds[0]]["versions"]
     seeds = ", ".join(map(str, arguments.seeds))
     lines.append(

@@ -59,7 +59,7 @@ def report(
     floors = {} if evaluator is None else evaluator.get("floors", {})
     plot_quality(folder / "quality.png", rows, max_loops=task.model.max_loops, floors=floors)
     summary = {
-        "options": dataclasses.asdict(run.options) | run.recipe._asdict() | {"out": str(folder)} | dict(run.data),
+        "config": dataclasses.asdict(run.options) | run.recipe._asdict() | {"out": str(folder)} | dict(run.data),
         "model": task.model.to_dict(),
         "sampler": dataclasses.asdict(task.settings),
         "optimizer": dataclasses.asdict(run.optimizer_config),
