@@ -151,12 +151,13 @@ def make_train_step(
 
 
 def jit_step(train_step: TrainStep) -> TrainStep:
-    """Compiles a step and donates the state's buffers to it: the state passed in must not be used again. The batch may
-    be.
+    """Compiles a step and, but on CPUs, donates the state's buffers to it: the state passed in must not be used again.
+    The batch may be.
     """
 
-    # Batches are often NumPy arrays, whose memory is not ours to give away.
-    @eqx.filter_jit(donate="all-except-first")
+    # Batches are often NumPy arrays, whose memory is not ours to give away. On CPUs (jaxlib 0.10.2) runs with donated
+    # states were seen to abort and to differ, rarely and on a busy machine; memory is no concern there.
+    @eqx.filter_jit(donate="none" if jax.default_backend() == "cpu" else "all-except-first")
     def swapped(batch: Any, state: TrainState) -> tuple[TrainState, Metrics]:
         return train_step(state, batch)
 
