@@ -155,8 +155,8 @@ def jit_step(train_step: TrainStep) -> TrainStep:
     The batch may be.
     """
 
-    # Batches are often NumPy arrays, whose memory is not ours to give away. On CPUs (jaxlib 0.10.2) runs with donated
-    # states were seen to abort and to differ, rarely and on a busy machine; memory is no concern there.
+    # Batches are often NumPy arrays, whose memory is not ours to give away. On CPUs (jaxlib 0.10.2) two runs with
+    # donated states were seen to differ on a busy machine, and none without; memory is no concern there.
     @eqx.filter_jit(donate="none" if jax.default_backend() == "cpu" else "all-except-first")
     def swapped(batch: Any, state: TrainState) -> tuple[TrainState, Metrics]:
         return train_step(state, batch)

@@ -1,0 +1,109 @@
+"""What the reproduction trains: every model and objective that a question of the paper needs, on one data set."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from elt_zoo import ILSDLoss
+from elt_zoo.objectives import (
+    AbstractObjective,
+    DeepSupervisionLoss,
+    MaskedCrossEntropy,
+    RandomDepthLoss,
+    SigmoidWeightedMSE,
+    VanillaLoss,
+)
+
+FRAMEWORKS = ("dit", "maskgit")
+OBJECTIVES = ("ilsd", "vanilla", "deep_supervision", "random_depth")
+# N and L_max of the looped model: those of the models that come with the library.
+LOOPED = {"dit": (2, 4), "maskgit": (1, 4)}
+
+CURRICULA: dict[str, optax.Schedule] = {
+    "linear": optax.linear_schedule(1.0, 0.0, transition_steps=1),
+    "linear over the first half": lambda progress: jnp.maximum(1.0 - 2.0 * progress, 0.0),
+    "constant 1": optax.constant_schedule(1.0),
+    "constant 0.5": optax.constant_schedule(0.5),
+    "constant 0": optax.constant_schedule(0.0),
+}
+"""λ by training progress. The paper's is linear from 1 to 0; constant 1 never distils, constant 0 only distils."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One model to train, over seeds."""
+
+    data: str
+    framework: str
+    num_layers: int
+    max_loops: int
+    objective: str = "ilsd"
+    curriculum: str = "linear"
+
+    @property
+    def size(self) -> str:
+        return f"{self.num_layers}N×{self.max_loops}L"
+
+    @property
+    def name(self) -> str:
+        """For a folder."""
+        parts = [self.data, self.framework, f"{self.num_layers}Nx{self.max_loops}L", self.objective]
+        if self.curriculum != "linear":
+            parts.append("lambda " + self.curriculum)
+        return "-".join(parts).replace(" ", "_")
+
+    @property
+    def cost(self) -> int:
+        """Layers that a step goes through, more on the larger images: for the order of the runs."""
+        return self.num_layers * self.max_loops * (3 if self.data == "MNIST" else 1)
+
+    def make_objective(self, loss: MaskedCrossEntropy | SigmoidWeightedMSE) -> AbstractObjective:
+        curriculum = CURRICULA[self.curriculum]
+        makers: dict[str, Callable[[], AbstractObjective]] = {
+            "ilsd": lambda: ILSDLoss(loss, loss.distillation, max_loops=self.max_loops, curriculum=curriculum),
+            "vanilla": lambda: VanillaLoss(loss, max_loops=self.max_loops),
+            "deep_supervision": lambda: DeepSupervisionLoss(loss, max_loops=self.max_loops),
+            "random_depth": lambda: RandomDepthLoss(loss, max_loops=self.max_loops),
+        }
+        return makers[self.objective]()
+
+
+def exit_cases(data: str, framework: str) -> list[Case]:
+    """The looped model with every objective."""
+    layers, loops = LOOPED[framework]
+    return [Case(data, framework, layers, loops, objective) for objective in OBJECTIVES]
+
+
+def depth_cases(data: str, framework: str) -> list[Case]:
+    """All N×L of one effective depth, looped ones with ILSD."""
+    layers, loops = LOOPED[framework]
+    depth = layers * loops
+    sizes = [(depth // each, each) for each in range(1, depth + 1) if depth % each == 0]
+    return [Case(data, framework, n, each, "ilsd" if each > 1 else "vanilla") for n, each in sizes]
+
+
+def single_case(data: str, framework: str) -> Case:
+    """The layers of the looped model without looping."""
+    return Case(data, framework, LOOPED[framework][0], 1, "vanilla")
+
+
+def curriculum_cases(data: str, framework: str) -> list[Case]:
+    """ILSD with every schedule of λ."""
+    layers, loops = LOOPED[framework]
+    return [Case(data, framework, layers, loops, curriculum=name) for name in CURRICULA]
+
+
+def all_cases(data: str) -> list[Case]:
+    """Those of a data set, without repeats. MNIST's runs are long: it has the objectives, and the deep model."""
+    cases: list[Case] = []
+    for framework in FRAMEWORKS:
+        depths = depth_cases(data, framework)
+        cases += exit_cases(data, framework)
+        if data == "digits":
+            cases += [*depths, *curriculum_cases(data, framework)]
+        else:
+            cases.append(depths[0])
+        cases.append(single_case(data, framework))
+    return list(dict.fromkeys(cases))

@@ -1,0 +1,227 @@
+"""The reproduction in the small: its cases, the judgement of its claims, its files, and one short run of each kind."""
+
+import dataclasses
+import gzip
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks_on_the_path():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def record(case, seed, losses, *, quality=None):
+    """What a run leaves, made up: a curve of three milestones that ends with `losses`."""
+    curve = {str(step): [scale * loss for loss in losses] for step, scale in ((10, 3.0), (20, 2.0), (30, 1.0))}
+    figures = {"curve": curve, "quality": quality or {}, "parameters": 2000, "trunk_parameters": 1000}
+    figures |= {"sample_flops": 10**6, "skipped": 0}
+    return {"case": dataclasses.asdict(case), "seed": seed, "figures": figures}
+
+
+def made_up(data="digits", **losses_of):
+    """Results of all cases on two seeds; `losses_of` gives an objective other losses of its exits."""
+    from reproduce_cases import all_cases
+    from reproduce_results import Results
+
+    runs = []
+    for case in all_cases(data):
+        exits = 2 * case.max_loops if case.max_loops > 1 else 1
+        for seed in (0, 1):
+            losses = losses_of.get(case.objective, [1.0] * exits)[:exits]
+            losses = [*losses, *[losses[-1]] * (exits - len(losses))]
+            quality = {str(case.max_loops): {"distance": 2.0 + seed, "accuracy": 0.9}}
+            runs.append(record(case, seed, losses, quality=quality))
+    return Results(runs)
+
+
+def verdicts(results, text):
+    from reproduce_claims import CLAIMS
+
+    (claim,) = (claim for claim in CLAIMS if text in claim.text)
+    return [claim.verdict(results, "digits", framework) for framework in ("dit", "maskgit")]
+
+
+def test_every_claim_finds_its_runs_among_those_of_the_digits():
+    from reproduce_claims import CLAIMS
+
+    results = made_up()
+    for claim in CLAIMS:
+        for framework in ("dit", "maskgit"):
+            assert claim.verdict(results, "digits", framework) != "–", claim.text
+
+
+def test_cases_differ_and_have_names_of_their_own():
+    from reproduce_cases import all_cases
+
+    for data in ("digits", "MNIST"):
+        cases = all_cases(data)
+        assert len({case.name for case in cases}) == len(set(cases)) == len(cases)
+
+
+def test_models_of_equal_compute_have_one_effective_depth():
+    from reproduce_cases import LOOPED, depth_cases
+
+    for framework, (layers, loops) in LOOPED.items():
+        cases = depth_cases("digits", framework)
+        assert {case.num_layers * case.max_loops for case in cases} == {layers * loops}
+        assert cases[0].max_loops == 1 and cases[-1].num_layers == 1
+
+
+def test_claims_say_yes_no_and_in_between():
+    failing = made_up(vanilla=[2.0, 1.5, 1.2, 1.0], ilsd=[1.05, 1.02, 1.0, 1.0])
+    assert verdicts(failing, "fails at one loop") == ["**yes**: 2.000 ± 0.000"] * 2
+    assert verdicts(failing, "every exit is good") == ["**yes**: 1.050 ± 0.000"] * 2
+    fine = made_up(vanilla=[1.05, 1.0, 1.0, 1.0], ilsd=[1.3, 1.0, 1.0, 1.0])
+    assert [each[:6] for each in verdicts(fine, "fails at one loop")] == ["**no**"] * 2
+    assert [each[:6] for each in verdicts(fine, "every exit is good")] == ["**no**"] * 2
+
+    from reproduce_cases import exit_cases
+    from reproduce_results import Results
+
+    vanilla = exit_cases("digits", "dit")[1]
+    mixed = Results([record(vanilla, 0, [2.0, 1, 1, 1] + [1] * 4), record(vanilla, 1, [1.0, 1, 1, 1] + [1] * 4)])
+    assert verdicts(mixed, "fails at one loop") == ["**1 of 2 seeds**: 1.500 ± 0.707", "–"]
+
+
+def test_steps_to_reach_a_loss_lie_between_milestones():
+    from reproduce_cases import depth_cases
+    from reproduce_claims import steps_to_reach
+    from reproduce_results import Results
+
+    case = depth_cases("digits", "dit")[0]
+    results = Results([record(case, seed, [1.0]) for seed in range(4)])
+    reached = steps_to_reach(results, case, np.array([1.5, 3.5, 0.9, 1.0]))
+    np.testing.assert_allclose(reached, [25.0, 10.0, np.inf, 30.0])
+
+
+def test_a_report_has_every_table_and_plot(tmp_path):
+    from reproduce_cases import exit_cases
+    from reproduce_report import plot_samples, save_report
+
+    results = made_up(vanilla=[2.0, 1.5, 1.2, 1.0])
+    results.save(tmp_path)
+    save_report(tmp_path, results, {"digits": {"distance": 0.5, "accuracy": 0.99}}, "somewhere")
+    for name in ("claims", "exits", "quality", "depth", "curriculum", "convergence"):
+        text = (tmp_path / f"{name}.md").read_text()
+        assert text.endswith("somewhere\n") and "digits, masked" in text
+    assert "| vanilla | 2.000 ± 0.000 |" in (tmp_path / "exits.md").read_text()
+    assert "2.50 ± 0.71 (0.900)" in (tmp_path / "quality.md").read_text()
+    exits = (tmp_path / "exits.csv").read_text().splitlines()
+    assert exits[0].startswith("data,framework,num_layers,max_loops,objective,curriculum,seed,exit,heldout_loss")
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 3 * 2 * 23
+
+    case = exit_cases("digits", "dit")[0]
+    images = np.zeros((2, 20, 8, 8, 1), np.float32)
+    np.savez(tmp_path / "pictures.npz", loops=[1, 8], images=images)
+    plot_samples(tmp_path / "samples.png", {case: tmp_path / "pictures.npz"})
+    for name in ("exits", "depth", "convergence", "samples"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def write_idx(path, array):
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_mnist_is_read_and_averaged(tmp_path):
+    from reproduce_data import mnist
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (600, 28, 28), np.uint8)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", images)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(600, dtype=np.uint8) % 10)
+    data = mnist(tmp_path)
+    assert data.train.examples.shape == (100, 14, 14, 1) and data.heldout.examples.shape == (500, 14, 14, 1)
+    everything = np.concatenate([data.train.examples, data.heldout.examples])
+    blocks = images.reshape(600, 14, 2, 14, 2).mean((2, 4)) / 127.5 - 1.0
+    np.testing.assert_allclose(np.sort(everything.ravel()), np.sort(blocks.ravel()), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\x00\x00\x08\x01\x00\x00\x00\x05abc", "promised"), (b"GIF89a", "not an idx file"), (b"\x00", "not an idx")],
+)
+def test_other_files_than_mnists_are_refused(tmp_path, content, message):
+    from reproduce_data import read_idx
+
+    path = tmp_path / "images.gz"
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=message):
+        read_idx(path)
+
+
+def test_a_folder_without_mnist_is_named(tmp_path):
+    from reproduce_data import mnist
+
+    with pytest.raises(FileNotFoundError, match=r"t10k-images-idx3-ubyte\.gz is missing"):
+        mnist(tmp_path)
+
+
+def test_runs_of_other_settings_are_refused(tmp_path):
+    from reproduce import check_settings
+    from reproduce_train import Settings
+
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"settings": dataclasses.asdict(Settings(steps=5, mnist="elsewhere"))}))
+    check_settings([path], Settings(steps=5))
+    with pytest.raises(SystemExit, match="steps 5 → 1000"):
+        check_settings([path], Settings())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["dit", "maskgit"])
+def test_a_run_measures_every_exit_and_repeats(framework):
+    from reproduce_cases import exit_cases
+    from reproduce_train import Settings, run
+
+    settings = Settings(steps=6, milestones=2, samples=200, dim=16, diffusion_steps=2, masked_steps=2)
+    case = exit_cases("digits", framework)[0]
+    figures, pictures = run(case, 0, settings)
+    assert list(figures["curve"]) == [3, 6]
+    assert all(len(losses) == 2 * case.max_loops for losses in figures["curve"].values())
+    assert sorted(figures["quality"]) == sorted(pictures) == [1, 2, 4, 8]
+    assert pictures[1].shape == (20, 8, 8, 1)
+    assert figures["curve"][6][-1] < figures["curve"][3][-1]
+    again, _ = run(case, 0, settings)
+    assert again == figures
+    other, _ = run(case, 1, settings)
+    assert other["curve"] != figures["curve"]
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_with_what_is_missing(tmp_path):
+    from reproduce_cases import all_cases
+    from reproduce_train import Settings
+
+    settings = Settings(steps=2, samples=200)
+    cases = all_cases("digits")
+    missing = next(case for case in cases if case.framework == "maskgit" and case.max_loops == 1)
+    for case in cases:
+        if case != missing:
+            exits = 2 * case.max_loops if case.max_loops > 1 else 1
+            folder = tmp_path / "runs" / f"{case.name}-seed0"
+            folder.mkdir(parents=True)
+            made = record(case, 0, [1.0] * exits) | {"settings": dataclasses.asdict(settings), "environment": "here"}
+            made["figures"]["curve"] = {"1": [2.0] * exits, "2": [1.0] * exits}
+            (folder / "result.json").write_text(json.dumps(made))
+            np.savez(folder / "pictures.npz", loops=[1], images=np.zeros((1, 20, 8, 8, 1), np.float32))
+    command = [sys.executable, str(BENCHMARKS / "reproduce.py"), "--steps", "2", "--samples", "200", "--seeds", "0"]
+    command += ["--jobs", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "runs" / f"{missing.name}-seed0" / "result.json").read_text())
+    assert written["figures"]["skipped"] == 0 and len(written["figures"]["curve"]) >= 1
+    assert (tmp_path / "out" / "claims.md").exists() and (tmp_path / "out" / "samples.png").exists()
