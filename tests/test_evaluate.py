@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from elt_zoo import load, save
 from elt_zoo.metrics import SampleWriter, pareto_front, read_images
+from elt_zoo.models import MaskGITConfig
 from elt_zoo.sampling import LoopBudget
+from elt_zoo.tokenizers import VQ3DConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FEW = ("--samples", 70, "--batch-size", 35, "--devices", 1, "--loops", "1", "--steps", 4, 6, "--no-diagnostics")
@@ -325,3 +327,35 @@ def test_missing_tokenizers_and_other_data_are_explained(cells):
     other = dit._replace(config=dataclasses.replace(dit.config, shape=(16, 16, 1), num_classes=11))
     with pytest.raises(ValueError, match=r"num_classes is 11, theirs 10; its shape is \(16, 16, 1\), theirs"):
         heldout_task(other, DigitImages("heldout"), SamplerSettings(), 10)
+
+
+@pytest.mark.slow
+def test_clips_are_measured_in_several_sets(cells, monkeypatch, tmp_path):
+    """The whole command: a tiny generator of clips, I3D with random weights, and videos as the reference."""
+    monkeypatch.chdir(tmp_path)
+    from evaluate import Config, main
+    from evaluators import EvaluatorOptions
+    from test_evaluators import by_rule, shapes_of
+    from video_files import frames_of, write_frames
+    from weight_files import write_safetensors
+
+    sizes = {"channel_multipliers": (1, 1, 1, 1), "num_enc_res_blocks": 1, "num_dec_res_blocks": 1, "groups": 1}
+    tokenizer = VQ3DConfig(filters=2, embedding_dim=2, codebook_size=4, **sizes).build(key=jax.random.key(0))
+    config = MaskGITConfig(
+        dim=8, num_layers=1, max_loops=2, num_heads=1, num_classes=2, grid=tokenizer.grid, codebook_size=4
+    )
+    save("model", config.build(key=jax.random.key(1)), config, tokenizer=tokenizer)
+    write_safetensors(tmp_path / "i3d", by_rule(shapes_of("i3d"), 3, 1.2))
+    for index in range(4):
+        write_frames(tmp_path / "real" / f"class{index % 2}" / f"{index}.avi", frames_of(index, 20, 128, 128))
+    options = EvaluatorOptions(i3d=Path("i3d"), reference_data="real", extractor_batch=4, allow_few=True)
+    cell = {"loops": ("1",), "steps": (2,), "samples": 4, "repeats": 2}
+    main(Config(model="model", out=Path("out"), evaluator=options, diagnostics=False, **cell))
+    (result,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    first, second = result["sets"]
+    name = "FVD"
+    assert first[name] != second[name] and min(first[name], second[name]) > 0
+    assert result["figures"][name] == pytest.approx((first[name] + second[name]) / 2)
+    assert result["protocol"]["repeats"] == 2 and result["protocol"]["evaluator"]["protocol"]["name"] == "magvit"
+    assert result["protocol"]["evaluator"]["reference"] == {"data": "real", "examples": 4}
+    assert len(list(tmp_path.glob("reference-*.npz"))) == 1
