@@ -1,10 +1,10 @@
-"""What the paper says of looped models, and the figures of ours that bear on it, seed by seed."""
+"""What the paper says of looped models, or leaves open, and the figures of ours that bear on it, seed by seed."""
 
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from reproduce_cases import Case, curriculum_cases, depth_cases, exit_cases
+from reproduce_cases import Case, curriculum_cases, depth_cases, exit_cases, single_case
 from reproduce_results import Results, Spread
 
 PASSES = 0.10
@@ -13,7 +13,7 @@ PASSES = 0.10
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence, its source, and how to see it in the results.
+    """A sentence, where the paper says it, and how to see it in the results.
 
     `measure` gives one figure per seed, or `None` where the runs for it are absent; `holds` says what of it agrees.
     """
@@ -73,6 +73,10 @@ def _past(results: Results, case: Case) -> np.ndarray:
     return results.losses(case)[:, case.max_loops :] / results.last_exit(case)[:, None]
 
 
+def _ratio_at_last_exit(results: Results, case: Case, other: Case) -> np.ndarray:
+    return results.last_exit(case) / results.last_exit(other)
+
+
 def _ratio_of_means(results: Results, case: Case, other: Case) -> np.ndarray:
     return _trained(results, case).mean(1) / _trained(results, other).mean(1)
 
@@ -117,21 +121,21 @@ CLAIMS = (
     ),
     Claim(
         "ILSD costs nothing at L_max",
-        "Figures 7, 8",
+        "not stated",
         "loss at L_max of ILSD over that of vanilla looping, at most 1",
-        _with_runs(lambda results, *cases: np.divide(*map(results.last_exit, cases)), _ilsd, _vanilla),
+        _with_runs(_ratio_at_last_exit, _ilsd, _vanilla),
         lambda values: values <= 1.0,
     ),
     Claim(
         "ILSD beats supervising every exit",
-        "not in the paper",
+        "not compared",
         "mean loss over exits 1 to L_max, of ILSD over that of deep supervision, below 1",
         _with_runs(_ratio_of_means, _ilsd, _deep_supervision),
         lambda values: values < 1.0,
     ),
     Claim(
         "ILSD beats a random depth in each step",
-        "not in the paper",
+        "not compared",
         "mean loss over exits 1 to L_max, of ILSD over that of random depth, below 1",
         _with_runs(_ratio_of_means, _ilsd, _random_depth),
         lambda values: values < 1.0,
@@ -140,33 +144,47 @@ CLAIMS = (
         "Half the layers, looped twice, are as good as unique ones",
         "FID 2.83 against 3.43 (16N×2L)",
         "loss at the last exit over that of the unique-depth model, at most 1",
-        _with_runs(lambda results, *cases: np.divide(*map(results.last_exit, cases)), _two_loops, _unique),
+        _with_runs(_ratio_at_last_exit, _two_loops, _unique),
         lambda values: values <= 1.0,
+    ),
+    Claim(
+        "So are a quarter of the layers, looped four times",
+        "FID 3.16 against 3.43 (8N×4L)",
+        "loss at the last exit over that of the unique-depth model, at most 1",
+        _with_runs(_ratio_at_last_exit, _ilsd, _unique),
+        lambda values: values <= 1.0,
+    ),
+    Claim(
+        "Looping improves on the same layers without loops",
+        "FID 2.83 against 3.87 (16N×2L)",
+        "loss at the last exit over that of the layers without loops, below 1",
+        _with_runs(_ratio_at_last_exit, _ilsd, single_case),
+        lambda values: values < 1.0,
     ),
     Claim(
         "A single layer is too few, whatever L",
         "FID 10.30 against 3.43 (1N×32L)",
         "loss of 1N at the last exit over that of the unique-depth model, above 1.1",
-        _with_runs(lambda results, *cases: np.divide(*map(results.last_exit, cases)), _one_layer, _unique),
+        _with_runs(_ratio_at_last_exit, _one_layer, _unique),
         lambda values: values > 1.0 + PASSES,
     ),
     Claim(
         "How fast λ falls matters little",
-        "section 3.2",
+        "stated for gradual schedules",
         "mean loss over exits with λ falling over the first half, over the same with the whole run, within 1%",
         _with_runs(_ratio_of_means, _schedule(1), _schedule(0)),
         lambda values: np.abs(values - 1.0) <= 0.01,
     ),
     Claim(
         "Distilling is better than ground truth alone",
-        "Figure 13",
+        "an ablation, Figure 13",
         "mean loss over exits with λ from 1 to 0, over the same with λ = 1, below 1",
         _with_runs(_ratio_of_means, _schedule(0), _schedule(2)),
         lambda values: values < 1.0,
     ),
     Claim(
         "Distilling alone is not enough",
-        "Figure 13",
+        "an ablation, Figure 13",
         "mean loss over exits with λ = 0, over the same with λ from 1 to 0, above 1",
         _with_runs(_ratio_of_means, _schedule(4), _schedule(0)),
         lambda values: values > 1.0,

@@ -79,7 +79,7 @@ def _known(results: Results, cases: Sequence[Case]) -> list[Case]:
 
 def claims_table(results: Results) -> str:
     groups = results.groups()
-    header = ["The paper says", "Where", *map(_title, groups), "The figure"]
+    header = ["Statement", "In the paper", *map(_title, groups), "The figure"]
     rows = [
         [claim.text, claim.paper, *(claim.verdict(results, *group) for group in groups), claim.figure]
         for claim in CLAIMS
