@@ -79,9 +79,13 @@ def _known(results: Results, cases: Sequence[Case]) -> list[Case]:
 
 def claims_table(results: Results) -> str:
     groups = results.groups()
-    header = ["Statement", "In the paper", *map(_title, groups), "The figure"]
+    header = ["Statement, and the figure", "In the paper", *map(_title, groups)]
     rows = [
-        [claim.text, claim.paper, *(claim.verdict(results, *group) for group in groups), claim.figure]
+        [
+            f"{claim.text}<br><small>{claim.figure}</small>",
+            claim.paper,
+            *(claim.verdict(results, *group) for group in groups),
+        ]
         for claim in CLAIMS
     ]
     return _table(header, rows)
