@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from einops import rearrange
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from reproduce_cases import Case, curriculum_cases, depth_cases, exit_cases, single_case
 from reproduce_claims import CLAIMS, steps_to_reach
 from reproduce_data import CLASSES
@@ -181,6 +182,16 @@ def convergence_table(results: Results, data: str, framework: str) -> str:
     return _table([*header, f"Steps to the last loss of {cases[0].size}, by seed"], rows)
 
 
+def _panels(count: int, *, height: float) -> tuple[Figure, list[Axes]]:
+    """As many panels, two in a row."""
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(4.6 * columns, height * rows), squeeze=False)
+    for unused in panels.flat[count:]:
+        unused.remove()
+    return figure, list(panels.flat[:count])
+
+
 def _plot(
     path: Path,
     results: Results,
@@ -190,8 +201,8 @@ def _plot(
     """One panel for each data set and framework."""
     if not groups:
         return
-    figure, panels = plt.subplots(1, len(groups), figsize=(4.6 * len(groups), 3.9), squeeze=False)
-    for axes, group in zip(panels[0], groups, strict=True):
+    figure, panels = _panels(len(groups), height=3.9)
+    for axes, group in zip(panels, groups, strict=True):
         draw(axes, results, *group)
         axes.set_title(_title(group), fontsize=10)
         axes.set_ylabel(_UNITS[group[1]])
@@ -260,8 +271,8 @@ def plot_samples(path: Path, pictures: Mapping[Case, Path]) -> None:
     loop count up to L_max.
     """
     groups = list(dict.fromkeys((case.data, case.framework) for case in pictures))
-    figure, panels = plt.subplots(1, len(groups), figsize=(4.6 * len(groups), 3.0), squeeze=False)
-    for axes, group in zip(panels[0], groups, strict=True):
+    figure, panels = _panels(len(groups), height=3.0)
+    for axes, group in zip(panels, groups, strict=True):
         rows = {}
         for case in (each for each in pictures if (each.data, each.framework) == group):
             with np.load(pictures[case]) as file:
@@ -291,7 +302,7 @@ def plot_samples(path: Path, pictures: Mapping[Case, Path]) -> None:
 
 def _band(axes: Axes, x: np.ndarray, values: np.ndarray, label: str) -> None:
     spreads = [Spread.of(each) for each in values.T]
-    mean, deviation = (np.array(each) for each in zip(*spreads, strict=True))
+    mean, deviation = (np.array([getattr(spread, part) for spread in spreads]) for part in ("mean", "deviation"))
     (line,) = axes.plot(x, mean, marker="o", markersize=3, label=label)
     axes.fill_between(x, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2)
 

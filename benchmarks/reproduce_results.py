@@ -79,20 +79,23 @@ class Results:
 
 
 class Spread(NamedTuple):
-    """The mean over seeds and the standard deviation (of a sample; 0 for a single seed). Infinite, if a seed's is."""
+    """The mean over seeds, infinite if a seed's is, and the standard deviation of a sample, 0 where there is none."""
 
     mean: float
     deviation: float
+    seeds: int
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> "Spread":
         array = np.asarray(values, np.float64)
         if np.isinf(array).any():
-            return cls(np.inf, 0.0)
-        return cls(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0)
+            return cls(np.inf, 0.0, len(array))
+        return cls(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0, len(array))
 
     def text(self, digits: int) -> str:
-        return "∞" if np.isinf(self.mean) else f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f}"
+        if np.isinf(self.mean):
+            return "∞"
+        return f"{self.mean:.{digits}f}" + (f" ± {self.deviation:.{digits}f}" if self.seeds > 1 else "")
 
 
 def read_results(paths: Iterable[Path]) -> Results:

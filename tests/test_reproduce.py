@@ -96,6 +96,12 @@ def test_claims_say_yes_no_and_in_between():
     assert verdicts(mixed, "fails at one loop") == ["**1 of 2 seeds**: 1.500 ± 0.707", "–"]
 
 
+def test_a_single_seed_has_no_spread():
+    from reproduce_results import Spread
+
+    assert [Spread.of(values).text(2) for values in ([1.0], [1.0, 3.0], [1.0, np.inf])] == ["1.00", "2.00 ± 1.41", "∞"]
+
+
 def test_steps_to_reach_a_loss_lie_between_milestones():
     from reproduce_cases import depth_cases
     from reproduce_claims import steps_to_reach
