@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from reproduce_cases import FRAMEWORKS, Case, all_cases, exit_cases
-from reproduce_data import digits, mnist
+from reproduce_data import CLASSES, digits, mnist
 from reproduce_report import plot_samples, save_report
 from reproduce_results import read_results
 from reproduce_train import Settings, load, run
@@ -84,6 +84,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reproduction")
     arguments = parser.parse_args()
+    if arguments.steps < 1 or arguments.samples < 100 or arguments.samples % CLASSES:
+        parser.error(
+            f"--steps {arguments.steps} must be at least 1, and --samples {arguments.samples} at least 100 and a "
+            f"multiple of the {CLASSES} classes."
+        )
     folder = None if arguments.mnist is None else str(arguments.mnist.resolve())
     settings = Settings(mnist=folder, steps=arguments.steps, samples=arguments.samples)
     sets = {"digits": (digits(), arguments.seeds)}
@@ -120,7 +125,7 @@ def report(out: Path, runs: Path, paths: list[Path], settings: Settings, sets: l
     for name in sets:
         data, judge = load(name, settings.mnist)
         floors[name] = judge.floor(data)
-    where = json.loads(paths[-1].read_text())["environment"]
+    where = " and ".join(dict.fromkeys(json.loads(path.read_text())["environment"] for path in paths))
     counts = [f"{len(results.seeds(case))} on {name}" for name in sets for case in all_cases(name)[:1]]
     note = (
         f"Mean ± standard deviation over seeds ({', '.join(counts)}); {settings.steps} steps, width {settings.dim}; "
@@ -138,4 +143,7 @@ def report(out: Path, runs: Path, paths: list[Path], settings: Settings, sets: l
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None

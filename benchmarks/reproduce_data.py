@@ -77,7 +77,10 @@ def read_idx(path: Path) -> np.ndarray:
 
     **Raises:** `ValueError` for another kind of file, or one cut short.
     """
-    content = gzip.decompress(path.read_bytes())
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again.") from None
     kind, rank = content[2:4] if content[:2] == b"\0\0" and len(content) >= 4 else (None, 0)
     if kind != _IDX_BYTES:
         raise ValueError(f"{path} is not an idx file of bytes: it begins with {content[:4].hex()}, not with 000008.")

@@ -169,6 +169,26 @@ def test_other_files_than_mnists_are_refused(tmp_path, content, message):
         read_idx(path)
 
 
+def test_a_file_cut_short_is_refused(tmp_path):
+    from reproduce_data import read_idx
+
+    path = tmp_path / "images.gz"
+    for content in (gzip.compress(bytes(1000))[:-9], b"no gzip"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="fetch it again"):
+            read_idx(path)
+
+
+@pytest.mark.parametrize("arguments", [("--samples", "105"), ("--samples", "50"), ("--steps", "0")])
+def test_sizes_that_cannot_be_are_refused(arguments, monkeypatch, capsys):
+    from reproduce import main
+
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{arguments[0]} {arguments[1]}" in capsys.readouterr().err
+
+
 def test_a_folder_without_mnist_is_named(tmp_path):
     from reproduce_data import mnist
 
