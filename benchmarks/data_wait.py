@@ -12,9 +12,10 @@ from typing import Any
 import jax
 from data_tokens import random_tokens, write_tokens
 
+from elt_zoo.corruption import CosineMaskSchedule, MaskedCorruption
 from elt_zoo.data import ShardedTokens, to_tokens, training_batches
-from elt_zoo.models import MaskGITConfig, preset
-from elt_zoo.objectives import CosineMaskSchedule, MaskedCorruption, MaskedCrossEntropy, VanillaLoss
+from elt_zoo.families import MaskGITConfig, preset
+from elt_zoo.objectives import MaskedCrossEntropy, VanillaLoss
 from elt_zoo.training import OptimizerConfig, Report, TrainState, fit, jit_step, make_optimizer, make_train_step
 
 PRESET = "tiny-maskgit"

@@ -54,8 +54,9 @@ def write_file(path: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from elt_zoo.models import DiTConfig, dit_names, preset
+    from elt_zoo.families import DiTConfig, preset
     from elt_zoo.nn import sincos_positions
+    from elt_zoo.pretrained import dit_names
 
     config = preset("dit-XL-2")
     assert isinstance(config, DiTConfig)

@@ -19,19 +19,12 @@ import numpy as np
 from timing import compare, environment, header, show, write_csv
 
 from elt_zoo import ILSDLoss, LoopedTransformer
+from elt_zoo.corruption import CosineMaskSchedule, DiffusionCorruption, MaskedCorruption, ShiftedCosineSchedule
 from elt_zoo.data import Batch
-from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig, ModelConfig, preset
+from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig, preset
+from elt_zoo.models import BatchedPredict
 from elt_zoo.nn import AdaLNZeroLayer, PreNormLayer
-from elt_zoo.objectives import (
-    AbstractObjective,
-    CosineMaskSchedule,
-    DiffusionCorruption,
-    MaskedCorruption,
-    MaskedCrossEntropy,
-    ShiftedCosineSchedule,
-    SigmoidWeightedMSE,
-    VanillaLoss,
-)
+from elt_zoo.objectives import AbstractObjective, MaskedCrossEntropy, SigmoidWeightedMSE, VanillaLoss
 from elt_zoo.training import OptimizerConfig, TrainState, jit_step, make_optimizer, make_train_step
 
 # Between the digits and the paper's sizes: large enough that one step is mostly matrix products.

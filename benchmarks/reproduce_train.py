@@ -12,21 +12,22 @@ import numpy as np
 from reproduce_cases import Case, exit_cases
 from reproduce_data import CLASSES, PATCH, Judge, SmallData, digits, mnist
 
-from elt_zoo.data import ArraySource, Batch, training_batches
-from elt_zoo.heads import Prediction
-from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig, ModelConfig
-from elt_zoo.objectives import (
+from elt_zoo.corruption import (
     AbstractCorruption,
     CosineMaskSchedule,
     DiffusionCorruption,
     MaskedCorruption,
-    MaskedCrossEntropy,
+    Prediction,
     ShiftedCosineSchedule,
-    SigmoidWeightedMSE,
 )
+from elt_zoo.data import ArraySource, Batch, training_batches
+from elt_zoo.diagnostics import exit_losses
+from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig
+from elt_zoo.models import BatchedPredict
+from elt_zoo.objectives import MaskedCrossEntropy, SigmoidWeightedMSE
 from elt_zoo.profile import profile
 from elt_zoo.sampling import DDIM, DiffusionSampler, MaskedSampler
-from elt_zoo.training import OptimizerConfig, TrainState, exit_losses, fit, jit_step, make_optimizer, make_train_step
+from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,17 +17,12 @@ import numpy as np
 from timing import environment, write_csv
 
 from elt_zoo import ElasticModel, ILSDLoss
+from elt_zoo.corruption import DiffusionCorruption, Prediction, ShiftedCosineSchedule
 from elt_zoo.data import ArraySource, digits_to_pixels, load_digits, training_batches
-from elt_zoo.heads import Prediction
-from elt_zoo.models import Retrofit, loopify, preset
-from elt_zoo.objectives import (
-    AbstractObjective,
-    DiffusionCorruption,
-    ShiftedCosineSchedule,
-    SigmoidWeightedMSE,
-    VanillaLoss,
-)
-from elt_zoo.training import OptimizerConfig, TrainState, exit_losses, fit, jit_step, make_optimizer, make_train_step
+from elt_zoo.diagnostics import exit_losses
+from elt_zoo.families import Retrofit, loopify, preset
+from elt_zoo.objectives import AbstractObjective, SigmoidWeightedMSE, VanillaLoss
+from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
 
 LOOPED = preset("digits-dit")
 DEEP = LOOPED.unique_depth()

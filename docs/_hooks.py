@@ -58,7 +58,7 @@ def _count(number: float) -> str:
 
 
 def _presets() -> str:
-    from elt_zoo.models import preset, preset_names
+    from elt_zoo.families import preset, preset_names
     from elt_zoo.profile import profile
 
     rows = []

@@ -6,13 +6,13 @@ and plain typed functions that put them together.
 
 import importlib.metadata
 
+from .generator import load as load
+from .generator import save as save
 from .heads import DiTHead as DiTHead
 from .heads import MaskGITHead as MaskGITHead
 from .looped import LoopedTransformer as LoopedTransformer
 from .looped import Remat as Remat
 from .models import ElasticModel as ElasticModel
 from .objectives import ILSDLoss as ILSDLoss
-from .pretrained import load as load
-from .pretrained import save as save
 
 __version__ = importlib.metadata.version("elt_zoo")

@@ -6,7 +6,7 @@
 
     python examples/convert.py --kind autoencoder-kl --weights sd-vae-ft-mse --out models/sd-vae
 
-Tokenizers and autoencoders are read back with `elt_zoo.pretrained.load_tokenizer`. Takes about as long as reading the
+Tokenizers and autoencoders are read back with `elt_zoo.tokenizers.load_tokenizer`. Takes about as long as reading the
 file. `--weights` may also be a name of `elt_zoo.pretrained.catalog()` that lives on
 the Hugging Face hub.
 """
@@ -18,9 +18,8 @@ from typing import Literal
 import tyro
 
 import elt_zoo
-from elt_zoo.models import Retrofit, loopify
+from elt_zoo.families import Retrofit, loopify
 from elt_zoo.pretrained import (
-    WeightsError,
     catalog,
     fetch,
     load_autoencoder_kl,
@@ -28,8 +27,9 @@ from elt_zoo.pretrained import (
     load_maskgit,
     load_maskgit_vqgan,
     load_vq3d,
-    save_tokenizer,
 )
+from elt_zoo.storage import WeightsError
+from elt_zoo.tokenizers import save_tokenizer
 
 TOKENIZERS = {
     "maskgit-vqgan": load_maskgit_vqgan,

@@ -36,10 +36,12 @@ from tqdm import tqdm
 
 import elt_zoo
 from elt_zoo.data import AbstractSource, DataError, from_pixels
+from elt_zoo.families import DiTConfig, MaskGITConfig
+from elt_zoo.generator import LoadedModel
 from elt_zoo.metrics import SampleWriter, VideoProtocol
-from elt_zoo.models import DiTConfig, MaskGITConfig
-from elt_zoo.pretrained import LoadedModel, WeightsError, load_tokenizer
 from elt_zoo.profile import FLOPS, sample_compute
+from elt_zoo.storage import WeightsError
+from elt_zoo.tokenizers import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

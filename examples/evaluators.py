@@ -21,13 +21,11 @@ from elt_zoo.metrics import (
     SetStatistics,
     VideoProtocol,
     evaluate_samples,
-    load_i3d,
-    load_inception,
     load_statistics,
     reference_statistics,
     set_statistics,
 )
-from elt_zoo.pretrained import catalog
+from elt_zoo.pretrained import catalog, load_i3d, load_inception
 
 DIGITS_DISTANCE = "digits Fréchet distance (not FID)"
 DIGIT = (8, 8, 1)

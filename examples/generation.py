@@ -12,11 +12,11 @@ import numpy as np
 from cells import Cell
 from samplers import SamplerSettings, make_sampler
 
+from elt_zoo.generator import LoadedModel
 from elt_zoo.models import BatchedPredict
-from elt_zoo.pretrained import LoadedModel
 from elt_zoo.profile import SampleTime
 from elt_zoo.sampling import DiffusionSampler, MaskedSampler
-from elt_zoo.training import data_mesh, replicate, shard_batch
+from elt_zoo.sharding import data_mesh, replicate, shard_batch
 
 
 class Samples(NamedTuple):

@@ -17,16 +17,10 @@ from plots import plot_exits, plot_update_norms
 from results import write_csv
 from tasks import Representation, Task, as_latents, as_pixels, as_tokens, make_task
 
+from elt_zoo.corruption import DiffusionCorruption, MaskedCorruption
 from elt_zoo.data import AbstractSource, first_examples
-from elt_zoo.diagnostics import (
-    LossByExit,
-    diffusion_exits,
-    sample_at_exits,
-    sampling_update_norms,
-    token_exits,
-)
-from elt_zoo.objectives import DiffusionCorruption, MaskedCorruption
-from elt_zoo.pretrained import LoadedModel
+from elt_zoo.diagnostics import LossByExit, diffusion_exits, sample_at_exits, sampling_update_norms, token_exits
+from elt_zoo.generator import LoadedModel
 from elt_zoo.sampling import DiffusionSampler, MaskedSampler
 from elt_zoo.tokenizers import AutoencoderKL
 

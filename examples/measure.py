@@ -18,9 +18,9 @@ from runs import Run, Trained
 from tasks import Task
 
 import elt_zoo
+from elt_zoo.diagnostics import exit_losses
 from elt_zoo.models import BatchedPredict
 from elt_zoo.profile import profile
-from elt_zoo.training import exit_losses
 
 Row = dict[str, Any]
 Quality = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]

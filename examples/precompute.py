@@ -5,7 +5,7 @@
     python examples/precompute.py --data /data/ucf101 --tokenizer models/vq3d --views one --out video-tokens
     python examples/precompute.py --data /data/imagenet --out images
 
-Tokenizers are folders that `examples/convert.py` or `elt_zoo.pretrained.save_tokenizer` wrote; what comes of them,
+Tokenizers are folders that `examples/convert.py` or `elt_zoo.tokenizers.save_tokenizer` wrote; what comes of them,
 ids or means and log-variances, is theirs to say. Without a tokenizer the image files themselves are packed. Stop it at
 any time with Ctrl-C and run the same command again to resume.
 """
@@ -32,9 +32,10 @@ from elt_zoo.data import (
     pack_images,
     precompute,
 )
-from elt_zoo.pretrained import WeightsError, load_tokenizer
-from elt_zoo.tokenizers import VQ3D, AutoencoderKL, GreyLevels, MaskGITVQGAN, PatchCodebook
-from elt_zoo.training import data_mesh, replicate, shard_batch, stop_on_signals
+from elt_zoo.sharding import data_mesh, replicate, shard_batch
+from elt_zoo.storage import WeightsError
+from elt_zoo.tokenizers import VQ3D, AutoencoderKL, GreyLevels, MaskGITVQGAN, PatchCodebook, load_tokenizer
+from elt_zoo.training import stop_on_signals
 
 
 @dataclasses.dataclass(frozen=True)

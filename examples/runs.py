@@ -19,19 +19,17 @@ from tasks import Task
 import elt_zoo
 from elt_zoo.data import UnreadableLog, training_batches
 from elt_zoo.objectives import AbstractObjective, DeepSupervisionLoss, RandomDepthLoss, VanillaLoss
+from elt_zoo.sharding import data_mesh, replicate, shard_batch
 from elt_zoo.training import (
     Checkpoints,
     OptimizerConfig,
     Precision,
     Report,
     TrainState,
-    data_mesh,
     fit,
     jit_step,
     make_optimizer,
     make_train_step,
-    replicate,
-    shard_batch,
     stop_on_signals,
 )
 
@@ -49,7 +47,7 @@ class TrainingOptions:
     """On the small data that comes with the library: also train the vanilla twin, from the same start on the same
     batches, and plot both. On other data give the twin a run of its own, with `--objective vanilla`."""
     preset: str | None = None
-    """A name of `elt_zoo.models.preset_names()`; by default a small model. Its classes and sizes follow the data."""
+    """A name of `elt_zoo.families.preset_names()`; by default a small model. Its classes and sizes follow the data."""
     out: Path | None = None
     """Where the run goes; by default `runs/<data>-<framework>-<objective>`."""
     dry_run: bool = False

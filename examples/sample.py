@@ -21,8 +21,8 @@ from samplers import SamplerSettings, make_sampler
 
 import elt_zoo
 from elt_zoo.models import BatchedPredict
-from elt_zoo.pretrained import WeightsError
 from elt_zoo.sampling import average_loops, linear_budget
+from elt_zoo.storage import WeightsError
 
 
 @dataclasses.dataclass(frozen=True)

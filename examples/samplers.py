@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from elt_zoo.models import DiTConfig, MaskGITConfig, ModelConfig
-from elt_zoo.objectives import ShiftedCosineSchedule
+from elt_zoo.corruption import ShiftedCosineSchedule
+from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig
 from elt_zoo.sampling import DDIM, ConstantGuidance, DiffusionSampler, MaskedSampler
 
 # What gives the best digits, and what the paper (2604.09168) does with images and video. It does not state the noise on

@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 from samplers import SamplerSettings, make_sampler
 
-from elt_zoo.data import AbstractSource, Batch, Latents, Tokens, sample_latents, to_pixels, to_tokens
-from elt_zoo.models import DiTConfig, MaskGITConfig, ModelConfig
-from elt_zoo.objectives import (
+from elt_zoo.corruption import (
     AbstractCorruption,
     CosineMaskSchedule,
     DiffusionCorruption,
     MaskedCorruption,
-    MaskedCrossEntropy,
     ShiftedCosineSchedule,
-    SigmoidWeightedMSE,
 )
+from elt_zoo.data import AbstractSource, Batch, Latents, Tokens, sample_latents, to_pixels, to_tokens
+from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig
+from elt_zoo.objectives import MaskedCrossEntropy, SigmoidWeightedMSE
 from elt_zoo.sampling import DiffusionSampler, MaskedSampler
 from elt_zoo.tokenizers import AbstractTokenizer, AutoencoderKL
 

@@ -37,11 +37,18 @@ from elt_zoo.data import (
     load_digits,
     to_pixels,
 )
+from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig, preset
 from elt_zoo.metrics import DigitsEvaluator
-from elt_zoo.models import DiTConfig, MaskGITConfig, ModelConfig, preset
-from elt_zoo.pretrained import WeightsError, load_tokenizer
 from elt_zoo.profile import profile
-from elt_zoo.tokenizers import AbstractTokenizer, AutoencoderKL, AutoencoderKLConfig, GreyLevels, PatchCodebook
+from elt_zoo.storage import WeightsError
+from elt_zoo.tokenizers import (
+    AbstractTokenizer,
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    GreyLevels,
+    PatchCodebook,
+    load_tokenizer,
+)
 
 _CODEBOOK_IMAGES = 512
 _PATCH = 4

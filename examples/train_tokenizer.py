@@ -41,8 +41,7 @@ from elt_zoo.data import (
     to_pixels,
     training_batches,
 )
-from elt_zoo.metrics import load_inception
-from elt_zoo.pretrained import load_tokenizer, save_tokenizer
+from elt_zoo.pretrained import load_inception
 from elt_zoo.tokenizer_training import (
     AbstractCodebookRule,
     Adversary,
@@ -56,7 +55,7 @@ from elt_zoo.tokenizer_training import (
     evaluate_tokenizer,
     make_tokenizer_step,
 )
-from elt_zoo.tokenizers import MaskGITVQGAN, Shortcut, VQ3DConfig, VQGANConfig, inflate
+from elt_zoo.tokenizers import MaskGITVQGAN, Shortcut, VQ3DConfig, VQGANConfig, inflate, load_tokenizer, save_tokenizer
 from elt_zoo.training import (
     Checkpoints,
     Decay,

@@ -27,10 +27,10 @@ from tasks import Representation, Task, as_tokens, make_task
 from tqdm import tqdm
 
 from elt_zoo.data import AbstractSource, ArraySource, Batch, ShardedTokens, Visit, first_examples
-from elt_zoo.models import MaskGITConfig, preset
-from elt_zoo.pretrained import WeightsError, load_tokenizer
+from elt_zoo.families import MaskGITConfig, preset
 from elt_zoo.profile import profile
-from elt_zoo.tokenizers import AbstractTokenizer
+from elt_zoo.storage import WeightsError
+from elt_zoo.tokenizers import AbstractTokenizer, load_tokenizer
 
 _ENCODED_AT_ONCE = 32
 

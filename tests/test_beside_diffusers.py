@@ -11,7 +11,8 @@ from parity import relative_error
 from test_load_dit import as_diffusers
 
 from elt_zoo.models import BatchedPredict
-from elt_zoo.pretrained import load_autoencoder_kl, load_dit, read_tensors
+from elt_zoo.pretrained import load_autoencoder_kl, load_dit
+from elt_zoo.storage import read_tensors
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'elt_zoo[parity]'")
 with warnings.catch_warnings():

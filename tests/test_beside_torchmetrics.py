@@ -15,11 +15,11 @@ from elt_zoo.metrics import (
     InceptionResize,
     frechet_distance,
     inception_score,
-    load_inception,
     load_statistics,
     precision_recall,
     set_statistics,
 )
+from elt_zoo.pretrained import load_inception
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'elt_zoo[parity]'")
 with warnings.catch_warnings():

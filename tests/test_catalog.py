@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from elt_zoo import pretrained
-from elt_zoo.pretrained import LicenceWarning, PublishedFile, Status, Weights, WeightsError, catalog, fetch
+from elt_zoo.pretrained import LicenceWarning, PublishedFile, Status, Weights, catalog, fetch
+from elt_zoo.storage import WeightsError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CONTENT = b"tensors"

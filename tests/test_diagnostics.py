@@ -8,27 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elt_zoo.corruption import (
+    CosineMaskSchedule,
+    DiffusionCorruption,
+    MaskedCorruption,
+    MaskedTarget,
+    ShiftedCosineSchedule,
+)
 from elt_zoo.diagnostics import (
     LossByExit,
     compare_diffusion_exits,
     compare_token_exits,
     diffusion_exits,
+    exit_losses,
     sample_at_exits,
     sampling_update_norms,
     token_exits,
     update_norms,
 )
-from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig
-from elt_zoo.objectives import (
-    CosineMaskSchedule,
-    DiffusionCorruption,
-    MaskedCorruption,
-    MaskedCrossEntropy,
-    MaskedTarget,
-    ShiftedCosineSchedule,
-)
+from elt_zoo.families import DiTConfig, MaskGITConfig
+from elt_zoo.models import BatchedPredict
+from elt_zoo.objectives import MaskedCrossEntropy
 from elt_zoo.sampling import DDIM, ConstantGuidance, DiffusionSampler, MaskedSampler
-from elt_zoo.training import exit_losses
 
 MASKED = MaskGITConfig(dim=16, num_layers=1, max_loops=2, num_heads=2, num_classes=4, grid=(3, 3), codebook_size=6)
 DIFFUSION = DiTConfig(dim=16, num_layers=1, max_loops=2, num_heads=2, num_classes=4, shape=(4, 4, 1))

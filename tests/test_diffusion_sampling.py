@@ -8,8 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from elt_zoo.heads._prediction import Prediction
-from elt_zoo.objectives import LinearBetaSchedule, ShiftedCosineSchedule
+from elt_zoo.corruption import LinearBetaSchedule, Prediction, ShiftedCosineSchedule
 from elt_zoo.sampling import (
     DDIM,
     DDPM,

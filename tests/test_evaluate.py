@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elt_zoo import load, save
+from elt_zoo.families import MaskGITConfig
 from elt_zoo.metrics import SampleWriter, pareto_front, read_images
-from elt_zoo.models import MaskGITConfig
 from elt_zoo.sampling import LoopBudget
 from elt_zoo.tokenizers import VQ3DConfig
 

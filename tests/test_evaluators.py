@@ -19,14 +19,11 @@ from elt_zoo.metrics import (
     InceptionResize,
     InceptionV3,
     VideoProtocol,
-    i3d_names,
-    inception_names,
-    load_i3d,
-    load_inception,
     resize_video,
 )
 from elt_zoo.metrics._inception import resize_as_tensorflow, resize_for_inception
-from elt_zoo.pretrained import WeightsError
+from elt_zoo.pretrained import i3d_names, inception_names, load_i3d, load_inception
+from elt_zoo.storage import WeightsError
 
 NETWORKS = {"inception": (InceptionV3, inception_names), "i3d": (I3D, i3d_names)}
 

@@ -15,8 +15,7 @@ from PIL import Image
 
 import elt_zoo
 from elt_zoo.data import MovingDigits, write_ucf101
-from elt_zoo.pretrained import save_tokenizer
-from elt_zoo.tokenizers import AutoencoderKLConfig, VQ3DConfig, VQGANConfig
+from elt_zoo.tokenizers import AutoencoderKLConfig, VQ3DConfig, VQGANConfig, save_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 REAL_IMAGES = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"

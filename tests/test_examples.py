@@ -16,21 +16,16 @@ import numpy as np
 import pytest
 
 from elt_zoo import ILSDLoss, load
+from elt_zoo.corruption import CosineMaskSchedule, DiffusionCorruption, MaskedCorruption, ShiftedCosineSchedule
 from elt_zoo.data import ArraySource, digits_to_pixels, load_digits, training_batches
+from elt_zoo.diagnostics import exit_losses
+from elt_zoo.families import preset
+from elt_zoo.generator import bundled_names
 from elt_zoo.metrics import DigitsEvaluator
-from elt_zoo.models import BatchedPredict, preset
-from elt_zoo.objectives import (
-    CosineMaskSchedule,
-    DiffusionCorruption,
-    MaskedCorruption,
-    MaskedCrossEntropy,
-    ShiftedCosineSchedule,
-    SigmoidWeightedMSE,
-    VanillaLoss,
-)
-from elt_zoo.pretrained import bundled_names, load_tokenizer
-from elt_zoo.tokenizers import PatchCodebook
-from elt_zoo.training import OptimizerConfig, TrainState, exit_losses, fit, jit_step, make_optimizer, make_train_step
+from elt_zoo.models import BatchedPredict
+from elt_zoo.objectives import MaskedCrossEntropy, SigmoidWeightedMSE, VanillaLoss
+from elt_zoo.tokenizers import PatchCodebook, load_tokenizer
+from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from elt_zoo import DiTHead, MaskGITHead
-from elt_zoo.heads import Prediction
+from elt_zoo.corruption import Prediction
 from elt_zoo.nn import sincos_positions
 
 KEY = jax.random.key(0)

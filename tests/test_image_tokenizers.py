@@ -12,24 +12,24 @@ from parity import fixture, relative_error
 from weight_files import nested, write_msgpack, write_safetensors, write_torch_zip
 
 from elt_zoo.pretrained import (
-    WeightsError,
+    autoencoder_kl_names,
     load_autoencoder_kl,
     load_maskgit_vqgan,
-    load_tokenizer,
     load_vq3d,
-    save_tokenizer,
+    vq3d_flax_names,
+    vqgan_flax_names,
+    vqgan_torch_names,
 )
+from elt_zoo.storage import WeightsError
 from elt_zoo.tokenizers import (
     AutoencoderKLConfig,
     PatchCodebook,
     Shortcut,
     VQ3DConfig,
     VQGANConfig,
-    autoencoder_kl_names,
     inflate,
-    vq3d_flax_names,
-    vqgan_flax_names,
-    vqgan_torch_names,
+    load_tokenizer,
+    save_tokenizer,
 )
 
 VQGAN = VQGANConfig(

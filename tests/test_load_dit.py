@@ -13,11 +13,13 @@ from parity import fixture, relative_error
 from test_looped import randomize
 from weight_files import write_safetensors, write_torch_zip
 
-from elt_zoo.heads import Prediction
-from elt_zoo.models import BatchedPredict, DiTConfig, dit_diffusers_names, dit_names
+from elt_zoo.corruption import Prediction
+from elt_zoo.families import DiTConfig
+from elt_zoo.models import BatchedPredict
 from elt_zoo.nn import Linear, sincos_positions
-from elt_zoo.pretrained import LicenceWarning, WeightsError, load_dit
+from elt_zoo.pretrained import LicenceWarning, dit_diffusers_names, dit_names, load_dit
 from elt_zoo.sampling import apply_guidance
+from elt_zoo.storage import WeightsError
 
 CONFIG = DiTConfig(
     dim=24,

@@ -9,8 +9,9 @@ from parity import fixture, relative_error
 from test_looped import randomize
 from weight_files import nested, write_msgpack, write_npz
 
-from elt_zoo.models import MaskGITConfig
-from elt_zoo.pretrained import WeightsError, load_maskgit
+from elt_zoo.families import MaskGITConfig
+from elt_zoo.pretrained import load_maskgit
+from elt_zoo.storage import WeightsError
 
 CONFIG = MaskGITConfig(
     dim=16,

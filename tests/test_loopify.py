@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_looped import randomize
 
-from elt_zoo.models import DiTConfig, MaskGITConfig, Retrofit, loopify
+from elt_zoo.families import DiTConfig, MaskGITConfig, Retrofit, loopify
 
 DEEP = DiTConfig(dim=16, num_layers=6, max_loops=1, num_heads=2, num_classes=3, shape=(4, 4, 1))
 MASKED = MaskGITConfig(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elt_zoo.objectives._mask_schedules import (
+from elt_zoo.corruption import (
     ArccosMaskSchedule,
     CosineMaskSchedule,
     LinearMaskSchedule,

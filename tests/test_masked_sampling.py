@@ -9,15 +9,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from elt_zoo.objectives import LinearMaskSchedule
-from elt_zoo.sampling import (
-    ConstantGuidance,
-    LoopBudget,
-    MaskedSampler,
-    constant_budget,
-    linear_budget,
-    table_budget,
-)
+from elt_zoo.corruption import LinearMaskSchedule
+from elt_zoo.sampling import ConstantGuidance, LoopBudget, MaskedSampler, constant_budget, linear_budget, table_budget
 from elt_zoo.sampling._categorical import categorical
 from elt_zoo.sampling._masked import lowest, num_to_mask
 

@@ -7,15 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elt_zoo.models import (
-    BatchedPredict,
-    DiTConfig,
-    ElasticModel,
-    MaskGITConfig,
-    config_from_dict,
-    preset,
-    preset_names,
-)
+from elt_zoo.families import DiTConfig, MaskGITConfig, config_from_dict, preset, preset_names
+from elt_zoo.models import BatchedPredict, ElasticModel
 
 KEY = jax.random.key(0)
 

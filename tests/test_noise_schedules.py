@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elt_zoo.heads._prediction import Prediction
-from elt_zoo.objectives._noise_schedules import LinearBetaSchedule, ShiftedCosineSchedule
+from elt_zoo.corruption import LinearBetaSchedule, Prediction, ShiftedCosineSchedule
 
 SCHEDULES = [
     ShiftedCosineSchedule(),

@@ -6,18 +6,20 @@ import optax
 import pytest
 
 from elt_zoo import ILSDLoss
-from elt_zoo.heads import Prediction
-from elt_zoo.objectives import (
+from elt_zoo.corruption import (
     CosineMaskSchedule,
-    DeepSupervisionLoss,
     DiffusionCorruption,
     DiffusionTarget,
-    ExitWeighting,
     MaskedCorruption,
-    MaskedCrossEntropy,
     MaskedTarget,
-    RandomDepthLoss,
+    Prediction,
     ShiftedCosineSchedule,
+)
+from elt_zoo.objectives import (
+    DeepSupervisionLoss,
+    ExitWeighting,
+    MaskedCrossEntropy,
+    RandomDepthLoss,
     SigmoidWeightedMSE,
     VanillaLoss,
 )

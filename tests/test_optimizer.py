@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elt_zoo.models import MaskGITConfig, preset
+from elt_zoo.families import MaskGITConfig, preset
 from elt_zoo.training import Decay, OptimizerConfig, decay_mask, ema_decay_at, make_optimizer, update_ema
 
 

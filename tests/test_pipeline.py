@@ -29,7 +29,7 @@ from elt_zoo.data import (
     to_tokens,
     training_batches,
 )
-from elt_zoo.training import data_mesh, shard_batch
+from elt_zoo.sharding import data_mesh, shard_batch
 
 COUNT = 23
 

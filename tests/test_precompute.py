@@ -38,9 +38,8 @@ from elt_zoo.data import (
 )
 from elt_zoo.data._shard_index import ShardPlan
 from elt_zoo.data._shard_writer import ShardWriter
-from elt_zoo.pretrained import save_tokenizer
-from elt_zoo.tokenizers import AutoencoderKLConfig, GreyLevels, PatchCodebook, VQGANConfig
-from elt_zoo.training import data_mesh, replicate, shard_batch
+from elt_zoo.sharding import data_mesh, replicate, shard_batch
+from elt_zoo.tokenizers import AutoencoderKLConfig, GreyLevels, PatchCodebook, VQGANConfig, save_tokenizer
 
 SIZE = 8
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from elt_zoo import Remat
-from elt_zoo.models import BatchedPredict, DiTConfig, MaskGITConfig, ModelConfig, preset, preset_names
+from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig, preset, preset_names
+from elt_zoo.models import BatchedPredict
 from elt_zoo.profile import FLOPS, profile, sample_compute, time_samples, xla_flops, xla_forward_flops
 from elt_zoo.sampling import (
     ConstantGuidance,

@@ -22,7 +22,7 @@ from weight_files import (
     write_torch_zip,
 )
 
-from elt_zoo.pretrained import WeightsError, read_tensors
+from elt_zoo.storage import WeightsError, read_tensors
 
 WRITERS = {
     "safetensors": write_safetensors,

@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import elt_zoo
-from elt_zoo.models import DiTConfig, MaskGITConfig
-from elt_zoo.pretrained import WeightsError, bundled_names
+from elt_zoo.families import DiTConfig, MaskGITConfig
+from elt_zoo.generator import bundled_names
+from elt_zoo.storage import WeightsError
 from elt_zoo.tokenizers import AbstractTokenizer, GreyLevels, PatchCodebook
 
 MASKED = MaskGITConfig(dim=8, num_layers=2, max_loops=3, num_heads=2, num_classes=4, grid=(2, 2), codebook_size=5)
@@ -194,5 +195,5 @@ def test_the_bundled_models_load_and_are_small():
     assert set(bundled_names()) >= {"digits-dit", "digits-maskgit"}
     for name in ("digits-dit", "digits-maskgit"):
         loaded = elt_zoo.load(name)
-        assert loaded.config == elt_zoo.models.preset(name) and loaded.metadata["objective"] == "ilsd"
+        assert loaded.config == elt_zoo.families.preset(name) and loaded.metadata["objective"] == "ilsd"
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(loaded.model, eqx.is_array))) < 1_000_000

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from elt_zoo import ILSDLoss
+from elt_zoo.corruption import DiffusionCorruption, ShiftedCosineSchedule
 from elt_zoo.data import ArraySource, Batch, training_batches
-from elt_zoo.models import DiTConfig
-from elt_zoo.objectives import (
-    DeepSupervisionLoss,
-    DiffusionCorruption,
-    RandomDepthLoss,
-    ShiftedCosineSchedule,
-    SigmoidWeightedMSE,
-    VanillaLoss,
-)
+from elt_zoo.diagnostics import exit_losses
+from elt_zoo.families import DiTConfig
+from elt_zoo.objectives import DeepSupervisionLoss, RandomDepthLoss, SigmoidWeightedMSE, VanillaLoss
+from elt_zoo.sharding import data_mesh, replicate, shard_batch
 from elt_zoo.training import (
     CheckpointError,
     Checkpoints,
@@ -28,14 +24,10 @@ from elt_zoo.training import (
     TrainState,
     batch_loss,
     config_differences,
-    data_mesh,
-    exit_losses,
     fit,
     jit_step,
     make_optimizer,
     make_train_step,
-    replicate,
-    shard_batch,
     stop_on_signals,
 )
 

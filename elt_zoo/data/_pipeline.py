@@ -43,7 +43,7 @@ def training_batches(
       all cores. Default: none for sources in memory, one for sources that read whole batches at once, else one for each
       core, 16 at most.
     - `unreadable`: counts what could not be read and sets how much of that to bear, by default 100 examples.
-    - `place`: applied to every batch ahead of its use, such as [`shard_batch`][elt_zoo.training.shard_batch] to have it
+    - `place`: applied to every batch ahead of its use, such as [`shard_batch`][elt_zoo.sharding.shard_batch] to have it
       on the devices in time.
 
     **Returns:** a Grain iterator of batches; `get_state()` and `set_state()` save and restore its place, `close()` ends

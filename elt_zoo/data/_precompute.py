@@ -59,7 +59,7 @@ def precompute(
       `process_count`-th shard.
     - `description`: what else tells these shards from others, of JSON's types, such as the name of the data set.
     - `unreadable`: counts what could not be read and sets how much of that to bear, by default 100 examples.
-    - `place`: puts a batch on the devices, such as [`shard_batch`][elt_zoo.training.shard_batch] to use several.
+    - `place`: puts a batch on the devices, such as [`shard_batch`][elt_zoo.sharding.shard_batch] to use several.
     - `on_progress`: called after every batch.
     - `stop`: an event that ends the work after the current batch. The shard in hand will be made anew.
 

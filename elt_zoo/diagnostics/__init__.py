@@ -5,6 +5,7 @@ stop helping.
 from ._diffusion_exits import DiffusionExits as DiffusionExits
 from ._diffusion_exits import compare_diffusion_exits as compare_diffusion_exits
 from ._diffusion_exits import diffusion_exits as diffusion_exits
+from ._exit_losses import exit_losses as exit_losses
 from ._loss_by_exit import LossByExit as LossByExit
 from ._sample_at_exits import sample_at_exits as sample_at_exits
 from ._token_exits import TokenExits as TokenExits

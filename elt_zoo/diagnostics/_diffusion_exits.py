@@ -5,8 +5,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
+from ..corruption import DiffusionCorruption, alpha_sigma
 from ..models import ElasticModel
-from ..objectives import DiffusionCorruption
 from ._sums import AbstractSums, table, total
 
 
@@ -118,7 +118,7 @@ def diffusion_exits(
     corrupted = corruption(examples, labels, key=key)
 
     def one(inputs, target, clean):
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(target.log_snr)), jnp.sqrt(jax.nn.sigmoid(-target.log_snr))
+        alpha, sigma = alpha_sigma(target.log_snr)
         # A learned variance is the second half of the channels.
         outputs = model.trajectory(*inputs, loops=loops)[..., : clean.shape[-1]].astype(jnp.float32)
         x0 = jax.vmap(lambda output: corruption.prediction.to_x0(output, inputs[0], alpha, sigma))(outputs)

@@ -11,8 +11,8 @@ from ._sums import table
 class LossByExit:
     """The loss of every exit, and what becomes of it past the loops of training. `str` of it is a table.
 
-    **Fields:** `losses`: of exits 1, 2, …, as [`exit_losses`][elt_zoo.training.exit_losses] measures them, usually up
-    to 2·L_max; `max_loops`: L_max.
+    **Fields:** `losses`: of exits 1, 2, …, as [`exit_losses`][elt_zoo.diagnostics.exit_losses] measures them, usually
+    up to 2·L_max; `max_loops`: L_max.
     """
 
     losses: tuple[float, ...]

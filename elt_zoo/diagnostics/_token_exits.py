@@ -5,8 +5,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
+from ..corruption import MaskedCorruption, MaskedTarget
 from ..models import ElasticModel
-from ..objectives import MaskedCorruption, MaskedTarget
 from ._sums import AbstractSums, table, total
 
 

@@ -3,4 +3,3 @@
 from ._base import Head as Head
 from ._dit import DiTHead as DiTHead
 from ._maskgit import MaskGITHead as MaskGITHead
-from ._prediction import Prediction as Prediction

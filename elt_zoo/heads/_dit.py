@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
+from ..corruption import Prediction
 from ..nn import LabelEmbedding, LayerNorm, Linear, TimestepEmbedding, modulate, sincos_positions
-from ._prediction import Prediction
 
 _AXES = ("frames", "height", "width")
 

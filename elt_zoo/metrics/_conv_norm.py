@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._names import Row
 from ..nn import Conv
 
 
@@ -42,9 +41,3 @@ class ConvNorm(eqx.Module):
         return jax.nn.relu(
             y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(self.bias - self.mean * scale, y.shape)
         )
-
-
-def norm_names(source: str, target: str) -> list[Row]:
-    """Rows of PyTorch's batch normalisation."""
-    parts = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
-    return [Row(f"{source}.{theirs}", f"{target}.{ours}") for theirs, ours in parts.items()]

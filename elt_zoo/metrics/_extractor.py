@@ -6,8 +6,10 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
+
+from ..sharding import data_mesh, replicate, shard_batch
 
 Examples = np.ndarray | Array
 
@@ -70,14 +72,12 @@ class BatchedNetwork:
 
         **Raises:** `ValueError` if the devices do not divide a batch.
         """
-        mesh = Mesh(np.asarray(jax.local_devices()), ("data",)) if mesh is None else mesh
+        mesh = data_mesh(jax.local_devices()) if mesh is None else mesh
         if batch_size < 1 or batch_size % mesh.size:
             raise ValueError(
                 f"`batch_size={batch_size}` cannot be shared by {mesh.size} device(s); use a multiple of their number."
             )
-        arrays, static = eqx.partition(network, eqx.is_array)
-        self._network = eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), static)
-        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._network, self._mesh = replicate(network, mesh), mesh
         self._batch_size = batch_size
 
         @eqx.filter_jit
@@ -97,7 +97,7 @@ class BatchedNetwork:
             filled = np.concatenate([part, np.repeat(part[:1], self._batch_size - len(part), axis=0)])
             # Accelerators would round the inputs of products to bfloat16 or TF32, which moves distances visibly.
             with jax.default_matmul_precision("highest"):
-                output = self._run(self._network, jax.device_put(filled, self._sharding))
+                output = self._run(self._network, shard_batch(filled, self._mesh))
             outputs.append(jax.device_get(output))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(examples)], *outputs)
 

@@ -6,9 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import checked
-from .._names import CONV_3D, Row
 from ..nn import Conv
-from ._conv_norm import ConvNorm, norm_names
+from ._conv_norm import ConvNorm
 from ._resize import resize_corner, resize_half_pixel
 
 Clip = Float[Array, "frames height width channels"]
@@ -42,7 +41,7 @@ class I3D(eqx.Module):
     """The inflated 3D network (1705.07750), RGB stream, trained on Kinetics-400: the evaluator of the Fréchet video
     distance (1812.01717), under the names of its PyTorch port.
 
-    Weights: see [`load_i3d`][elt_zoo.metrics.load_i3d].
+    Weights: see [`load_i3d`][elt_zoo.pretrained.load_i3d].
     """
 
     convs: dict[str, ConvNorm]
@@ -108,20 +107,6 @@ def _sizes() -> dict[str, tuple[int, int, int, int]]:
         sizes[f"{block}.branch_2.1"] = (two_in, two_out, 3, 1)
         sizes[f"{block}.branch_3.1"] = (before, pooled, 1, 1)
     return sizes
-
-
-def i3d_names() -> list[Row]:
-    """Names of the PyTorch port's `model_rgb.pth` (hassony2/kinetics_i3d_pytorch), and where each tensor goes in our
-    network.
-    """
-    rows = [
-        Row("conv3d_0c_1x1.conv3d.weight", "classifier.weight", CONV_3D),
-        Row("conv3d_0c_1x1.conv3d.bias", "classifier.bias"),
-    ]
-    for name in _sizes():
-        rows.append(Row(f"{name}.conv3d.weight", f"convs.{name}.conv.weight", CONV_3D))
-        rows += norm_names(f"{name}.batch3d", f"convs.{name}")
-    return rows
 
 
 @checked

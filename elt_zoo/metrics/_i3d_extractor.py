@@ -98,7 +98,7 @@ class I3DExtractor(AbstractExtractor):
     ):
         """**Arguments:**
 
-        - `network`: with its published weights, see [`load_i3d`][elt_zoo.metrics.load_i3d].
+        - `network`: with its published weights, see [`load_i3d`][elt_zoo.pretrained.load_i3d].
         - `protocol`: what clips must look like. Change a field with `dataclasses.replace`, and the name with it.
         - `batch_size`: clips at a time; smaller batches are padded.
         - `mesh`: of the devices that share a batch, by default all of this process.

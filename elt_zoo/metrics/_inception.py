@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from .._checks import checked
-from .._names import CONV_2D, Row
 from ..nn import Linear
 from ._conv_norm import ConvNorm
 from ._resize import resize_corner, resize_half_pixel
@@ -51,7 +50,7 @@ class InceptionV3(eqx.Module):
     network of 2015, in the form and under the names that pytorch-fid gave it.
 
     It differs from torchvision's in its weights, in pooling (border pixels are averages of what is there, and the last
-    block takes maxima) and in its 1,008 logits. Weights: see [`load_inception`][elt_zoo.metrics.load_inception].
+    block takes maxima) and in its 1,008 logits. Weights: see [`load_inception`][elt_zoo.pretrained.load_inception].
     """
 
     convs: dict[str, ConvNorm]
@@ -179,21 +178,6 @@ def inception_sizes() -> Sizes:
         double |= {"3x3dbl_3a": (384, 384, (1, 3), 1), "3x3dbl_3b": (384, 384, (3, 1), 1)}
         add(block, before, {"1x1": (0, 320, 1, 1)} | single | double | {"_pool": (0, 192, 1, 1)})
     return sizes
-
-
-def inception_names() -> list[Row]:
-    """Names of pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, and where each tensor goes in our network."""
-    rows = [Row("fc.weight", "fc.weight"), Row("fc.bias", "fc.bias")]
-    for name in inception_sizes():
-        rows.append(Row(f"{name}.conv.weight", f"convs.{name}.conv.weight", CONV_2D))
-        for source, target in (
-            ("weight", "weight"),
-            ("bias", "bias"),
-            ("running_mean", "mean"),
-            ("running_var", "variance"),
-        ):
-            rows.append(Row(f"{name}.bn.{source}", f"convs.{name}.{target}"))
-    return rows
 
 
 def resize_for_inception(image: Image) -> Float[Array, "299 299 3"]:

@@ -33,8 +33,8 @@ class InceptionExtractor(AbstractExtractor):
     ):
         """**Arguments:**
 
-        - `network`: with its published weights, see [`load_inception`][elt_zoo.metrics.load_inception]. A fingerprint
-          of the weights is part of the extractor's name.
+        - `network`: with its published weights, see [`load_inception`][elt_zoo.pretrained.load_inception]. A
+          fingerprint of the weights is part of the extractor's name.
         - `resize`: `TENSORFLOW` to compare with ADM's reference files and with most published figures, `PYTORCH_FID` to
           compare with pytorch-fid.
         - `batch_size`: images at a time; smaller batches are padded, so nothing compiles anew for them. Images of

@@ -1,18 +1,10 @@
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from .._checks import checked
-
-
-class MaskedTarget(NamedTuple):
-    """What masked generation is trained to predict: the true ids, and the positions that were masked."""
-
-    ids: Int[Array, "*grid"]
-    mask: Bool[Array, "*grid"]
+from ..corruption import MaskedTarget
 
 
 class MaskedCrossEntropy(eqx.Module):

@@ -1,21 +1,10 @@
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._checks import checked
-from ..heads import Prediction
-
-
-class DiffusionTarget(NamedTuple):
-    """What diffusion is trained to predict: the value (x0, v or ε), and where on the noise schedule the input lies."""
-
-    value: Float[Array, "*shape"]
-    log_snr: Float[Array, ""]
-    log_snr_rate: Float[Array, ""]
-    """−d log_snr / dt > 0."""
+from ..corruption import DiffusionTarget, Prediction
 
 
 class SigmoidWeightedMSE(eqx.Module):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from ..storage import WeightsError
 from ._licence import LicenceWarning
-from ._tensor_file import WeightsError
 
 
 class Status(enum.StrEnum):
@@ -213,7 +213,7 @@ def fetch(name: str, *, cache_dir: str | os.PathLike | None = None, local_files_
 
     **Raises:** `ValueError` for an unknown name, or for weights that are not on the hub, saying where they are;
     `ImportError` without the extra; `FileNotFoundError` if the file is not in the cache and may or can not be
-    downloaded; [`WeightsError`][elt_zoo.pretrained.WeightsError] if a file is not what was published. It warns with
+    downloaded; [`WeightsError`][elt_zoo.storage.WeightsError] if a file is not what was published. It warns with
     [`LicenceWarning`][elt_zoo.pretrained.LicenceWarning] about a restrictive licence.
     """
     table = catalog()

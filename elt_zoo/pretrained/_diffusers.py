@@ -2,8 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ._read import read_tensors
-from ._tensor_file import TensorFile, WeightsError
+from ..storage import TensorFile, WeightsError, read_tensors
 
 _FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 

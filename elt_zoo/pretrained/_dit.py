@@ -10,15 +10,14 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from ..heads import Prediction
-from ..models import DiTConfig, dit_diffusers_names, dit_names
+from ..corruption import Prediction
+from ..families import DiTConfig
+from ..generator import LoadedModel
 from ..nn import sincos_positions
-from ._assemble import Shardings, assemble
+from ..storage import Shardings, TensorFile, WeightsError, assemble, read_tensors
 from ._diffusers import diffusers_settings, diffusers_weights
-from ._files import LoadedModel
+from ._dit_names import dit_diffusers_names, dit_names
 from ._licence import LicenceWarning
-from ._read import read_tensors
-from ._tensor_file import TensorFile, WeightsError
 
 # Attention heads of the published sizes (2212.09748, table 1), by width.
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
@@ -52,7 +51,7 @@ def load_dit(
 
     **Returns:** model, config, no tokenizer, and the source as metadata.
 
-    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
+    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.storage.WeightsError] if it is
     damaged or not a DiT, naming every tensor that is missing, unused or of another shape; `ValueError` if an argument
     is needed or wrong. It warns with [`LicenceWarning`][elt_zoo.pretrained.LicenceWarning] for a DiT-XL/2 of 1,000
     classes, because the released ones are CC-BY-NC 4.0.

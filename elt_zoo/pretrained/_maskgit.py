@@ -6,11 +6,10 @@ import equinox as eqx
 import jax
 from jax.typing import DTypeLike
 
-from ..models import MaskGITConfig, maskgit_names, split_vocabulary
-from ._assemble import Shardings, assemble
-from ._files import LoadedModel
-from ._read import read_tensors
-from ._tensor_file import TensorFile, WeightsError
+from ..families import MaskGITConfig
+from ..generator import LoadedModel
+from ..storage import Shardings, TensorFile, WeightsError, assemble, read_tensors
+from ._maskgit_names import maskgit_names, split_vocabulary
 
 
 def load_maskgit(
@@ -34,7 +33,7 @@ def load_maskgit(
 
     **Returns:** model, config, no tokenizer, and the source as metadata.
 
-    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
+    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.storage.WeightsError] if it is
     damaged or not a MaskGIT; `ValueError` if its vocabulary cannot hold so many classes.
     """
     file = read_tensors(path)

@@ -7,23 +7,11 @@ import equinox as eqx
 import jax
 from jax.typing import DTypeLike
 
-from ..tokenizers import (
-    VQ3D,
-    AutoencoderKL,
-    AutoencoderKLConfig,
-    MaskGITVQGAN,
-    Shortcut,
-    VQ3DConfig,
-    VQGANConfig,
-    autoencoder_kl_names,
-    vq3d_flax_names,
-    vqgan_flax_names,
-    vqgan_torch_names,
-)
-from ._assemble import Shardings, assemble
+from ..storage import Shardings, TensorFile, WeightsError, assemble, read_tensors
+from ..tokenizers import VQ3D, AutoencoderKL, AutoencoderKLConfig, MaskGITVQGAN, Shortcut, VQ3DConfig, VQGANConfig
+from ._autoencoder_kl_names import autoencoder_kl_names
 from ._diffusers import diffusers_settings, diffusers_weights
-from ._read import read_tensors
-from ._tensor_file import TensorFile, WeightsError
+from ._vq_names import vq3d_flax_names, vqgan_flax_names, vqgan_torch_names
 
 _Config = TypeVar("_Config", VQGANConfig, VQ3DConfig, AutoencoderKLConfig)
 
@@ -48,7 +36,7 @@ def load_maskgit_vqgan(
 
     **Returns:** the tokenizer.
 
-    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
+    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.storage.WeightsError] if it is
     damaged or not a VQGAN.
     """
     file = _parameters(read_tensors(path))
@@ -94,7 +82,7 @@ def load_vq3d(
 
     **Returns:** the tokenizer.
 
-    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
+    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.storage.WeightsError] if it is
     damaged or not a 3D-VQ; `ValueError` if `temporal_downsample` or `shape` do not fit its levels.
     """
     file = _parameters(read_tensors(path))
@@ -127,7 +115,7 @@ def load_autoencoder_kl(
 
     **Returns:** the autoencoder.
 
-    **Raises:** `FileNotFoundError` if a file is missing; [`WeightsError`][elt_zoo.pretrained.WeightsError] if one is
+    **Raises:** `FileNotFoundError` if a file is missing; [`WeightsError`][elt_zoo.storage.WeightsError] if one is
     damaged or of another network; `ValueError` if the config asks for a variant that we do not have.
     """
     folder = Path(path)

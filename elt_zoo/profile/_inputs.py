@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..models import DiTConfig, MaskGITConfig, ModelConfig
+from ..families import DiTConfig, MaskGITConfig, ModelConfig
 
 
 def example_inputs(config: ModelConfig, dtype: DTypeLike) -> tuple[jax.ShapeDtypeStruct, ...]:

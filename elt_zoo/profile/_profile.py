@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from .._checks import checked
+from ..families import ModelConfig
 from ..looped import Remat
-from ..models import ModelConfig
 from ._count import Costs, aval_bytes
 from ._inputs import example_inputs
 from ._text import count, num_bytes, operations

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from .._checks import checked
-from ..models import ModelConfig
+from ..families import ModelConfig
 from ..sampling import DiffusionSampler, Loops, MaskedSampler, total_loops
 from ._profile import FLOPS, profile
 from ._text import count, operations

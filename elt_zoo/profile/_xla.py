@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..models import ModelConfig
+from ..families import ModelConfig
 from ._inputs import example_inputs
 
 

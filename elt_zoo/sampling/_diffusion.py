@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
-from ..heads import Prediction
-from ..objectives import AbstractNoiseSchedule, ShiftedCosineSchedule
+from ..corruption import AbstractNoiseSchedule, Prediction, ShiftedCosineSchedule, alpha_sigma
 from ._budgets import Loops, resolve_loops
 from ._guidance import AbstractGuidance, check_guidance, predict_guided, progress_of
 from ._progress import ProgressCallback, report
@@ -197,7 +196,7 @@ class DiffusionSampler(eqx.Module):
     def _clean_and_noise(
         self, prediction: Float[Array, "batch *shape"], x: Float[Array, "batch *shape"], step: DiffusionStep
     ) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch *shape"]]:
-        alpha, sigma = jnp.sqrt(jax.nn.sigmoid(step.log_snr)), jnp.sqrt(jax.nn.sigmoid(-step.log_snr))
+        alpha, sigma = alpha_sigma(step.log_snr)
         x0 = self.prediction.to_x0(prediction, x, alpha, sigma)
         if self.clip_x0 is None:
             return x0, self.prediction.to_epsilon(prediction, x, alpha, sigma)

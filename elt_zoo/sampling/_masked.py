@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .._checks import checked
-from ..objectives import AbstractMaskSchedule, CosineMaskSchedule
+from ..corruption import AbstractMaskSchedule, CosineMaskSchedule
 from ._budgets import Loops, resolve_loops
 from ._categorical import categorical
 from ._guidance import AbstractGuidance, check_guidance, predict_guided, progress_of

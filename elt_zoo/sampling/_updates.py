@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import checked
-from ..objectives import AbstractNoiseSchedule
+from ..corruption import AbstractNoiseSchedule, alpha_sigma
 
 
 class DiffusionStep(NamedTuple):
@@ -119,7 +119,7 @@ class DDPM(AbstractUpdate):
     ) -> tuple[Float[Array, "batch *shape"], Float[Array, "..."]]:
         """Mean and log-variance of x_s given x_t and x0; the latter a scalar unless learned. Arguments as a call's."""
         keep = jnp.exp(step.log_snr - step.next_log_snr)
-        alpha, next_alpha = jnp.sqrt(jax.nn.sigmoid(step.log_snr)), jnp.sqrt(jax.nn.sigmoid(step.next_log_snr))
+        (alpha, _), (next_alpha, _) = alpha_sigma(step.log_snr), alpha_sigma(step.next_log_snr)
         # 1 − keep with all its digits, where neighbouring steps are close.
         forget = -jnp.expm1(step.log_snr - step.next_log_snr)
         mean = (next_alpha * keep / alpha) * x + (next_alpha * forget) * x0
@@ -181,8 +181,7 @@ class DDIM(AbstractUpdate):
         variance: Float[Array, "batch *shape"] | None = None,
         noise: Float[Array, "batch *shape"] | None = None,
     ) -> Float[Array, "batch *shape"]:
-        next_alpha = jnp.sqrt(jax.nn.sigmoid(step.next_log_snr))
-        next_sigma = jnp.sqrt(jax.nn.sigmoid(-step.next_log_snr))
+        next_alpha, next_sigma = alpha_sigma(step.next_log_snr)
         if not self.stochastic:
             return next_alpha * x0 + next_sigma * epsilon
         assert noise is not None

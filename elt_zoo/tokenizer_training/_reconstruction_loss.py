@@ -20,7 +20,7 @@ class ReconstructionLoss:
     - `l1`, `l2`: weights of the mean absolute and the mean squared error of pixels. MAGVIT takes the second.
     - `perceptual`: weight of the [`perceptual_distance`][elt_zoo.tokenizer_training.perceptual_distance].
     - `features`: the network for it, such as `lambda image: inception.activations(255.0 * image)` with
-      [`load_inception`][elt_zoo.metrics.load_inception].
+      [`load_inception`][elt_zoo.pretrained.load_inception].
 
     **Raises:** `ValueError` for weights below 0, all 0, or a perceptual term without features.
     """

@@ -5,7 +5,6 @@ from ._checkpoints import Checkpoints as Checkpoints
 from ._checkpoints import config_differences as config_differences
 from ._ema import ema_decay_at as ema_decay_at
 from ._ema import update_ema as update_ema
-from ._exit_losses import exit_losses as exit_losses
 from ._loop import FitResult as FitResult
 from ._loop import Report as Report
 from ._loop import TrainingDiverged as TrainingDiverged
@@ -16,9 +15,6 @@ from ._optimizer import OptimizerConfig as OptimizerConfig
 from ._optimizer import decay_mask as decay_mask
 from ._optimizer import make_optimizer as make_optimizer
 from ._precision import Precision as Precision
-from ._sharding import data_mesh as data_mesh
-from ._sharding import replicate as replicate
-from ._sharding import shard_batch as shard_batch
 from ._state import TrainState as TrainState
 from ._step import batch_loss as batch_loss
 from ._step import jit_step as jit_step

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ..objectives import AbstractCorruption, AbstractObjective, Corrupted, Exits
+from ..corruption import AbstractCorruption, Corrupted
+from ..objectives import AbstractObjective, Exits
 from ._ema import update_ema
 from ._precision import Precision
 from ._state import TrainState

@@ -16,7 +16,7 @@ CONV_3D = "outputs inputs time height width -> time height width inputs outputs"
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Placement:
     """One tensor of a file and the place in our tree that it fills.
 
     **Fields:**
@@ -49,6 +49,6 @@ class Row:
         return rearrange(target, f"{after} -> {before}", **dict(self.sizes)).shape
 
 
-def prefixed(rows: Iterable[Row], source: str, target: str) -> list[Row]:
+def prefixed(rows: Iterable[Placement], source: str, target: str) -> list[Placement]:
     """The rows of a part, put in their place: both names get a prefix (given with its separator)."""
     return [dataclasses.replace(row, source=source + row.source, target=target + row.target) for row in rows]

@@ -1,3 +1,5 @@
+"""Sharding: meshes of devices, and how batches and states are laid out on them."""
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._checks import checked
-from ..heads import Prediction
 from ._mask_schedules import AbstractMaskSchedule
-from ._masked_cross_entropy import MaskedTarget
 from ._noise_schedules import AbstractNoiseSchedule
-from ._sigmoid_weighted_mse import DiffusionTarget
+from ._prediction import Prediction
+from ._targets import DiffusionTarget, MaskedTarget
 
 
 class Corrupted(NamedTuple):
@@ -63,7 +62,7 @@ class MaskedCorruption(AbstractCorruption):
     ) -> Corrupted:
         """**Arguments:** `examples`: token ids in [0, codebook); `labels`; `key`.
 
-        **Returns:** inputs (masked ids, label), a [`MaskedTarget`][elt_zoo.objectives.MaskedTarget] and the number of
+        **Returns:** inputs (masked ids, label), a [`MaskedTarget`][elt_zoo.corruption.MaskedTarget] and the number of
         masked positions as weight.
         """
         ratio_key, order_key, drop_key = jax.random.split(key, 3)
@@ -117,7 +116,7 @@ class DiffusionCorruption(AbstractCorruption):
     ) -> Corrupted:
         """**Arguments:** `examples`: clean arrays of about unit scale; `labels`; `key`.
 
-        **Returns:** inputs (x_t, time, label), a [`DiffusionTarget`][elt_zoo.objectives.DiffusionTarget] and weights of
+        **Returns:** inputs (x_t, time, label), a [`DiffusionTarget`][elt_zoo.corruption.DiffusionTarget] and weights of
         1.
         """
         time_key, noise_key, drop_key = jax.random.split(key, 3)

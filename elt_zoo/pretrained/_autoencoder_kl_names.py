@@ -1,11 +1,11 @@
-from .._names import CONV_2D, Row, prefixed
-from ._autoencoder_kl import AutoencoderKLConfig
+from ..storage import CONV_2D, Placement, prefixed
+from ..tokenizers import AutoencoderKLConfig
 
 _NEW_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _OLD_ATTENTION = ("query", "key", "value", "proj_attn")
 
 
-def autoencoder_kl_names(config: AutoencoderKLConfig, *, old_attention: bool = False) -> list[Row]:
+def autoencoder_kl_names(config: AutoencoderKLConfig, *, old_attention: bool = False) -> list[Placement]:
     """Names of diffusers' `AutoencoderKL`, and where each tensor goes in our model.
 
     **Arguments:** `config`: the sizes; `old_attention`: whether the file has the names that diffusers gave attention
@@ -30,11 +30,11 @@ def autoencoder_kl_names(config: AutoencoderKLConfig, *, old_attention: bool = F
     ]
 
 
-def _ends() -> list[Row]:
+def _ends() -> list[Placement]:
     return [*_conv("conv_in", "conv_in"), *_same("conv_norm_out", "norm_out"), *_conv("conv_out", "conv_out")]
 
 
-def _middle(width: int, attention: tuple[str, ...]) -> list[Row]:
+def _middle(width: int, attention: tuple[str, ...]) -> list[Placement]:
     query, key, value, out = attention
     rows = [*_same("group_norm", "norm"), *_same(out, "attention.out")]
     for index, name in enumerate((query, key, value)):
@@ -46,7 +46,7 @@ def _middle(width: int, attention: tuple[str, ...]) -> list[Row]:
     ]
 
 
-def _level(source: str, level: int, widths: tuple[int, ...], count: int) -> list[Row]:
+def _level(source: str, level: int, widths: tuple[int, ...], count: int) -> list[Placement]:
     rows = []
     for index in range(count):
         changes = index == 0 and widths[max(level - 1, 0)] != widths[level]
@@ -54,14 +54,14 @@ def _level(source: str, level: int, widths: tuple[int, ...], count: int) -> list
     return rows
 
 
-def _block(changes: bool = False) -> list[Row]:
+def _block(changes: bool = False) -> list[Placement]:
     rows = [*_same("norm1", "norm1"), *_conv("conv1", "conv1"), *_same("norm2", "norm2"), *_conv("conv2", "conv2")]
     return rows + (_conv("conv_shortcut", "shortcut") if changes else [])
 
 
-def _conv(source: str, target: str) -> list[Row]:
-    return [Row(f"{source}.weight", f"{target}.weight", CONV_2D), Row(f"{source}.bias", f"{target}.bias")]
+def _conv(source: str, target: str) -> list[Placement]:
+    return [Placement(f"{source}.weight", f"{target}.weight", CONV_2D), Placement(f"{source}.bias", f"{target}.bias")]
 
 
-def _same(source: str, target: str, region: tuple[int | slice, ...] = ()) -> list[Row]:
-    return [Row(f"{source}.{part}", f"{target}.{part}", region=region) for part in ("weight", "bias")]
+def _same(source: str, target: str, region: tuple[int | slice, ...] = ()) -> list[Placement]:
+    return [Placement(f"{source}.{part}", f"{target}.{part}", region=region) for part in ("weight", "bias")]

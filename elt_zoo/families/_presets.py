@@ -2,7 +2,7 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ..heads import Prediction
+from ..corruption import Prediction
 from ._configs import DiTConfig, MaskGITConfig, ModelConfig
 
 # The paper's scales (2604.09168): width and attention heads; the MLP is four times as wide. The heads of G are not
@@ -114,7 +114,7 @@ def _all() -> Mapping[str, ModelConfig]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names that [`preset`][elt_zoo.models.preset] knows."""
+    """The names that [`preset`][elt_zoo.families.preset] knows."""
     return tuple(_all())
 
 

@@ -1,8 +1,8 @@
-from .._names import Row, prefixed
-from ._configs import DiTConfig
+from ..families import DiTConfig
+from ..storage import Placement, prefixed
 
 
-def dit_names(config: DiTConfig) -> list[Row]:
+def dit_names(config: DiTConfig) -> list[Placement]:
     """Names of the files that facebookresearch/DiT writes (`.pt`), and where each tensor goes in our model.
 
     Their `pos_embed` is not among them: it is the fixed table that [`sincos_positions`][elt_zoo.nn.sincos_positions]
@@ -10,8 +10,8 @@ def dit_names(config: DiTConfig) -> list[Row]:
     """
     rows = [
         _patches("x_embedder.proj.weight", config),
-        Row("x_embedder.proj.bias", "head.patch_embedding.bias"),
-        Row("y_embedder.embedding_table.weight", "head.label_embedding.weight"),
+        Placement("x_embedder.proj.bias", "head.patch_embedding.bias"),
+        Placement("y_embedder.embedding_table.weight", "head.label_embedding.weight"),
         *_linear("t_embedder.mlp.0", "head.time_embedding.hidden"),
         *_linear("t_embedder.mlp.2", "head.time_embedding.out"),
         *_linear("final_layer.adaLN_modulation.1", "head.modulation"),
@@ -29,7 +29,7 @@ def dit_names(config: DiTConfig) -> list[Row]:
     return rows
 
 
-def dit_diffusers_names(config: DiTConfig) -> list[Row]:
+def dit_diffusers_names(config: DiTConfig) -> list[Placement]:
     """Names of the files that diffusers' `DiTTransformer2DModel` writes, and where each tensor goes in our model.
 
     Every block there carries a copy of the timestep and class embeddings; those of block 0 are read.
@@ -37,8 +37,8 @@ def dit_diffusers_names(config: DiTConfig) -> list[Row]:
     embedding = "transformer_blocks.0.norm1.emb."
     rows = [
         _patches("pos_embed.proj.weight", config),
-        Row("pos_embed.proj.bias", "head.patch_embedding.bias"),
-        Row(f"{embedding}class_embedder.embedding_table.weight", "head.label_embedding.weight"),
+        Placement("pos_embed.proj.bias", "head.patch_embedding.bias"),
+        Placement(f"{embedding}class_embedder.embedding_table.weight", "head.label_embedding.weight"),
         *_linear(f"{embedding}timestep_embedder.linear_1", "head.time_embedding.hidden"),
         *_linear(f"{embedding}timestep_embedder.linear_2", "head.time_embedding.out"),
         *_linear("proj_out_1", "head.modulation"),
@@ -59,13 +59,13 @@ def dit_diffusers_names(config: DiTConfig) -> list[Row]:
     return rows
 
 
-def _linear(source: str, target: str, region: tuple[int | slice, ...] = ()) -> list[Row]:
-    return [Row(f"{source}.{part}", f"{target}.{part}", region=region) for part in ("weight", "bias")]
+def _linear(source: str, target: str, region: tuple[int | slice, ...] = ()) -> list[Placement]:
+    return [Placement(f"{source}.{part}", f"{target}.{part}", region=region) for part in ("weight", "bias")]
 
 
-def _patches(source: str, config: DiTConfig) -> Row:
+def _patches(source: str, config: DiTConfig) -> Placement:
     rows, columns = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else config.patch_size
-    return Row(
+    return Placement(
         source,
         "head.patch_embedding.weight",
         "dim channels row column -> dim (row column channels)",

@@ -8,12 +8,22 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from ..models import ElasticModel, ModelConfig, config_from_dict
-from ._assemble import Shardings, assemble, named_arrays, own_names
-from ._folder import CONFIG, WEIGHTS, read_description, refuse_to_overwrite, write_folder
-from ._read import read_tensors
-from ._tensor_file import WeightsError
-from ._tokenizer_files import Tokenizer, abstract_tokenizer, describe_tokenizer
+from ..families import ModelConfig, config_from_dict
+from ..models import ElasticModel
+from ..storage import (
+    CONFIG,
+    WEIGHTS,
+    Shardings,
+    WeightsError,
+    assemble,
+    named_arrays,
+    own_names,
+    read_description,
+    read_tensors,
+    refuse_to_overwrite,
+    write_folder,
+)
+from ..tokenizers import Tokenizer, abstract_tokenizer, describe_tokenizer
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -74,7 +84,7 @@ def load(path: str | os.PathLike, *, dtype: DTypeLike | None = None, sharding: S
 
     **Arguments:**
 
-    - `path`: a folder, or one of [`bundled_names`][elt_zoo.pretrained.bundled_names].
+    - `path`: a folder, or one of [`bundled_names`][elt_zoo.generator.bundled_names].
     - `dtype`: of the parameters, such as `jax.numpy.bfloat16`; default float32.
     - `sharding`: where the parameters go: a `jax.sharding.Sharding` for all of them, or a function of a parameter's
       name and shape that returns one; default the first device.
@@ -82,7 +92,7 @@ def load(path: str | os.PathLike, *, dtype: DTypeLike | None = None, sharding: S
     **Returns:** model, config, tokenizer and metadata.
 
     **Raises:** `FileNotFoundError` if there is no such folder or name;
-    [`WeightsError`][elt_zoo.pretrained.WeightsError] if a file is damaged or from a newer version, or if tensors are
+    [`WeightsError`][elt_zoo.storage.WeightsError] if a file is damaged or from a newer version, or if tensors are
     missing, unused or of another shape or dtype (all of them are named). Nothing is half-loaded.
     """
     folder = Path(path)

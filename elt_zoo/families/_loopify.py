@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..models import ElasticModel
 from ._configs import ModelConfig
-from ._model import ElasticModel
 
 
 class Retrofit(enum.StrEnum):

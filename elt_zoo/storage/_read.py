@@ -19,7 +19,7 @@ def read_tensors(path: str | os.PathLike) -> TensorFile:
 
     **Returns:** a mapping from names to NumPy arrays.
 
-    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is
+    **Raises:** `FileNotFoundError` if there is no such file; [`WeightsError`][elt_zoo.storage.WeightsError] if it is
     truncated, damaged, of an unknown format, big-endian, or asks for code to be run.
     """
     path = Path(path)

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..objectives import AbstractCorruption, GroundTruthLoss
+from ..corruption import AbstractCorruption
+from ..objectives import GroundTruthLoss
 
 
 @eqx.filter_jit

@@ -32,10 +32,10 @@ class AbstractNoiseSchedule(eqx.Module):
     @checked
     def alpha_sigma(self, time: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """α = √sigmoid(λ) and σ = √sigmoid(−λ) at `time`: how much signal and how much noise x_t holds."""
-        return alpha_sigma_of(self.log_snr(time))
+        return alpha_sigma(self.log_snr(time))
 
 
-def alpha_sigma_of(log_snr: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def alpha_sigma(log_snr: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """α and σ at a log signal-to-noise ratio, +∞ (no noise) included."""
     return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 

@@ -10,22 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ..tokenizers import (
-    VQ3D,
-    AbstractTokenizer,
-    AutoencoderKL,
-    AutoencoderKLConfig,
-    GreyLevels,
-    MaskGITVQGAN,
-    PatchCodebook,
-    Shortcut,
-    VQ3DConfig,
-    VQGANConfig,
+from ..storage import (
+    CONFIG,
+    WEIGHTS,
+    Shardings,
+    WeightsError,
+    assemble,
+    named_arrays,
+    own_names,
+    read_description,
+    read_tensors,
+    refuse_to_overwrite,
+    write_folder,
 )
-from ._assemble import Shardings, assemble, named_arrays, own_names
-from ._folder import CONFIG, WEIGHTS, read_description, refuse_to_overwrite, write_folder
-from ._read import read_tensors
-from ._tensor_file import WeightsError
+from ._autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from ._base import AbstractTokenizer
+from ._blocks import Shortcut
+from ._grey_levels import GreyLevels
+from ._maskgit_vqgan import MaskGITVQGAN, VQGANConfig
+from ._patch_codebook import PatchCodebook
+from ._vq3d import VQ3D, VQ3DConfig
 
 Tokenizer = AbstractTokenizer | AutoencoderKL
 # What a file calls the tokenizers that a config describes.
@@ -65,7 +69,7 @@ def load_tokenizer(
 
     **Returns:** the tokenizer.
 
-    **Raises:** `FileNotFoundError` if there is none; [`WeightsError`][elt_zoo.pretrained.WeightsError] if a file is
+    **Raises:** `FileNotFoundError` if there is none; [`WeightsError`][elt_zoo.storage.WeightsError] if a file is
     damaged, from a newer version, or does not fit.
     """
     folder = Path(path)

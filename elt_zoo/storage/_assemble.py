@@ -7,8 +7,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from .._names import Row
 from ._tensor_file import TensorFile, WeightsError, aligned_empty, bytes_of
+from ._tensor_map import Placement
 
 _Tree = TypeVar("_Tree")
 Shardings = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -16,7 +16,7 @@ Shardings = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.shardin
 
 def assemble(
     abstract: _Tree,
-    rows: Sequence[Row],
+    rows: Sequence[Placement],
     file: TensorFile,
     *,
     dtype: DTypeLike | None = None,
@@ -34,14 +34,14 @@ def assemble(
 
     **Returns:** the tree with arrays.
 
-    **Raises:** [`WeightsError`][elt_zoo.pretrained.WeightsError] with all that is missing, unused, of another shape
+    **Raises:** [`WeightsError`][elt_zoo.storage.WeightsError] with all that is missing, unused, of another shape
     or of another type; floating-point numbers may be narrower than the leaf's.
     """
     paths, structure = jax.tree.flatten_with_path(abstract)
     names = [path_name(path) for path, _ in paths]
     leaves = dict(zip(names, (leaf for _, leaf in paths), strict=True))
     check_fit(leaves, rows, file)
-    rows_of: dict[str, list[Row]] = {}
+    rows_of: dict[str, list[Placement]] = {}
     for row in rows:
         rows_of.setdefault(row.target, []).append(row)
 
@@ -59,7 +59,7 @@ def assemble(
     return jax.tree.unflatten(structure, [filled(name, leaf) for name, leaf in leaves.items()])
 
 
-def check_fit(leaves: dict[str, Any], rows: Sequence[Row], file: TensorFile) -> None:
+def check_fit(leaves: dict[str, Any], rows: Sequence[Placement], file: TensorFile) -> None:
     """Raises an error with everything in which a file differs from what a table of names expects."""
     problems = []
     for row in rows:
@@ -83,7 +83,7 @@ def check_fit(leaves: dict[str, Any], rows: Sequence[Row], file: TensorFile) -> 
         raise WeightsError(f"{file.path} does not hold the tensors of this network:\n  " + "\n  ".join(problems))
 
 
-def _fill(region: np.ndarray, row: Row, file: TensorFile) -> None:
+def _fill(region: np.ndarray, row: Placement, file: TensorFile) -> None:
     stored = file.stored(row.source)
     if not row.layout and stored.dtype == region.dtype and region.flags.c_contiguous and region.flags.aligned:
         # Straight into its place: no second copy of a large file in memory.
@@ -97,7 +97,7 @@ def _region_shape(shape: tuple[int, ...], region: tuple[int | slice, ...]) -> tu
     return np.broadcast_to(np.zeros((), np.int8), shape)[region].shape
 
 
-def _place(row: Row) -> str:
+def _place(row: Placement) -> str:
     if not row.region:
         return row.target
     parts = [str(i) if isinstance(i, int) else f"{i.start or 0}:{'' if i.stop is None else i.stop}" for i in row.region]
@@ -115,6 +115,6 @@ def named_arrays(tree: PyTree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in leaves if hasattr(leaf, "dtype")}
 
 
-def own_names(tree: PyTree) -> list[Row]:
+def own_names(tree: PyTree) -> list[Placement]:
     """The table of our own files: names are attribute paths."""
-    return [Row(name, name) for name in named_arrays(tree)]
+    return [Placement(name, name) for name in named_arrays(tree)]

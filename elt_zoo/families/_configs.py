@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import PRNGKeyArray
 
-from ..heads import DiTHead, MaskGITHead, Prediction
+from ..corruption import Prediction
+from ..heads import DiTHead, MaskGITHead
 from ..looped import LoopedTransformer, Remat
+from ..models import ElasticModel
 from ..nn import AdaLNZeroLayer, PostNormLayer, PreNormLayer
-from ._model import ElasticModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class ModelConfig(abc.ABC):
 class MaskGITConfig(ModelConfig):
     """A looped MaskGIT (2202.04200): masked generation over a grid of discrete tokens.
 
-    **Fields:** those of [`ModelConfig`][elt_zoo.models.ModelConfig], and
+    **Fields:** those of [`ModelConfig`][elt_zoo.families.ModelConfig], and
 
     - `grid`: tokens along each axis.
     - `codebook_size`: K, codes of the tokenizer.
@@ -139,7 +140,7 @@ class MaskGITConfig(ModelConfig):
 class DiTConfig(ModelConfig):
     """A looped DiT (2212.09748): diffusion over pixels or latents.
 
-    **Fields:** those of [`ModelConfig`][elt_zoo.models.ModelConfig], and
+    **Fields:** those of [`ModelConfig`][elt_zoo.families.ModelConfig], and
 
     - `shape`: the arrays to denoise, channels last.
     - `patch_size`: one number or one per axis.

@@ -5,10 +5,10 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 
-from .._names import Row
-from ..pretrained import assemble, catalog, read_tensors
-from ._i3d import I3D, i3d_names
-from ._inception import InceptionV3, inception_names
+from ..metrics import I3D, InceptionV3
+from ..storage import Placement, assemble, read_tensors
+from ._catalog import catalog
+from ._extractor_names import i3d_names, inception_names
 
 _Network = TypeVar("_Network")
 
@@ -22,12 +22,11 @@ def load_inception(path: str | os.PathLike) -> InceptionV3:
     **Returns:** the network, float32.
 
     **Raises:** `FileNotFoundError` if there is no such file, saying where to get it;
-    [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is damaged or of another network, torchvision's Inception
+    [`WeightsError`][elt_zoo.storage.WeightsError] if it is damaged or of another network, torchvision's Inception
     among them.
     """
-    return _evaluator(
-        path, eqx.filter_eval_shape(InceptionV3, key=jax.random.key(0)), inception_names(), "inception-fid"
-    )
+    abstract = eqx.filter_eval_shape(InceptionV3, key=jax.random.key(0))
+    return _evaluator(path, abstract, inception_names(abstract), "inception-fid")
 
 
 def load_i3d(path: str | os.PathLike) -> I3D:
@@ -39,12 +38,13 @@ def load_i3d(path: str | os.PathLike) -> I3D:
     **Returns:** the network, float32.
 
     **Raises:** `FileNotFoundError` if there is no such file, saying where to get it;
-    [`WeightsError`][elt_zoo.pretrained.WeightsError] if it is damaged or of another network.
+    [`WeightsError`][elt_zoo.storage.WeightsError] if it is damaged or of another network.
     """
-    return _evaluator(path, eqx.filter_eval_shape(I3D, key=jax.random.key(0)), i3d_names(), "i3d-kinetics")
+    abstract = eqx.filter_eval_shape(I3D, key=jax.random.key(0))
+    return _evaluator(path, abstract, i3d_names(abstract), "i3d-kinetics")
 
 
-def _evaluator(path: str | os.PathLike, abstract: _Network, rows: list[Row], name: str) -> _Network:
+def _evaluator(path: str | os.PathLike, abstract: _Network, rows: list[Placement], name: str) -> _Network:
     if not Path(path).exists():
         weights = catalog()[name]
         raise FileNotFoundError(f"There is no {path}. Download {weights.files[0].name} from {weights.source}.")

@@ -17,6 +17,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def refuse_to_overwrite(folder: Path) -> None:
+    """**Raises:** `FileExistsError` if the folder holds a model already."""
     if (folder / CONFIG).exists() or (folder / WEIGHTS).exists():
         raise FileExistsError(
             f"{folder} already holds a model. Choose another folder, or pass `overwrite=True` to replace it."

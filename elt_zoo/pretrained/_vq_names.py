@@ -1,9 +1,8 @@
-from .._names import CONV_2D, Row, prefixed
-from ._maskgit_vqgan import VQGANConfig
-from ._vq3d import VQ3DConfig
+from ..storage import CONV_2D, Placement, prefixed
+from ..tokenizers import VQ3DConfig, VQGANConfig
 
 
-def vqgan_flax_names(config: VQGANConfig) -> list[Row]:
+def vqgan_flax_names(config: VQGANConfig) -> list[Placement]:
     """Names of google-research/maskgit's VQGAN (Flax), and where each tensor goes in our model.
 
     Flax numbers layers of a kind in the order in which they are made, across levels.
@@ -11,26 +10,26 @@ def vqgan_flax_names(config: VQGANConfig) -> list[Row]:
     return _flax_names(config.widths, config.num_res_blocks, config.num_res_blocks)
 
 
-def vq3d_flax_names(config: VQ3DConfig) -> list[Row]:
+def vq3d_flax_names(config: VQ3DConfig) -> list[Placement]:
     """Names of google-research/magvit's 3D-VQ (Flax), and where each tensor goes in our model."""
     return _flax_names(config.widths, config.num_enc_res_blocks, config.num_dec_res_blocks)
 
 
-def vqgan_torch_names(config: VQGANConfig) -> list[Row]:
+def vqgan_torch_names(config: VQGANConfig) -> list[Placement]:
     """Names of the PyTorch port of MaskGIT's VQGAN (open-muse, 1d-tokenizer), and where each tensor goes in our model.
 
     It numbers the decoder's levels as the encoder's: level 0 comes last.
     """
     widths, last = config.widths, len(config.widths) - 1
 
-    def conv(source: str, target: str, bias: bool = False) -> list[Row]:
-        rows = [Row(f"{source}.weight", f"{target}.weight", CONV_2D)]
-        return rows + [Row(f"{source}.bias", f"{target}.bias")] * bias
+    def conv(source: str, target: str, bias: bool = False) -> list[Placement]:
+        rows = [Placement(f"{source}.weight", f"{target}.weight", CONV_2D)]
+        return rows + [Placement(f"{source}.bias", f"{target}.bias")] * bias
 
-    def norm(source: str, target: str) -> list[Row]:
-        return [Row(f"{source}.{part}", f"{target}.{part}") for part in ("weight", "bias")]
+    def norm(source: str, target: str) -> list[Placement]:
+        return [Placement(f"{source}.{part}", f"{target}.{part}") for part in ("weight", "bias")]
 
-    def block(source: str, target: str, changes: bool = False) -> list[Row]:
+    def block(source: str, target: str, changes: bool = False) -> list[Placement]:
         rows = norm("norm1", "norm1") + conv("conv1", "conv1") + norm("norm2", "norm2") + conv("conv2", "conv2")
         rows += conv("nin_shortcut", "shortcut") if changes else []
         return prefixed(rows, f"{source}.", f"{target}.")
@@ -50,11 +49,11 @@ def vqgan_torch_names(config: VQGANConfig) -> list[Row]:
             decoder += block(up, f"levels.{ours}.{index}", index == 0 and wider != width)
         if level > 0:
             decoder += conv(f"up.{level}.upsample_conv", f"upsamples.{ours}.conv", bias=True)
-    codebook = Row("quantize.embedding.weight", "codebook")
+    codebook = Placement("quantize.embedding.weight", "codebook")
     return [*prefixed(encoder, "encoder.", "encoder."), *prefixed(decoder, "decoder.", "decoder."), codebook]
 
 
-def _flax_names(widths: tuple[int, ...], num_enc_res_blocks: int, num_dec_res_blocks: int) -> list[Row]:
+def _flax_names(widths: tuple[int, ...], num_enc_res_blocks: int, num_dec_res_blocks: int) -> list[Placement]:
     last = len(widths) - 1
     encoder = _conv("Conv_0", "conv_in") + _norm("GroupNorm_0", "norm_out") + _conv("Conv_1", "conv_out", bias=True)
     number = 0
@@ -77,22 +76,22 @@ def _flax_names(widths: tuple[int, ...], num_enc_res_blocks: int, num_dec_res_bl
             number += 1
         if level < last:
             decoder += _conv(f"Conv_{level + 1}", f"upsamples.{level}.conv", bias=True)
-    codebook = Row("quantizer/codebook", "codebook")
+    codebook = Placement("quantizer/codebook", "codebook")
     return [*prefixed(encoder, "encoder/", "encoder."), *prefixed(decoder, "decoder/", "decoder."), codebook]
 
 
-def _block(number: int, target: str, changes: bool) -> list[Row]:
+def _block(number: int, target: str, changes: bool) -> list[Placement]:
     rows = [*_norm("GroupNorm_0", "norm1"), *_conv("Conv_0", "conv1")]
     rows += [*_norm("GroupNorm_1", "norm2"), *_conv("Conv_1", "conv2")]
     rows += _conv("Conv_2", "shortcut") if changes else []
     return prefixed(rows, f"ResBlock_{number}/", f"{target}.")
 
 
-def _conv(source: str, target: str, bias: bool = False) -> list[Row]:
+def _conv(source: str, target: str, bias: bool = False) -> list[Placement]:
     # Flax's kernels have our axes.
-    rows = [Row(f"{source}/kernel", f"{target}.weight")]
-    return rows + [Row(f"{source}/bias", f"{target}.bias")] * bias
+    rows = [Placement(f"{source}/kernel", f"{target}.weight")]
+    return rows + [Placement(f"{source}/bias", f"{target}.bias")] * bias
 
 
-def _norm(source: str, target: str) -> list[Row]:
-    return [Row(f"{source}/scale", f"{target}.weight"), Row(f"{source}/bias", f"{target}.bias")]
+def _norm(source: str, target: str) -> list[Placement]:
+    return [Placement(f"{source}/scale", f"{target}.weight"), Placement(f"{source}/bias", f"{target}.bias")]

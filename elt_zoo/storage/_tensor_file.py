@@ -60,7 +60,7 @@ class TensorFile(Mapping[str, np.ndarray]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it.
 
-        **Raises:** [`WeightsError`][elt_zoo.pretrained.WeightsError] if the file has no such tensor.
+        **Raises:** [`WeightsError`][elt_zoo.storage.WeightsError] if the file has no such tensor.
         """
         if name not in self._tensors:
             some = ", ".join(list(self._tensors)[:5]) or "none"
