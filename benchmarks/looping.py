@@ -109,7 +109,7 @@ def compile_time(rounds: int) -> list[dict]:
     header("32 loops", "4 loops")
     rows = []
     for layer in (PreNormLayer, AdaLNZeroLayer):
-        trunk = LoopedTransformer(64, 2, 4, layer=layer, key=jax.random.key(0))
+        trunk = LoopedTransformer.create(64, 2, 4, layer=layer, key=jax.random.key(0))
         conditioning = None if layer is PreNormLayer else jnp.ones(64)
         x = jnp.ones((16, 64))
 

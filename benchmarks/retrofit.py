@@ -49,9 +49,9 @@ def train(
 def starts(deep: ElasticModel, seed: int) -> Iterator[tuple[str, ElasticModel]]:
     yield "random", LOOPED.build(key=jax.random.key(seed + 1))
     for retrofit in Retrofit:
-        for loop_deltas in (False, True):
-            model, _ = loopify(deep, DEEP, num_layers=LOOPED.num_layers, retrofit=retrofit, loop_deltas=loop_deltas)
-            yield f"{retrofit.value}{', own vectors' if loop_deltas else ''}", model
+        for keep_vectors in (False, True):
+            model, _ = loopify(deep, DEEP, num_layers=LOOPED.num_layers, retrofit=retrofit, keep_vectors=keep_vectors)
+            yield f"{retrofit.value}{', own vectors' if keep_vectors else ''}", model
 
 
 def main() -> None:

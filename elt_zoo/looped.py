@@ -39,10 +39,10 @@ class LoopedTransformer(eqx.Module):
     |---|---|---|---|
     | `trunk(x, c, loops=4)` | Python int | yes | 4 loops; compile time independent of the count |
     | `trunk(x, c, loops=r)` | integer array | no | r loops; one compilation serves every count |
-    | `trunk.masked(x, c, loops=r, max_loops=8)` | integer array | yes | 8 loops, the state frozen after r |
+    | `trunk.at_exit(x, c, loops=r, max_loops=8)` | integer array | yes | 8 loops, the state frozen after r |
     | `trunk.early_exit(x, c, rule=…, max_loops=8)` | decided by a rule | on request | until the rule says stop |
     | `trunk.trajectory(x, c, loops=4)` | Python int | yes | 4 loops, all four states returned |
-    | `trunk.student_and_teacher(x, c, student_loops=r, loops=4)` | both | yes | 4 loops, two states returned |
+    | `trunk.student_and_teacher(x, c, student_loops=r, max_loops=4)` | both | yes | 4 loops, two states returned |
 
     All of them agree to float tolerance: the state after loop r is the same whichever way it is reached. Under
     `jax.vmap` integer arrays may hold one count per example.
@@ -51,9 +51,9 @@ class LoopedTransformer(eqx.Module):
     conditioning. If it has a method `condition`, that runs once per call, outside the loop, and its result replaces the
     conditioning.
 
-    With `delta_loops` every loop up to that many has small additions of its own to the layers' vectors (biases, scales
-    of norms), zero at first; the matrices stay shared. Later loops use the additions of the last. The paper has none:
-    they let a deep model that was turned into a looped one keep more of what its layers were.
+    With `num_loop_deltas` = K, each of the first K loops adds vectors of its own to the layers' vectors (biases, scales
+    of norms); they start at zero, and the matrices stay shared. Loops after the K-th use the vectors of the K-th. The
+    paper has none. They let a deep model that was turned into a looped one keep more of what its layers were.
     """
 
     layers: PyTree[Array]
@@ -65,6 +65,40 @@ class LoopedTransformer(eqx.Module):
 
     def __init__(
         self,
+        layers: Sequence[eqx.Module],
+        *,
+        scan_layers: bool = False,
+        unroll_loops: bool = False,
+        remat: Remat = Remat.NONE,
+        num_loop_deltas: int = 0,
+    ):
+        """Loops a list of layers. [`create`][elt_zoo.LoopedTransformer.create] builds the list from sizes.
+
+        **Arguments:**
+
+        - `layers`: the N unique layers in the order of application: Equinox modules of one structure, with arrays of
+          the same shapes and dtypes. The trunk stacks them.
+        - `scan_layers`: scan the layers inside a loop instead of unrolling them: compile time independent of N, at 12
+          to 25% more time per step on a CPU.
+        - `unroll_loops`: unroll the loops of a static count: faster steps, compile time proportional to L.
+        - `remat`: what the backward pass recomputes.
+        - `num_loop_deltas`: loops that get vectors of their own; default none.
+
+        **Raises:** `ValueError` if the list is empty, the structures differ (naming the first layer that does), or
+        `num_loop_deltas` < 0.
+        """
+        if len(layers) == 0:
+            raise ValueError("`LoopedTransformer([])` needs at least one layer.")
+        self.layers = _stack(layers)
+        self.loop_deltas = _zero_deltas(self.layers, num_loop_deltas)
+        self.num_layers = len(layers)
+        self.scan_layers = scan_layers
+        self.unroll_loops = unroll_loops
+        self.remat = Remat(remat)
+
+    @classmethod
+    def create(
+        cls,
         dim: int,
         num_layers: int,
         num_heads: int,
@@ -74,10 +108,12 @@ class LoopedTransformer(eqx.Module):
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.NONE,
-        delta_loops: int = 0,
+        num_loop_deltas: int = 0,
         key: PRNGKeyArray,
-    ):
-        """**Arguments:**
+    ) -> "LoopedTransformer":
+        """Builds the layers from their sizes, and loops them.
+
+        **Arguments:**
 
         - `dim`: width of the tokens.
         - `num_layers`: N, the number of unique layers, at least 1.
@@ -85,54 +121,22 @@ class LoopedTransformer(eqx.Module):
         - `mlp_dim`: hidden width of the MLP; default 4·`dim`.
         - `layer`: called as `layer(dim, num_heads, mlp_dim=…, key=…)` for each unique layer; default pre-norm. Pass
           another layer class, or a `functools.partial` of one to set more of its arguments.
-        - `scan_layers`: scan the layers inside a loop instead of unrolling them: compile time independent of N, at 12
-          to 25% more time per step on a CPU.
-        - `unroll_loops`: unroll the loops of a static count: faster steps, compile time proportional to L.
-        - `remat`: what the backward pass recomputes.
-        - `delta_loops`: loops that get vectors of their own; default none.
+        - `scan_layers`, `unroll_loops`, `remat`, `num_loop_deltas`: as for `LoopedTransformer`.
         - `key`: PRNG key, split among the layers.
-
-        To loop layers of your own, see [`from_layers`][elt_zoo.LoopedTransformer.from_layers].
 
         **Raises:** `ValueError` if `num_layers` < 1 or the heads do not divide the width.
         """
         if num_layers < 1:
-            raise ValueError(f"`LoopedTransformer(num_layers={num_layers})` needs at least one layer.")
+            raise ValueError(f"`LoopedTransformer.create(num_layers={num_layers})` needs at least one layer.")
         mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
         keys = jax.random.split(key, num_layers)
-        self.layers = _stack([layer(dim, num_heads, mlp_dim=mlp_dim, key=key) for key in keys])
-        self.loop_deltas = _zero_deltas(self.layers, delta_loops)
-        self.num_layers = num_layers
-        self.scan_layers = scan_layers
-        self.unroll_loops = unroll_loops
-        self.remat = Remat(remat)
-
-    @classmethod
-    def from_layers(
-        cls,
-        layers: Sequence[eqx.Module],
-        *,
-        scan_layers: bool = False,
-        unroll_loops: bool = False,
-        remat: Remat = Remat.NONE,
-        delta_loops: int = 0,
-    ) -> "LoopedTransformer":
-        """Loops a list of your own layers: Equinox modules of one structure, with arrays of the same shapes and dtypes.
-
-        **Arguments:** `layers`: the unique layers, applied in order; the rest as for `LoopedTransformer`.
-
-        **Raises:** `ValueError` if the list is empty or the structures differ, naming the first layer that does.
-        """
-        if len(layers) == 0:
-            raise ValueError("`LoopedTransformer.from_layers([])` needs at least one layer.")
-        self = object.__new__(cls)
-        object.__setattr__(self, "layers", _stack(layers))
-        object.__setattr__(self, "loop_deltas", _zero_deltas(self.layers, delta_loops))
-        object.__setattr__(self, "num_layers", len(layers))
-        object.__setattr__(self, "scan_layers", scan_layers)
-        object.__setattr__(self, "unroll_loops", unroll_loops)
-        object.__setattr__(self, "remat", Remat(remat))
-        return self
+        return cls(
+            [layer(dim, num_heads, mlp_dim=mlp_dim, key=key) for key in keys],
+            scan_layers=scan_layers,
+            unroll_loops=unroll_loops,
+            remat=remat,
+            num_loop_deltas=num_loop_deltas,
+        )
 
     def unstacked(self) -> "LoopedTransformer":
         """The same trunk with its layers kept apart, for inference with many unique layers.
@@ -147,7 +151,7 @@ class LoopedTransformer(eqx.Module):
         return eqx.tree_at(lambda trunk: trunk.layers, self, layers)
 
     @property
-    def delta_loops(self) -> int:
+    def num_loop_deltas(self) -> int:
         """Loops that have vectors of their own; 0 for none."""
         return jax.tree.leaves(self.loop_deltas)[0].shape[1] if self.loop_deltas is not None else 0
 
@@ -168,7 +172,7 @@ class LoopedTransformer(eqx.Module):
         - `conditioning`: what the layers take besides tokens; computed into modulations once, before the loop.
         - `loops`: L ≥ 1. A Python int is a `lax.scan`, which can be differentiated. An integer array is a loop of
           traced length: one compilation for all counts, no work past the count, no reverse-mode derivative (use
-          `masked` for that).
+          `at_exit` for that).
         - `key`: turns on the layers' dropout; another mask in every layer and loop.
 
         **Returns:** the state after the last loop.
@@ -183,7 +187,7 @@ class LoopedTransformer(eqx.Module):
         return jax.lax.fori_loop(jnp.zeros_like(loops), loops, lambda index, state: step(state, index), x)
 
     @checked
-    def masked(
+    def at_exit(
         self,
         x: Float[Array, "tokens dim"],
         conditioning: PyTree[Array] = None,
@@ -239,20 +243,20 @@ class LoopedTransformer(eqx.Module):
         conditioning: PyTree[Array] = None,
         *,
         student_loops: Int[Array, ""],
-        loops: int,
+        max_loops: int,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "tokens dim"], Float[Array, "tokens dim"]]:
         """The states that Intra-Loop Self Distillation needs, from one forward pass (2604.09168, algorithm 1).
 
-        **Arguments:** as `__call__`; `student_loops`: the student's exit L_int, in [1, `loops`], traced; `loops`:
-        L_max.
+        **Arguments:** as `__call__`; `student_loops`: the student's exit L_int, in [1, `max_loops`], traced;
+        `max_loops`: L_max.
 
-        **Returns:** the state after `student_loops` loops and the state after `loops` loops.
+        **Returns:** the state after `student_loops` loops and the state after `max_loops` loops.
 
-        **Raises:** `ValueError` if `loops` < 1, a runtime error if `student_loops` is outside the range.
+        **Raises:** `ValueError` if `max_loops` < 1, a runtime error if `student_loops` is outside the range.
         """
-        _check_count("loops", loops)
-        student_loops = _check_traced_count("student_loops", student_loops, loops)
+        _check_count("max_loops", max_loops)
+        student_loops = _check_traced_count("student_loops", student_loops, max_loops)
         step = self._step(conditioning, key)
 
         def body(carry, index):
@@ -260,7 +264,7 @@ class LoopedTransformer(eqx.Module):
             state = step(state, index)
             return (state, jnp.where(index + 1 == student_loops, state, student)), None
 
-        (teacher, student), _ = self._scan(body, (x, jnp.zeros_like(x)), loops)
+        (teacher, student), _ = self._scan(body, (x, jnp.zeros_like(x)), max_loops)
         return student, teacher
 
     @checked
@@ -332,7 +336,7 @@ class LoopedTransformer(eqx.Module):
         def apply(state, parts, loop_index, layer_index):
             layer, delta, modulation = parts
             if delta is not None:
-                index = jnp.minimum(loop_index, self.delta_loops - 1)
+                index = jnp.minimum(loop_index, self.num_loop_deltas - 1)
                 layer = _add(layer, _entry(delta, index))
                 modulation = _entry(modulation, index) if conditional else modulation
             arguments = (state,) if modulation is None else (state, modulation)
@@ -388,7 +392,7 @@ def _stack(layers: Sequence[eqx.Module]) -> PyTree[Array]:
 def _zero_deltas(layers: PyTree[Array], loops: int) -> PyTree[Array]:
     """Zeros (layers, loops, dim) for the vectors of stacked layers, and nothing for their other arrays."""
     if loops < 0:
-        raise ValueError(f"`delta_loops={loops}` is a number of loops: 0 for none, L_max for all trained ones.")
+        raise ValueError(f"`num_loop_deltas={loops}` is a number of loops: 0 for none, L_max for all trained ones.")
     vectors = eqx.filter(layers, lambda leaf: eqx.is_inexact_array(leaf) and leaf.ndim == 2)
     if loops == 0 or not jax.tree.leaves(vectors):
         return None

@@ -58,7 +58,7 @@ class Config:
     """Turn the model into one of so many shared layers, looped to the same depth."""
     retrofit: Retrofit = Retrofit.PICK
     """How shared layers are made from the deep model's."""
-    loop_deltas: bool = False
+    keep_vectors: bool = False
     """Let every loop keep the biases that the deep model had at its place."""
 
 
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     model, sizes = loaded.model, loaded.config
     if config.loop_layers is not None:
         model, sizes = loopify(
-            model, sizes, num_layers=config.loop_layers, retrofit=config.retrofit, loop_deltas=config.loop_deltas
+            model, sizes, num_layers=config.loop_layers, retrofit=config.retrofit, keep_vectors=config.keep_vectors
         )
     elt_zoo.save(config.out, model, sizes, metadata={"source": config.weights, "kind": config.kind})
     print(f"Saved {sizes.num_layers}N × {sizes.max_loops}L, width {sizes.dim}, in {config.out}.")

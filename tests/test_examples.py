@@ -201,10 +201,10 @@ def test_published_weights_are_converted_and_drawn_from(tmp_path):
     arguments = ["--kind", "dit", "--weights", path, "--num-heads", 2]
     run("convert.py", *arguments, "--out", "deep", cwd=tmp_path)
     assert eqx.tree_equal(load(tmp_path / "deep").model, model)
-    result = run("convert.py", *arguments, "--loop-layers", 1, "--loop-deltas", "--out", "looped", cwd=tmp_path)
+    result = run("convert.py", *arguments, "--loop-layers", 1, "--keep-vectors", "--out", "looped", cwd=tmp_path)
     assert "Saved 1N × 3L, width 24" in result.stdout
     looped = load(tmp_path / "looped")
-    assert looped.config.max_loops == 3 and looped.model.trunk.delta_loops == 3
+    assert looped.config.max_loops == 3 and looped.model.trunk.num_loop_deltas == 3
     from test_image_tokenizers import KL, autoencoder_kl_names, filled, official, write_diffusers
 
     autoencoder = filled(KL)

@@ -24,7 +24,7 @@ def randomize(tree, seed=7):
 
 
 def build(layer, **options):
-    trunk = LoopedTransformer(DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0), **options)
+    trunk = LoopedTransformer.create(DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0), **options)
     return randomize(trunk)
 
 
@@ -63,8 +63,10 @@ def close(a, b):
 def check_every_way(trunk, x, conditioning, reference):
     close(trunk.trajectory(x, conditioning, loops=MAX_LOOPS), reference)
     traced = eqx.filter_jit(lambda trunk, r: trunk(x, conditioning, loops=r))
-    masked = eqx.filter_jit(lambda trunk, r: trunk.masked(x, conditioning, loops=r, max_loops=MAX_LOOPS))
-    both = eqx.filter_jit(lambda trunk, r: trunk.student_and_teacher(x, conditioning, student_loops=r, loops=MAX_LOOPS))
+    masked = eqx.filter_jit(lambda trunk, r: trunk.at_exit(x, conditioning, loops=r, max_loops=MAX_LOOPS))
+    both = eqx.filter_jit(
+        lambda trunk, r: trunk.student_and_teacher(x, conditioning, student_loops=r, max_loops=MAX_LOOPS)
+    )
     for loops in (1, MAX_LOOPS - 1):
         count = jnp.asarray(loops)
         close(trunk(x, conditioning, loops=loops), reference[loops - 1])
@@ -81,7 +83,7 @@ def test_every_way_of_looping_gives_the_same_states(layer, x, conditioning, refe
 
 @pytest.mark.parametrize("options", [{}, {"scan_layers": True, "remat": Remat.LAYER}], ids=str)
 def test_loops_with_vectors_of_their_own_agree_in_every_way(layer, x, conditioning, options):
-    trunk = build(layer, delta_loops=MAX_LOOPS - 2, **options)
+    trunk = build(layer, num_loop_deltas=MAX_LOOPS - 2, **options)
     states, state = [], x
     for loop in range(MAX_LOOPS):
         # Past the last loop that has its own, the last one's go on.
@@ -96,17 +98,17 @@ def test_loops_with_vectors_of_their_own_agree_in_every_way(layer, x, conditioni
 
 
 def test_vectors_of_their_own_start_at_zero_and_leave_matrices_shared(layer, x, conditioning):
-    plain = LoopedTransformer(DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0))
-    trunk = LoopedTransformer(DIM, LAYERS, HEADS, layer=layer, delta_loops=3, key=jax.random.key(0))
-    assert (plain.delta_loops, trunk.delta_loops) == (0, 3)
+    plain = LoopedTransformer.create(DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0))
+    trunk = LoopedTransformer.create(DIM, LAYERS, HEADS, layer=layer, num_loop_deltas=3, key=jax.random.key(0))
+    assert (plain.num_loop_deltas, trunk.num_loop_deltas) == (0, 3)
     assert {leaf.shape[:2] for leaf in jax.tree.leaves(trunk.loop_deltas)} == {(LAYERS, 3)}
     assert trunk.loop_deltas.mlp.up.weight is None
     close(trunk(x, conditioning, loops=2), plain(x, conditioning, loops=2))
-    with pytest.raises(ValueError, match="`delta_loops=-1` is a number of loops"):
-        LoopedTransformer(DIM, LAYERS, HEADS, delta_loops=-1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="`num_loop_deltas=-1` is a number of loops"):
+        LoopedTransformer.create(DIM, LAYERS, HEADS, num_loop_deltas=-1, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize("options", [{}, {"scan_layers": True, "delta_loops": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"scan_layers": True, "num_loop_deltas": 3}], ids=str)
 def test_layers_kept_apart_give_the_same_states(layer, x, conditioning, options):
     trunk = build(layer, **options)
     apart = trunk.unstacked()
@@ -138,9 +140,9 @@ def test_gradients_agree_between_all_differentiable_ways(layer, x, conditioning)
         (build(layer, scan_layers=True), static),
         (build(layer, unroll_loops=True, remat=Remat.LAYER), static),
         (build(layer, remat=Remat.LOOP), static),
-        (plain, lambda trunk: trunk.masked(x, conditioning, loops=jnp.asarray(3), max_loops=5)),
+        (plain, lambda trunk: trunk.at_exit(x, conditioning, loops=jnp.asarray(3), max_loops=5)),
         (plain, lambda trunk: trunk.trajectory(x, conditioning, loops=4)[2]),
-        (plain, lambda trunk: trunk.student_and_teacher(x, conditioning, student_loops=jnp.asarray(3), loops=4)[0]),
+        (plain, lambda trunk: trunk.student_and_teacher(x, conditioning, student_loops=jnp.asarray(3), max_loops=4)[0]),
         (
             plain,
             lambda trunk: trunk.early_exit(
@@ -163,7 +165,7 @@ def test_per_example_counts_equal_running_alone(layer, conditioning, x):
     xs = jax.random.normal(jax.random.key(3), (4, TOKENS, DIM))
     counts = jnp.asarray([1, 4, 2, 3])
     alone = [trunk(xs[i], conditioning, loops=int(counts[i])) for i in range(4)]
-    masked = jax.vmap(lambda x, r: trunk.masked(x, conditioning, loops=r, max_loops=4))(xs, counts)
+    masked = jax.vmap(lambda x, r: trunk.at_exit(x, conditioning, loops=r, max_loops=4))(xs, counts)
     traced = jax.vmap(lambda x, r: trunk(x, conditioning, loops=r))(xs, counts)
     for i in range(4):
         close(masked[i], alone[i])
@@ -175,7 +177,7 @@ def test_masked_gradient_of_one_example_does_not_see_the_others(x):
     xs = jnp.stack([x, x + 1.0])
 
     def loss(trunk, counts, weights):
-        states = jax.vmap(lambda x, r: trunk.masked(x, loops=r, max_loops=4))(xs, counts)
+        states = jax.vmap(lambda x, r: trunk.at_exit(x, loops=r, max_loops=4))(xs, counts)
         return jnp.sum(weights * jnp.sum(jnp.square(states), axis=(1, 2)))
 
     grad = eqx.filter_jit(eqx.filter_grad(loss))
@@ -187,7 +189,7 @@ def test_masked_gradient_of_one_example_does_not_see_the_others(x):
 
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_early_exit_stops_each_example_at_its_own_loop(differentiable):
-    trunk = LoopedTransformer.from_layers([Doubling(jnp.asarray(2.0))])
+    trunk = LoopedTransformer([Doubling(jnp.asarray(2.0))])
     rule = lambda old, new: jnp.max(new) >= 16.0  # noqa: E731
     xs = jnp.asarray([[[1.0]], [[3.0]], [[16.0]]])
     run = functools.partial(trunk.early_exit, rule=rule, max_loops=6, differentiable=differentiable)
@@ -223,7 +225,7 @@ def test_a_traced_count_runs_only_the_loops_asked_for():
             jax.debug.callback(lambda: calls.append(1))
             return x + self.bias
 
-    trunk = LoopedTransformer.from_layers([Counting(jnp.asarray(1.0))])
+    trunk = LoopedTransformer([Counting(jnp.asarray(1.0))])
     run = jax.jit(lambda r: trunk(jnp.zeros((1, 1)), loops=r))
     for count in (1, 7, 3):
         calls.clear()
@@ -264,7 +266,7 @@ def test_layers_of_your_own_loop_with_and_without_conditioning(x):
             return self.activation(x * self.weight[None, :]) + (0.0 if shift is None else shift)
 
     layers = [Affine(jnp.linspace(0.1, 1.0, DIM) * scale, jnp.tanh) for scale in (1.0, 2.0, 3.0)]
-    trunk = LoopedTransformer.from_layers(layers)
+    trunk = LoopedTransformer(layers)
     shift = jnp.asarray(0.5)
     expected, shifted = x, x
     for _ in range(2):
@@ -290,7 +292,7 @@ def test_it_is_a_pytree_like_any_other_equinox_module(x):
     trunk = build(PreNormLayer)
     doubled = jax.tree.map(lambda leaf: 2.0 * leaf if eqx.is_inexact_array(leaf) else leaf, trunk)
     assert not np.allclose(doubled(x, loops=1), trunk(x, loops=1))
-    ensemble = eqx.filter_vmap(lambda key: LoopedTransformer(DIM, 1, HEADS, key=key))(
+    ensemble = eqx.filter_vmap(lambda key: LoopedTransformer.create(DIM, 1, HEADS, key=key))(
         jax.random.split(jax.random.key(0), 3)
     )
     assert eqx.filter_vmap(lambda trunk: trunk(x, loops=2))(ensemble).shape == (3, TOKENS, DIM)
@@ -312,39 +314,39 @@ def test_bfloat16_states_stay_bfloat16(x):
 @settings(max_examples=15, deadline=None)
 @given(loops=st.integers(1, 12), tokens=st.integers(1, 6))
 def test_any_count_and_length(loops, tokens):
-    trunk = LoopedTransformer.from_layers([Doubling(jnp.asarray(1.5))])
+    trunk = LoopedTransformer([Doubling(jnp.asarray(1.5))])
     x = jnp.ones((tokens, 3))
     close(trunk(x, loops=loops), x * 1.5**loops)
     close(trunk(x, loops=jnp.asarray(loops)), x * 1.5**loops)
-    close(trunk.masked(x, loops=jnp.asarray(loops), max_loops=12), x * 1.5**loops)
+    close(trunk.at_exit(x, loops=jnp.asarray(loops), max_loops=12), x * 1.5**loops)
 
 
 def test_counts_below_one_or_beyond_the_maximum_are_refused(x):
-    trunk = LoopedTransformer.from_layers([Doubling(jnp.asarray(2.0))])
+    trunk = LoopedTransformer([Doubling(jnp.asarray(2.0))])
     for run in (trunk, trunk.trajectory):
         with pytest.raises(ValueError, match=r"`loops=0`: a looped transformer runs at least one loop"):
             run(x, loops=0)
     with pytest.raises(ValueError, match="`max_loops=0`"):
-        trunk.masked(x, loops=jnp.asarray(1), max_loops=0)
+        trunk.at_exit(x, loops=jnp.asarray(1), max_loops=0)
     with pytest.raises(Exception, match=r"`loops` of a looped transformer must be at least 1"):
         trunk(x, loops=jnp.asarray(0)).block_until_ready()
     with pytest.raises(Exception, match=r"`loops` of a looped transformer must be in \[1, 4\]"):
-        trunk.masked(x, loops=jnp.asarray(5), max_loops=4).block_until_ready()
+        trunk.at_exit(x, loops=jnp.asarray(5), max_loops=4).block_until_ready()
     with pytest.raises(Exception, match=r"`student_loops` of a looped transformer must be in \[1, 4\]"):
-        jax.block_until_ready(trunk.student_and_teacher(x, student_loops=jnp.asarray(0), loops=4))
+        jax.block_until_ready(trunk.student_and_teacher(x, student_loops=jnp.asarray(0), max_loops=4))
     with pytest.raises(ValueError, match="min_loops=3, max_loops=2"):
         trunk.early_exit(x, rule=lambda old, new: jnp.asarray(True), max_loops=2, min_loops=3)
 
 
 def test_layers_that_cannot_be_stacked_are_named():
     with pytest.raises(ValueError, match="needs at least one layer"):
-        LoopedTransformer.from_layers([])
+        LoopedTransformer([])
     with pytest.raises(ValueError, match="needs at least one layer"):
-        LoopedTransformer(DIM, 0, HEADS, key=jax.random.key(0))
+        LoopedTransformer.create(DIM, 0, HEADS, key=jax.random.key(0))
     with pytest.raises(ValueError, match="layer 1 differs from layer 0"):
-        LoopedTransformer.from_layers([Doubling(jnp.ones(2)), Doubling(jnp.ones(3))])
+        LoopedTransformer([Doubling(jnp.ones(2)), Doubling(jnp.ones(3))])
     with pytest.raises(ValueError, match="the heads must divide the width"):
-        LoopedTransformer(DIM, 1, 3, key=jax.random.key(0))
+        LoopedTransformer.create(DIM, 1, 3, key=jax.random.key(0))
 
 
 def test_wrong_shapes_are_refused_with_the_name_of_the_argument(x):

@@ -32,11 +32,11 @@ def copies_of_two_layers():
     return eqx.tree_at(lambda m: m.trunk.layers, model, layers)
 
 
-@pytest.mark.parametrize("loop_deltas", [False, True])
-def test_a_looped_model_written_out_is_recovered(loop_deltas):
+@pytest.mark.parametrize("keep_vectors", [False, True])
+def test_a_looped_model_written_out_is_recovered(keep_vectors):
     model = copies_of_two_layers()
-    looped, config = loopify(model, DEEP, num_layers=2, retrofit=Retrofit.STRIDED_AVERAGE, loop_deltas=loop_deltas)
-    assert (config.num_layers, config.max_loops, config.loop_deltas) == (2, 3, loop_deltas)
+    looped, config = loopify(model, DEEP, num_layers=2, retrofit=Retrofit.STRIDED_AVERAGE, keep_vectors=keep_vectors)
+    assert (config.num_layers, config.max_loops, config.num_loop_deltas) == (2, 3, 3 * keep_vectors)
     assert looped.max_loops == 3 and looped.trunk.num_layers == 2
     np.testing.assert_allclose(looped(*INPUTS, loops=3), model(*INPUTS, loops=1), rtol=1e-5, atol=1e-5)
 
@@ -63,12 +63,12 @@ def test_deltas_give_every_loop_the_vectors_of_its_own_layer(retrofit, config, i
         model.trunk.layers,
     )
     model = eqx.tree_at(lambda m: m.trunk.layers, model, layers)
-    looped, _ = loopify(model, config, num_layers=2, retrofit=retrofit, loop_deltas=True)
+    looped, _ = loopify(model, config, num_layers=2, retrofit=retrofit, keep_vectors=True)
     np.testing.assert_allclose(looped(*inputs, loops=3), model(*inputs, loops=1), rtol=1e-4, atol=1e-4)
 
 
 def test_the_config_builds_the_model_and_one_layer_per_loop_is_the_deep_model():
-    looped, config = loopify(deep(), DEEP, num_layers=3, loop_deltas=True)
+    looped, config = loopify(deep(), DEEP, num_layers=3, keep_vectors=True)
     built = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
     assert eqx.tree_equal(
         jax.tree.map(jnp.shape, eqx.filter(looped, eqx.is_array)),

@@ -32,13 +32,13 @@ def model_and_inputs(request):
 def test_all_exits_of_a_model_agree(model_and_inputs):
     model, inputs = model_and_inputs
     exits = model.trajectory(*inputs, loops=3)
-    student, teacher = model.student_and_teacher(*inputs, student_loops=jnp.asarray(2), loops=3)
+    student, teacher = model.student_and_teacher(*inputs, student_loops=jnp.asarray(2), max_loops=3)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
     close(student, exits[1])
     close(teacher, exits[2])
     close(model(*inputs, loops=2), exits[1])
     close(model(*inputs, loops=jnp.asarray(2)), exits[1])
-    close(model.masked(*inputs, loops=jnp.asarray(2), max_loops=3), exits[1])
+    close(model.at_exit(*inputs, loops=jnp.asarray(2), max_loops=3), exits[1])
     batch = [jnp.stack([leaf, leaf]) for leaf in inputs]
     close(BatchedPredict(model)(*batch, loops=2)[1], exits[1])
     assert not np.allclose(exits[0], exits[1])
@@ -122,6 +122,7 @@ def test_unknown_names_and_broken_configs_are_explained():
         ({"num_heads": 5}, "heads must divide"),
         ({"dropout": 1.0}, "dropout"),
         ({"max_loops": 0}, "max_loops=0"),
+        ({"num_loop_deltas": config.max_loops + 1}, r"must be in \[0, max_loops\]"),
     ]:
         with pytest.raises(ValueError, match=text):
             dataclasses.replace(config, **change)

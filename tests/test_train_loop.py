@@ -221,7 +221,7 @@ def test_every_objective_gets_the_exits_it_asks_for(objective):
     corrupted = CORRUPTION(jnp.asarray(batch.examples), jnp.asarray(batch.labels), key=jax.random.key(5))
     loops = objective.sample_loops(jax.random.key(6), 8)
     evaluate = eqx.filter_jit(
-        lambda model: batch_loss(model, corrupted, objective, sampled_loops=loops, progress=jnp.asarray(0.5))
+        lambda model: batch_loss(model, corrupted, objective, student_loops=loops, progress=jnp.asarray(0.5))
     )
     loss, terms = evaluate(model)
 
@@ -251,7 +251,7 @@ def test_exit_losses_are_deterministic_and_match_the_objective():
     np.testing.assert_array_equal(losses, again)
     corrupted = CORRUPTION(examples, labels, key=jax.random.key(0))
     last = batch_loss(
-        model, corrupted, VanillaLoss(LOSS, max_loops=3), sampled_loops=jnp.asarray(3), progress=jnp.asarray(0.0)
+        model, corrupted, VanillaLoss(LOSS, max_loops=3), student_loops=jnp.asarray(3), progress=jnp.asarray(0.0)
     )
     assert float(losses[2]) == pytest.approx(float(last[0]), rel=1e-5)
 

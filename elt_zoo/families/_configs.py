@@ -27,7 +27,7 @@ class ModelConfig(abc.ABC):
     - `num_classes`: classes; the null class comes on top.
     - `mlp_dim`: hidden width of the MLP; `None` for 4·`dim`.
     - `dropout`: rate in every residual branch (and after MaskGIT's embedding).
-    - `loop_deltas`: whether every loop up to L_max has small additions of its own to the layers' vectors.
+    - `num_loop_deltas`: loops that add vectors of their own to the layers' vectors, at most L_max; default none.
     - `scan_layers`, `unroll_loops`, `remat`: how the trunk runs, see [`LoopedTransformer`][elt_zoo.LoopedTransformer].
     """
 
@@ -40,7 +40,7 @@ class ModelConfig(abc.ABC):
     num_classes: int
     mlp_dim: int | None = None
     dropout: float = 0.0
-    loop_deltas: bool = False
+    num_loop_deltas: int = 0
     scan_layers: bool = False
     unroll_loops: bool = False
     remat: Remat = Remat.NONE
@@ -52,6 +52,11 @@ class ModelConfig(abc.ABC):
         if self.dim % self.num_heads:
             raise ValueError(
                 f"`{type(self).__name__}(dim={self.dim}, num_heads={self.num_heads})`: the heads must divide the width."
+            )
+        if not 0 <= self.num_loop_deltas <= self.max_loops:
+            raise ValueError(
+                f"`{type(self).__name__}(num_loop_deltas={self.num_loop_deltas}, max_loops={self.max_loops})` "
+                "must be in [0, max_loops]: it counts loops with vectors of their own."
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`{type(self).__name__}(dropout={self.dropout})` must be in [0, 1).")
@@ -77,14 +82,14 @@ class ModelConfig(abc.ABC):
 
     def unique_depth(self) -> "ModelConfig":
         """The baseline of equal compute without sharing: N·L unique layers, one loop."""
-        return dataclasses.replace(self, num_layers=self.effective_depth, max_loops=1)
+        return dataclasses.replace(self, num_layers=self.effective_depth, max_loops=1, num_loop_deltas=0)
 
     def to_dict(self) -> dict[str, Any]:
         """The framework and every field, of JSON's types."""
         return {"framework": self.framework} | dataclasses.asdict(self)
 
     def _trunk(self, layer: Any, key: PRNGKeyArray) -> LoopedTransformer:
-        return LoopedTransformer(
+        return LoopedTransformer.create(
             self.dim,
             self.num_layers,
             self.num_heads,
@@ -93,7 +98,7 @@ class ModelConfig(abc.ABC):
             scan_layers=self.scan_layers,
             unroll_loops=self.unroll_loops,
             remat=self.remat,
-            delta_loops=self.max_loops if self.loop_deltas else 0,
+            num_loop_deltas=self.num_loop_deltas,
             key=key,
         )
 

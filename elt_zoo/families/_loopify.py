@@ -29,7 +29,7 @@ def loopify(
     *,
     num_layers: int,
     retrofit: Retrofit = Retrofit.PICK,
-    loop_deltas: bool = False,
+    keep_vectors: bool = False,
 ) -> tuple[ElasticModel, ModelConfig]:
     """Turns a deep model of D unique layers into an N×L looped one of equal compute, a start for fine-tuning.
 
@@ -42,7 +42,7 @@ def loopify(
     - `model`, `config`: a model of one loop, such as [`load_dit`][elt_zoo.pretrained.load_dit] returns, and its config.
     - `num_layers`: N, a divisor of D; then L = D / N.
     - `retrofit`: how the shared layers are made.
-    - `loop_deltas`: let every loop keep the biases and norm scales that the deep model's layer at its place had, as
+    - `keep_vectors`: let every loop keep the biases and norm scales that the deep model's layer at its place had, as
       additions to the shared ones. That is a small share of the parameters.
 
     **Returns:** the looped model and its config, whose `max_loops` is L.
@@ -51,10 +51,10 @@ def loopify(
     another model.
     """
     depth = config.num_layers
-    if config.max_loops != 1 or config.loop_deltas:
+    if config.max_loops != 1 or config.num_loop_deltas:
         raise ValueError(
             f"`loopify` takes a model of one loop, but this config has max_loops={config.max_loops} and "
-            f"loop_deltas={config.loop_deltas}."
+            f"num_loop_deltas={config.num_loop_deltas}."
         )
     if model.trunk.num_layers != depth:
         raise ValueError(
@@ -67,12 +67,14 @@ def loopify(
             f"`loopify(num_layers={num_layers})` cannot share {depth} layers evenly. Choose one of {divisors}."
         )
     loops = depth // num_layers
-    looped_config = dataclasses.replace(config, num_layers=num_layers, max_loops=loops, loop_deltas=loop_deltas)
+    looped_config = dataclasses.replace(
+        config, num_layers=num_layers, max_loops=loops, num_loop_deltas=loops if keep_vectors else 0
+    )
     looped = eqx.filter_eval_shape(looped_config.build, key=jax.random.key(0))
     deep, _ = eqx.partition(model.trunk.layers, eqx.is_array)
     shared = jax.tree.map(lambda leaf: _shared(leaf, num_layers, Retrofit(retrofit)), deep)
     trunk = eqx.tree_at(lambda trunk: trunk.layers, looped.trunk, eqx.combine(shared, looped.trunk.layers))
-    if loop_deltas:
+    if keep_vectors:
 
         def own(delta, leaf, mean):
             # In the order of execution the deep layer l·N + n is layer n of loop l.

@@ -42,13 +42,13 @@ class ElasticModel(eqx.Module):
         return self.head(self.trunk(tokens, conditioning, loops=loops, key=trunk_key), conditioning)
 
     @checked
-    def masked(
+    def at_exit(
         self, *inputs: Any, loops: Int[Array, ""], max_loops: int, key: PRNGKeyArray | None = None
     ) -> PyTree[Array]:
         """The prediction after a traced number of loops, differentiable, at the cost of `max_loops`."""
         embed_key, trunk_key = _split(key)
         tokens, conditioning = self.head.embed(*inputs, key=embed_key)
-        state = self.trunk.masked(tokens, conditioning, loops=loops, max_loops=max_loops, key=trunk_key)
+        state = self.trunk.at_exit(tokens, conditioning, loops=loops, max_loops=max_loops, key=trunk_key)
         return self.head(state, conditioning)
 
     @checked
@@ -61,13 +61,13 @@ class ElasticModel(eqx.Module):
 
     @checked
     def student_and_teacher(
-        self, *inputs: Any, student_loops: Int[Array, ""], loops: int, key: PRNGKeyArray | None = None
+        self, *inputs: Any, student_loops: Int[Array, ""], max_loops: int, key: PRNGKeyArray | None = None
     ) -> tuple[PyTree[Array], PyTree[Array]]:
-        """The predictions after `student_loops` (traced) and after `loops` loops, from one forward pass."""
+        """The predictions after `student_loops` (traced) and after `max_loops` loops, from one forward pass."""
         embed_key, trunk_key = _split(key)
         tokens, conditioning = self.head.embed(*inputs, key=embed_key)
         student, teacher = self.trunk.student_and_teacher(
-            tokens, conditioning, student_loops=student_loops, loops=loops, key=trunk_key
+            tokens, conditioning, student_loops=student_loops, max_loops=max_loops, key=trunk_key
         )
         return self.head(student, conditioning), self.head(teacher, conditioning)
 

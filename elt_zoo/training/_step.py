@@ -22,22 +22,22 @@ def predict_exits(
     inputs: tuple[PyTree[Array], ...],
     exits: Exits,
     *,
-    sampled_loops: Int[Array, ""],
+    student_loops: Int[Array, ""],
     max_loops: int,
     key: PRNGKeyArray | None = None,
 ) -> tuple[PyTree[Array], ...]:
     """The predictions that an objective asks for, for one example, from one forward pass.
 
     **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel] or anything with its methods; `inputs`: of one
-    example; `exits`: what is asked for; `sampled_loops`: the sampled exit; `max_loops`: L_max; `key`: turns dropout on.
+    example; `exits`: what is asked for; `student_loops`: the sampled exit; `max_loops`: L_max; `key`: turns dropout on.
     """
     match exits:
         case Exits.FINAL:
             return (model(*inputs, loops=max_loops, key=key),)
         case Exits.STUDENT:
-            return (model.masked(*inputs, loops=sampled_loops, max_loops=max_loops, key=key),)
+            return (model.at_exit(*inputs, loops=student_loops, max_loops=max_loops, key=key),)
         case Exits.STUDENT_AND_TEACHER:
-            return model.student_and_teacher(*inputs, student_loops=sampled_loops, loops=max_loops, key=key)
+            return model.student_and_teacher(*inputs, student_loops=student_loops, max_loops=max_loops, key=key)
         case Exits.ALL:
             return (model.trajectory(*inputs, loops=max_loops, key=key),)
 
@@ -47,25 +47,25 @@ def batch_loss(
     corrupted: Corrupted,
     objective: AbstractObjective,
     *,
-    sampled_loops: Int[Array, "..."],
+    student_loops: Int[Array, "..."],
     progress: Float[Array, ""],
     keys: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The objective over a batch: the sum of the examples' losses over the sum of their weights, and every term alike.
 
-    **Arguments:** `corrupted`: the batch; `sampled_loops`: one count, or one per example; `progress`: share of training
+    **Arguments:** `corrupted`: the batch; `student_loops`: one count, or one per example; `progress`: share of training
     done; `keys`: one per example turns dropout on.
     """
 
     def one(inputs, target, loops, key):
         predictions = predict_exits(
-            model, inputs, objective.exits, sampled_loops=loops, max_loops=objective.max_loops, key=key
+            model, inputs, objective.exits, student_loops=loops, max_loops=objective.max_loops, key=key
         )
         return objective(*predictions, target=target, progress=progress)
 
     # An exit that all examples share stays unbatched: selecting it then costs one comparison.
-    axes = (0, 0, 0 if sampled_loops.ndim else None, None if keys is None else 0)
-    losses, terms = jax.vmap(one, in_axes=axes)(corrupted.inputs, corrupted.target, sampled_loops, keys)
+    axes = (0, 0, 0 if student_loops.ndim else None, None if keys is None else 0)
+    losses, terms = jax.vmap(one, in_axes=axes)(corrupted.inputs, corrupted.target, student_loops, keys)
     total = jnp.sum(corrupted.weight)
     weight = terms.pop("lambda", None)
     metrics = {name: jnp.sum(term) / total for name, term in terms.items()}
@@ -114,7 +114,7 @@ def make_train_step(
             batch = prepare(batch, prepare_key)
         size = batch.labels.shape[0]
         corrupted = corruption(batch.examples, batch.labels, key=corrupt_key)
-        sampled_loops = objective.sample_loops(loops_key, size)
+        student_loops = objective.sample_loops(loops_key, size)
         masks = jax.random.split(dropout_key, size) if dropout else None
         progress = state.step.astype(jnp.float32) / total_steps
 
@@ -124,7 +124,7 @@ def make_train_step(
                 precision.cast(model),
                 compute,
                 objective,
-                sampled_loops=sampled_loops,
+                student_loops=student_loops,
                 progress=progress,
                 keys=masks,
             )
