@@ -8,41 +8,48 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from throughput import compare_streams, endless
 
-from elt_zoo.data import ShardedTokens, ShardPlan, ShardWriter, Views, training_batches
+from elt_zoo.data import AbstractSource, Images, ShardedTokens, Views, Visit, precompute, training_batches
 
 SIDE, CODES, CLASSES = 16, 1024, 1000
 BATCH = 256
 
 
-def random_tokens(examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of two views, and labels."""
-    ids = np.random.default_rng(0).integers(0, CODES, (examples, Views.FLIP.count, SIDE, SIDE))
-    return ids.astype(np.uint16), np.arange(examples) % CLASSES
+class SpelledCodes(AbstractSource):
+    """Images whose pixels spell random ids: the lower byte in red, the upper one in green."""
+
+    class_names = tuple(map(str, range(CLASSES)))
+    in_memory = True
+
+    def __init__(self, examples: int):
+        self.ids = np.random.default_rng(0).integers(0, CODES, (examples, SIDE, SIDE)).astype(np.uint16)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def read(self, visit: Visit) -> Images:
+        ids = self.ids[visit.index]
+        pixels = np.stack([ids % 256, ids // 256], axis=-1).astype(np.uint8)
+        return Images(pixels, np.asarray(visit.index % CLASSES, np.int32))
 
 
-def write_tokens(folder: Path, ids: np.ndarray, labels: np.ndarray) -> ShardedTokens:
-    """Shards of ids that are there already."""
-    plan = ShardPlan(
-        kind="tokens",
-        fields={"ids": ("<u2", ids.shape[1:])},
-        class_names=tuple(map(str, range(CLASSES))),
-        examples=len(ids),
-        shard_size=8192,
-        views=Views.FLIP,
-        codebook_size=CODES,
-    )
-    records = np.zeros(len(ids), plan.record)
-    records["ids"], records["label"] = ids, labels
-    writer = ShardWriter(folder, plan)
-    for number in range(plan.num_shards):
-        rows = plan.rows(number)
-        writer.write(number, (record.tobytes() for record in records[rows.start : rows.stop]), {})
-    writer.finish()
-    return ShardedTokens(folder)
+class Reader(eqx.Module):
+    """The tokenizer that reads them."""
+
+    codebook_size: int = eqx.field(static=True, default=CODES)
+
+    def encode(self, image: jax.Array) -> jax.Array:
+        red, green = jnp.moveaxis(jnp.rint(127.5 * image + 127.5).astype(jnp.int32), -1, 0)
+        return red + 256 * green
 
 
 class MappedTokens(torch.utils.data.Dataset):
@@ -63,10 +70,11 @@ class MappedTokens(torch.utils.data.Dataset):
 def rows(examples: int = 100_000, *, batches: int = 100, rounds: int) -> list[dict[str, Any]]:
     """One row."""
     with tempfile.TemporaryDirectory() as scratch:
-        ids, labels = random_tokens(examples)
-        source = write_tokens(Path(scratch) / "shards", ids, labels)
-        np.save(Path(scratch) / "ids.npy", ids)
-        dataset = MappedTokens(Path(scratch) / "ids.npy", labels)
+        codes = SpelledCodes(examples)
+        precompute(codes, Reader(), Path(scratch) / "shards", size=SIDE, batch_size=2048)
+        source = ShardedTokens(Path(scratch) / "shards")
+        np.save(Path(scratch) / "ids.npy", np.stack([codes.ids, codes.ids[..., ::-1]], axis=1))
+        dataset = MappedTokens(Path(scratch) / "ids.npy", np.arange(examples) % CLASSES)
         loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True)
         ours = training_batches(source, batch_size=BATCH, seed=0, workers=0)
         case = f"tokens, {SIDE} × {SIDE} in {Views.FLIP.count} views"

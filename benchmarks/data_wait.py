@@ -44,7 +44,8 @@ def _training(source: ShardedTokens, steps: int) -> tuple[Any, Any]:
     """The state at the start and the step."""
     config = preset(PRESET)
     assert isinstance(config, MaskGITConfig)
-    grid = source.index.plan.fields["ids"][1][1:]
+    grid = source.index.shape
+    assert grid is not None  # tokens have one
     config = dataclasses.replace(
         config, num_classes=source.num_classes, grid=grid, codebook_size=source.codebook_size, max_loops=1
     )

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from elt_zoo.data import (
     AbstractSource,
     ClipTransform,
     DataError,
-    Images,
+    DigitImages,
     ImageSource,
     ImageTransform,
     MovingDigits,
@@ -19,14 +18,10 @@ from elt_zoo.data import (
     ShardedTokens,
     Subset,
     VideoSource,
-    Visit,
-    digits_to_pixels,
-    from_pixels,
     hold_out,
     image_folder,
     image_tar,
     imagenet,
-    load_digits,
     open_shards,
     ucf101,
     video_folder,
@@ -44,25 +39,6 @@ class Opened(NamedTuple):
     plain: AbstractSource
     shards: ShardedTokens | ShardedLatents | None = None
     """The whole, if it is precomputed."""
-
-
-class DigitImages(AbstractSource):
-    """The handwritten digits as images of 8 × 8 grey pixels."""
-
-    def __init__(self, split: Split):
-        digits = load_digits(split)
-        self.class_names = tuple("0123456789")
-        self._images = from_pixels(digits_to_pixels(digits.images))
-        self._labels = digits.labels
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def name(self, index: int) -> str:
-        return f"digit {index}"
-
-    def read(self, visit: Visit) -> Images:
-        return Images(self._images[visit.index], np.asarray(self._labels[visit.index]))
 
 
 def open_source(
@@ -103,7 +79,7 @@ def open_images(data: str, *, size: int, heldout: int, exact: bool = False, toke
     augmented, plain = (ImageTransform(size, augment=augment, exact=exact) for augment in (True, False))
     root = existing(data)
     if is_shards(root):
-        if open_shards(root).plan.kind == "images":
+        if open_shards(root).kind == "images":
             return parted(ShardedImages(root, augmented), ShardedImages(root, plain), heldout=heldout)
         return parted_shards(root, tokenizer, heldout=heldout)
     train = open_image_files(root, augmented, split="train")
@@ -160,7 +136,7 @@ def open_videos(root: Path, transform: ClipTransform, *, split: Split, fold: int
 
 def parted_shards(root: Path, tokenizer: Any, *, heldout: int) -> Opened:
     """Tokens or latents in shards. **Raises:** `DataError` if another tokenizer made them."""
-    match open_shards(root).plan.kind:
+    match open_shards(root).kind:
         case "tokens":
             shards = ShardedTokens(root, tokenizer=tokenizer)
         case "latents":

@@ -23,7 +23,6 @@ from datasets import Split, open_source
 from tqdm import tqdm
 
 from elt_zoo.data import (
-    EncodedImages,
     Progress,
     ShardIndex,
     UnreadableLog,
@@ -88,8 +87,9 @@ def main(config: Config) -> None:
     if index is None:
         print("Not complete yet. Run the same command again to resume.")
         return
-    size = sum(shard.bytes for shard in index.shards)
-    print(f"{len(index)} examples ({index.plan.kind}) in {len(index.shards)} shards of {size / 1e6:.1f} MB in all.")
+    print(
+        f"{len(index)} examples ({index.kind}) in {index.num_shards} shards of {index.num_bytes / 1e6:.1f} MB in all."
+    )
     for name, reason in index.skipped.items():
         print(f"skipped {name}: {reason}")
 
@@ -148,8 +148,6 @@ def encode(config: Config, folder: Path, options: dict[str, Any]) -> ShardIndex 
 def pack(config: Config, options: dict[str, Any]) -> ShardIndex | None:
     """Shards of image files."""
     source = open_source(config.data, split=config.split, size=config.size)
-    if not isinstance(source, EncodedImages):
-        raise ValueError(f"`--data {config.data}` has no image files to pack. Name a `--tokenizer` to encode it with.")
     return pack_images(source, config.out, check=decode_image, **options)
 
 

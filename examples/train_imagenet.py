@@ -154,7 +154,7 @@ def images_task(config: Config) -> Task:
     )
     unfit = ShardedLatents if isinstance(model, MaskGITConfig) else ShardedTokens
     if isinstance(opened.shards, unfit):
-        kind = opened.shards.index.plan.kind
+        kind = opened.shards.index.kind
         raise ValueError(
             f"`--data {config.data}` holds {kind}, which `--framework {config.framework}` does not take: masked "
             "generation needs tokens, diffusion latents or pixels."

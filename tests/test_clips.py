@@ -173,7 +173,7 @@ def test_what_is_missing_is_named(ucf, tmp_path):
     with pytest.raises(DataError, match=r"no list .*trainlist03.txt. Beside it: classInd.txt, testlist01.txt"):
         ucf101(ucf, fold=3)
     (lists / "trainlist01.txt").write_text("".join(f"Walk/v_{index}.avi 1\n" for index in range(5)))
-    with pytest.raises(DataError, match=r"5 of the 5 videos wanted .* Walk/v_0.avi, Walk/v_1.avi, Walk/v_2.avi, …"):
+    with pytest.raises(DataError, match=r"5 of the 5 videos wanted .* Walk/v_0.avi, .*, Walk/v_4.avi"):
         ucf101(ucf)
     (lists / "trainlist01.txt").write_text("\n")
     with pytest.raises(DataError, match="the list of files is empty"):
@@ -200,7 +200,7 @@ def test_what_is_missing_is_named(ucf, tmp_path):
         video_folder(flat)
     for name in "abcd":
         (flat / f"{name}.avi").touch()
-    with pytest.raises(DataError, match=r"no class folders. Expected .*; found a.avi, b.avi, c.avi, …"):
+    with pytest.raises(DataError, match=r"no class folders. Expected .*; found a.avi, b.avi, c.avi, d.avi"):
         video_folder(flat)
 
 

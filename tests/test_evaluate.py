@@ -313,10 +313,11 @@ def test_images_need_weights_and_a_reference(cells, tmp_path):
 
 @pytest.mark.slow
 def test_missing_tokenizers_and_other_data_are_explained(cells):
-    from datasets import DigitImages
     from evaluate import sample_shape
     from loops import heldout_task
     from samplers import SamplerSettings
+
+    from elt_zoo.data import DigitImages
 
     dit, maskgit = load("digits-dit"), load("digits-maskgit")
     assert sample_shape(dit) == sample_shape(maskgit) == (8, 8, 1)

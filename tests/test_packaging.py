@@ -93,13 +93,41 @@ def test_types_ship_with_the_package():
 
 
 def test_private_helpers_have_one_way_out():
-    """A package's public names are those of its `__init__`; other packages do not reach into its private files."""
+    """A package's public names are those of its `__init__`. Only the package itself, and the packages inside it, import
+    its private files.
+    """
     for file in PACKAGE.rglob("*.py"):
         here = ".".join(["elt_zoo", *file.relative_to(PACKAGE).parts[:-1]])
         for name in _imports(file):
-            private = [part for part in name.split(".")[1:] if part.startswith("_")]
+            owner, private, _ = name.partition("._")
             if name.startswith("elt_zoo.") and private and name != "elt_zoo._checks":
-                assert name.startswith(here + "."), f"{file.relative_to(ROOT)} imports {name}"
+                inside = owner != "elt_zoo" and f"{here}.".startswith(f"{owner}.")
+                assert inside, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def _floors(room):
+    """The packages inside a room."""
+    return sorted(path.parent.name for path in (PACKAGE / room).glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if _floors(room)])
+def test_packages_inside_a_room_stand_on_its_files_and_not_on_each_other(room):
+    floors = _floors(room)
+    for file in _files(room):
+        here = file.relative_to(PACKAGE / room).parts[:-1]
+        if file == PACKAGE / room / "__init__.py":
+            continue
+        used = {name.split(".")[2] for name in _imports(file) if name.startswith(f"elt_zoo.{room}.")}
+        assert used & set(floors) <= set(here), f"{file.relative_to(ROOT)} imports {used & set(floors)}"
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if _floors(room)])
+def test_a_room_offers_all_that_its_packages_offer(room):
+    module = importlib.import_module(f"elt_zoo.{room}")
+    for floor in _floors(room):
+        inner = importlib.import_module(f"elt_zoo.{room}.{floor}")
+        for name in _public_names(inner):
+            assert getattr(module, name, None) is getattr(inner, name), f"elt_zoo.{room} lacks {name}"
 
 
 def _public_names(module):

@@ -36,8 +36,8 @@ from elt_zoo.data import (
     to_pixels,
     training_batches,
 )
-from elt_zoo.data._shard_index import ShardPlan
-from elt_zoo.data._shard_writer import ShardWriter
+from elt_zoo.data.shards._index import ShardPlan
+from elt_zoo.data.shards._writer import ShardWriter
 from elt_zoo.sharding import data_mesh, replicate, shard_batch
 from elt_zoo.tokenizers import AutoencoderKLConfig, GreyLevels, PatchCodebook, VQGANConfig, save_tokenizer
 

@@ -16,14 +16,14 @@ from elt_zoo.data import (
     UnreadableLog,
     Views,
     Visit,
-    fingerprint,
     open_shards,
     sample_latents,
     training_batches,
 )
-from elt_zoo.data._shard_index import ShardPlan
-from elt_zoo.data._shard_source import draw_views
-from elt_zoo.data._write_shards import write_shards
+from elt_zoo.data.shards._fingerprint import fingerprint
+from elt_zoo.data.shards._index import ShardPlan
+from elt_zoo.data.shards._source import draw_views
+from elt_zoo.data.shards._write import write_shards
 from elt_zoo.tokenizers import GreyLevels, PatchCodebook
 
 EXAMPLES = 50

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 from video_files import decode_all, frames_of, write_frames
 
-import elt_zoo.data._video_decode as module
-from elt_zoo.data import Cut, UnreadableExample, VideoInfo, index_videos, probe_video, read_frames, write_video
+import elt_zoo.data.videos._decode as module
+from elt_zoo.data import UnreadableExample, write_video
 from elt_zoo.data._optional import optional_import
+from elt_zoo.data.videos._decode import Cut, VideoInfo, probe_video, read_frames
+from elt_zoo.data.videos._index import index_videos
 
 OPEN_GROUPS = {"x264-params": "open-gop=1:scenecut=0:keyint=8:min-keyint=8"}
 FILES = {

@@ -1,6 +1,7 @@
 """What the sources give: one example without, and a batch with, a leading axis on every array."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,3 +47,10 @@ class Latents:
     mean: Float[Array | np.ndarray, "*batch height width channels"]
     log_variance: Float[Array | np.ndarray, "*batch height width channels"]
     labels: Int[Array | np.ndarray, "*batch"]
+
+
+class Batch(NamedTuple):
+    """Examples as a model wants them, of any shape, and their labels, with a leading batch axis."""
+
+    examples: Any
+    labels: Int[Any, " batch"]

@@ -3,8 +3,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from ._batches import Images
+from ._convert import from_pixels
+from ._source import AbstractSource, Visit
+
 DIGIT_LEVELS = 17
 """Grey levels of the digits, 0 to 16."""
+DIGIT_CLASSES = tuple("0123456789")
 
 
 class Digits(NamedTuple):
@@ -44,3 +49,33 @@ def digits_to_pixels(levels: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "
 def pixels_to_digits(pixels: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Pixels in [−1, 1], clipped to that range → grey levels in [0, 16], float64 and not rounded."""
     return (np.clip(np.asarray(pixels, np.float64), -1.0, 1.0) + 1.0) * 8.0
+
+
+class DigitImages(AbstractSource):
+    """The digits of [`load_digits`][elt_zoo.data.load_digits] as a source of [`Images`][elt_zoo.data.Images]: 8 × 8
+    grey pixels, classes "0" to "9".
+    """
+
+    in_memory = True
+
+    def __init__(self, split: Literal["train", "heldout"]):
+        """**Arguments:** `split`: "train" or "heldout". **Raises:** `ValueError` for another name."""
+        digits = load_digits(split)
+        self.class_names = DIGIT_CLASSES
+        self._images = from_pixels(digits_to_pixels(digits.images))
+        self._labels = digits.labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def label(self, index: int) -> int:
+        """The digit that an image shows."""
+        return int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"digit {index}"
+
+    def read(self, visit: Visit) -> Images:
+        """One image and its class."""
+        return Images(self._images[visit.index], np.asarray(self._labels[visit.index]))

@@ -4,10 +4,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ._batches import Clips
-from ._digits import DIGIT_LEVELS, load_digits
+from ._digits import DIGIT_CLASSES, DIGIT_LEVELS, load_digits
 from ._source import AbstractSource, Visit
 
-_CLASS_NAMES = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 _EXTENT = 0.55
 """Side of a digit among that of the frame."""
 _SMALLEST = 16
@@ -52,7 +51,7 @@ class MovingDigits(AbstractSource):
                 f"`MovingDigits(frames={frames}, size={size}, length={length})` needs at least 1 frame, a size of "
                 f"{_SMALLEST} and 1 clip."
             )
-        self.class_names = _CLASS_NAMES
+        self.class_names = DIGIT_CLASSES
         self.frames = frames
         self.size = size
         self._length = length

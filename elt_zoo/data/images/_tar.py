@@ -10,8 +10,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ._image_source import ImageSource, is_image_name, some
-from ._source import DataError
+from .._messages import some
+from .._source import DataError
+from ._source import ImageSource, is_image_name
 from ._transform import ImageTransform
 
 _LOGGER = logging.getLogger("elt_zoo.data")

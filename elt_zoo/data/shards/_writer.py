@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ._optional import optional_import
-from ._shard_index import Shard, ShardIndex, ShardPlan, file_size, read_json, read_plan, write_json, write_plan
-from ._source import DataError
+from .._optional import optional_import
+from .._source import DataError
+from ._index import Shard, ShardIndex, ShardPlan, file_size, read_json, read_plan, write_json, write_plan
 
 # A record to a chunk, so that reading one touches nothing else. Ids and JPEG hardly compress; leaving that out makes
 # reading half as fast again.

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from ._optional import optional_import
-from ._source import UnreadableExample
+from .._optional import optional_import
+from .._source import UnreadableExample
 
 # A damaged header may claim 65,535 × 65,535 pixels, which is 12 GiB. Pillow refuses the same.
 _MOST_PIXELS = 178_956_970

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ._source import UnreadableExample
-from ._video_decode import VideoInfo, probe_video
+from .._source import UnreadableExample
+from ._decode import VideoInfo, probe_video
 
 _LOGGER = logging.getLogger("elt_zoo.data")
 _CACHE_NAME = ".elt_zoo_videos.json"

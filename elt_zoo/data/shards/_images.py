@@ -7,20 +7,19 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 
-from ._batches import Images
-from ._pipeline import default_workers
-from ._shard_index import ShardIndex, ShardPlan
-from ._shard_source import ShardReader
-from ._source import AbstractSource, UnreadableExample, UnreadableLog, Visit
-from ._transform import ImageTransform
-from ._write_shards import Progress, check_processes, write_shards
+from .._batches import Images
+from .._pipeline import default_workers
+from .._source import AbstractSource, DataError, UnreadableExample, UnreadableLog, Visit
+from ._index import ShardIndex, ShardPlan
+from ._source import ShardReader
+from ._write import Progress, check_processes, write_shards
 
 _LABEL = struct.Struct("<i")
 
 
 @runtime_checkable
 class EncodedImages(Protocol):
-    """What `pack_images` takes: a source that also gives its files as they are."""
+    """What `pack_images` takes: a source that can also return its files unchanged."""
 
     class_names: tuple[str, ...]
 
@@ -40,7 +39,7 @@ class EncodedImages(Protocol):
 
 
 def pack_images(
-    source: EncodedImages,
+    source: AbstractSource,
     folder: str | os.PathLike,
     *,
     shard_size: int = 8192,
@@ -58,7 +57,9 @@ def pack_images(
 
     **Arguments:**
 
-    - `source`: of files.
+    - `source`: images in files, from [`image_folder`][elt_zoo.data.image_folder],
+      [`image_tar`][elt_zoo.data.image_tar], [`imagenet`][elt_zoo.data.imagenet] or
+      [`ShardedImages`][elt_zoo.data.ShardedImages].
     - `check`: called with every file, and raises `UnreadableExample` for what is to be left out, such as
       [`decode_image`][elt_zoo.data.decode_image]; `None` packs them unseen.
     - `folder`, `shard_size`, `workers`, `process_index`, `process_count`, `description`, `unreadable`, `on_progress`,
@@ -66,9 +67,13 @@ def pack_images(
 
     **Returns:** the index, or `None` if it was stopped or shards of other processes are still missing.
 
-    **Raises:** `DataError` if the folder holds anything else, with every difference, and once too much could not be
-    read; `ValueError` for arguments out of range.
+    **Raises:** `DataError` if the source has no files, if the folder holds anything else, with every difference, and
+    once too much could not be read; `ValueError` for arguments out of range.
     """
+    if not isinstance(source, EncodedImages):
+        raise DataError(
+            f"`pack_images` copies image files, and a {type(source).__name__} has none. Encode it with `precompute`."
+        )
     check_processes("pack_images", process_index, process_count)
     if shard_size < 1:
         raise ValueError(f"`pack_images(shard_size={shard_size})` must be at least one example.")
@@ -120,8 +125,9 @@ class ShardedImages(AbstractSource):
     [`Images`][elt_zoo.data.Images].
     """
 
-    def __init__(self, folder: str | os.PathLike, transform: ImageTransform):
-        """**Arguments:** `folder`: of shards; `transform`: how to decode and crop.
+    def __init__(self, folder: str | os.PathLike, transform: Callable[[bytes, np.random.Generator], np.ndarray]):
+        """**Arguments:** `folder`: of shards; `transform`: how to decode and crop an image file, such as
+        [`ImageTransform`][elt_zoo.data.ImageTransform].
 
         **Raises:** `DataError` if the folder does not match its index or holds something else.
         """

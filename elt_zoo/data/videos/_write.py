@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from .._checks import checked
-from ._batches import Clips
-from ._optional import optional_import
-from ._source import AbstractSource, Visit
+from ..._checks import checked
+from .._batches import Clips
+from .._optional import optional_import
+from .._source import AbstractSource, Visit
 from ._ucf101 import LIST_FOLDER, VIDEO_FOLDER
 
 _CODECS = {".avi": ("mpeg4", {"qmin": "1", "qmax": "3"}), ".mp4": ("libx264", {"crf": "15"})}

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from .._checks import checked
-from ._optional import optional_import
-from ._source import UnreadableExample
+from ..._checks import checked
+from .._optional import optional_import
+from .._source import UnreadableExample
 
 
 class VideoInfo(NamedTuple):

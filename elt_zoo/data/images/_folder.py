@@ -2,8 +2,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ._image_source import ImageSource, is_image_name, some
-from ._source import DataError
+from .._messages import some
+from .._source import DataError
+from ._source import ImageSource, is_image_name
 from ._transform import ImageTransform
 
 _SPLITS = {"test", "train", "training", "val", "valid", "validation"}

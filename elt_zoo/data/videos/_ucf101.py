@@ -3,9 +3,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ._source import DataError
-from ._video_folder import videos_by_class
-from ._video_source import ClipTransform, VideoSource, some
+from .._messages import some
+from .._source import DataError
+from ._folder import videos_by_class
+from ._source import VideoSource
+from ._transform import ClipTransform
 
 VIDEO_FOLDER = "UCF-101"
 LIST_FOLDER = "ucfTrainTestlist"

@@ -3,8 +3,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from ._shard_index import ShardIndex, ShardPlan
-from ._shard_writer import ShardWriter
+from ._index import ShardIndex, ShardPlan
+from ._writer import ShardWriter
 
 
 class Progress(NamedTuple):

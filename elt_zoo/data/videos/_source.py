@@ -1,51 +1,16 @@
 import copy
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ._batches import Clips
-from ._source import AbstractSource, DataError, UnreadableExample, Visit
-from ._video_decode import Cut, read_frames
-from ._video_index import index_videos
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipTransform:
-    """How a clip is taken from a video. The defaults are those of the paper's setting, 16 × 128 × 128.
-
-    **Arguments:**
-
-    - `frames`: of the clip.
-    - `stride`: between two of them.
-    - `size`: pixels of a side. The shorter side of the video is resized to it and the longer one is cut.
-    - `random_start`: whether the clip begins anywhere, drawn anew each epoch, or lies in the middle of the video.
-    - `random_crop`: whether the cut is drawn too, or lies in the middle.
-    - `flip`: whether half of the clips are mirrored. Off by default: some actions have a side, and figures for video
-      are compared with the data as it is.
-
-    **Raises:** `ValueError` if a number is less than 1.
-    """
-
-    frames: int = 16
-    stride: int = 1
-    size: int = 128
-    random_start: bool = True
-    random_crop: bool = False
-    flip: bool = False
-
-    def __post_init__(self):
-        if min(self.frames, self.stride, self.size) < 1:
-            raise ValueError(
-                f"`ClipTransform(frames={self.frames}, stride={self.stride}, size={self.size})` must all be at least 1."
-            )
-
-    @property
-    def span(self) -> int:
-        """Frames of the video from the first to the last of the clip."""
-        return (self.frames - 1) * self.stride + 1
+from .._batches import Clips
+from .._messages import some
+from .._source import AbstractSource, DataError, UnreadableExample, Visit
+from ._decode import Cut, read_frames
+from ._index import index_videos
+from ._transform import ClipTransform
 
 
 class VideoSource(AbstractSource):
@@ -133,8 +98,3 @@ class VideoSource(AbstractSource):
         if transform.flip and mirrored < 0.5:
             clip = np.ascontiguousarray(clip[:, :, ::-1])
         return Clips(clip, self._labels[visit.index])
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of many, for messages."""
-    return (", ".join(names[:3]) or "nothing") + (", …" if len(names) > 3 else "")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ._arrays import to_pixels
-from ._batches import Clips, Images
+from .._batches import Clips, Images
+from .._convert import to_pixels
 
 
 class Encoder(Protocol):

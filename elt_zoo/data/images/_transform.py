@@ -4,9 +4,9 @@ import math
 import numpy as np
 from jaxtyping import UInt8
 
+from .._source import UnreadableExample
 from ._crop import resize_exactly, resize_fast, resized_shape
 from ._decode import decode_reduced
-from ._source import UnreadableExample
 
 _SMALLEST_CROP = 0.8
 _MOST_ELONGATED = 100

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Int, Int64, UInt64
 
-from ._batches import Latents, Tokens
+from .._batches import Latents, Tokens
+from .._optional import optional_import
+from .._source import AbstractSource, DataError, UnreadableExample, Visit
 from ._fingerprint import fingerprint
-from ._optional import optional_import
-from ._shard_index import ShardIndex, open_shards
-from ._source import AbstractSource, DataError, UnreadableExample, Visit
+from ._index import ShardIndex, open_shards
 
 # With a buffer or a pool of threads, a record at random costs a millisecond instead of 3 µs (array_record 0.8.6); and
 # to read a list of records takes longer the more the file has: 140 µs for one of 100,000.

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import UInt8
 
+from .._optional import optional_import
 from ._decode import Decoded
-from ._optional import optional_import
 
 
 def resized_shape(shape: tuple[int, int], short: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._source import DataError
+from .._source import DataError
 from ._views import Views
 
 FORMAT_VERSION = 1
@@ -108,6 +108,31 @@ class ShardIndex:
     def __len__(self) -> int:
         """Examples of all shards."""
         return sum(shard.examples for shard in self.shards)
+
+    @property
+    def kind(self) -> Literal["images", "tokens", "latents"]:
+        """What the records are: image files, or what a tokenizer made of them."""
+        return self.plan.kind
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+        return self.plan.class_names
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the ids of one example, or of its mean; `None` for image files."""
+        return next((shape[1:] for _, shape in self.plan.fields.values()), None)
+
+    @property
+    def num_shards(self) -> int:
+        """Files of the folder."""
+        return len(self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(shard.bytes for shard in self.shards)
 
     @property
     def skipped(self) -> dict[str, str]:

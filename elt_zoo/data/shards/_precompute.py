@@ -8,14 +8,14 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from ._batches import Clips, Images
+from .._batches import Clips, Images
+from .._pipeline import default_workers
+from .._source import AbstractSource, DataError, UnreadableExample, UnreadableLog, Visit
 from ._encode import Encoder, ViewEncoder, values_of
 from ._fingerprint import fingerprint
-from ._pipeline import default_workers
-from ._shard_index import ShardIndex, ShardPlan
-from ._source import AbstractSource, DataError, UnreadableExample, UnreadableLog, Visit
+from ._index import ShardIndex, ShardPlan
 from ._views import Views
-from ._write_shards import Progress, check_processes, write_shards
+from ._write import Progress, check_processes, write_shards
 
 
 def precompute(

@@ -2,8 +2,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ._source import DataError
-from ._video_source import ClipTransform, VideoSource, some
+from .._messages import some
+from .._source import DataError
+from ._source import VideoSource
+from ._transform import ClipTransform
 
 _SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 

@@ -4,8 +4,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ._batches import Images
-from ._source import AbstractSource, DataError, UnreadableExample, Visit
+from .._batches import Images
+from .._messages import some
+from .._source import AbstractSource, DataError, UnreadableExample, Visit
 from ._transform import ImageTransform
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -109,8 +110,3 @@ class ImageSource(AbstractSource):
     def name(self, index: int) -> str:
         """The path of the file, within its archive if it is in one."""
         return self._files.name(index)
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names, for messages."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

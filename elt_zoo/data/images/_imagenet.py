@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from .._optional import optional_import
+from .._source import DataError
 from ._folder import FolderFiles, describe, image_folder, list_folder
-from ._image_source import ImageSource, is_image_name
-from ._optional import optional_import
-from ._source import DataError
+from ._source import ImageSource, is_image_name
 from ._tar import TarFiles, image_tar
 from ._transform import ImageTransform
 
@@ -25,7 +25,7 @@ def imagenet_classes() -> Mapping[str, str]:
     """The 1,000 classes of ImageNet (ILSVRC 2012): WordNet id → its words, in the order of the labels in general use,
     which is that of the sorted ids.
     """
-    text = importlib.resources.files("elt_zoo.data").joinpath("imagenet_classes.txt").read_text()
+    text = importlib.resources.files("elt_zoo.data.images").joinpath("imagenet_classes.txt").read_text()
     return dict(line.split("\t") for line in text.splitlines() if not line.startswith("#"))
 
 

@@ -1,0 +1,36 @@
+"""Between the batches that sources give and what models, losses and pictures take."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ._batches import Batch, Clips, Images, Latents, Tokens
+
+
+def to_pixels(batch: Images | Clips) -> Batch:
+    """Bytes 0 to 255 → float32 pixels in [−1, 1], where 127.5 is 0. Runs on the device, so that what travels there is a
+    quarter of the size.
+    """
+    values = batch.images if isinstance(batch, Images) else batch.clips
+    return Batch(jnp.asarray(values).astype(jnp.float32) / 127.5 - 1.0, batch.labels)
+
+
+def from_pixels(pixels: Float[Array | np.ndarray, "*shape"]) -> np.ndarray:
+    """Pixels in [−1, 1], clipped to that range → bytes 0 to 255, rounded: the inverse of `to_pixels`."""
+    return np.clip(np.rint(127.5 * np.asarray(pixels, np.float32) + 127.5), 0.0, 255.0).astype(np.uint8)
+
+
+def to_tokens(batch: Tokens) -> Batch:
+    """Ids as the int32 that heads and losses take."""
+    return Batch(jnp.asarray(batch.ids).astype(jnp.int32), batch.labels)
+
+
+def sample_latents(batch: Latents, *, scale: float, key: PRNGKeyArray) -> Batch:
+    r"""Draws $s \cdot (\mu + \sigma \epsilon)$ from the stored posteriors, with new $\epsilon$ for each key.
+
+    **Arguments:** `batch`: latents; `scale`: s, 0.18215 for Stable Diffusion's autoencoder; `key`: PRNG key.
+    """
+    mean, log_variance = (jnp.asarray(part).astype(jnp.float32) for part in (batch.mean, batch.log_variance))
+    noise = jax.random.normal(key, mean.shape, jnp.float32)
+    return Batch(scale * (mean + jnp.exp(0.5 * log_variance) * noise), batch.labels)
