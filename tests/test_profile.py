@@ -27,11 +27,11 @@ def test_the_operations_of_a_layer_are_those_on_paper():
     tokens, dim = 65, 64
     costs = profile(MASKED)
     layer = 12 * tokens * dim**2 + 2 * tokens**2 * dim
-    assert costs.loop_macs == 2 * layer
+    assert costs.loop.macs == 2 * layer
     # Hidden map and logits of the 64 tokens of the grid.
-    assert costs.head_macs == 64 * (dim**2 + dim * 64)
-    assert costs.embed_macs == costs.condition_macs == 0
-    assert profile(DIFFUSION).condition_macs == 2 * 6 * dim**2
+    assert costs.head.macs == 64 * (dim**2 + dim * 64)
+    assert costs.embed.macs == costs.condition.macs == 0
+    assert profile(DIFFUSION).condition.macs == 2 * 6 * dim**2
 
 
 @pytest.mark.parametrize("dim", [16, 64])
@@ -90,23 +90,23 @@ def test_parameters_and_depth_are_the_models():
 
 def test_a_sample_is_its_forward_passes():
     costs = profile(MASKED, loops=2, steps=12, guidance=True)
-    assert costs.forward_macs == costs.loop_macs * 2 + costs.head_macs
+    assert costs.forward_macs == costs.loop.macs * 2 + costs.head.macs
     assert costs.sample_macs == 24 * costs.forward_macs and costs.sample_flops == 48 * costs.forward_macs
     # Affine in the loops.
-    assert profile(MASKED, loops=4).forward_macs - profile(MASKED, loops=3).forward_macs == costs.loop_macs
+    assert profile(MASKED, loops=4).forward_macs - profile(MASKED, loops=3).forward_macs == costs.loop.macs
 
 
 def test_the_compute_of_a_sample_follows_its_budget_and_its_guidance():
     whole = profile(MASKED, loops=1)
-    ends = whole.forward_macs - whole.loop_macs
+    ends = whole.forward_macs - whole.loop.macs
     plain = sample_compute(MASKED, small_sampler(MASKED, 4), loops=table_budget([1, 1, 3, 3]))
-    assert (plain.evaluations, plain.loops, plain.macs) == (4, 8, 4 * ends + 8 * whole.loop_macs)
+    assert (plain.evaluations, plain.loops, plain.macs) == (4, 8, 4 * ends + 8 * whole.loop.macs)
     assert plain.effective_parameters == profile(MASKED, loops=2).effective_parameters
 
     interval = IntervalGuidance(ConstantGuidance(2.0), start=0.5, stop=1.0)
     branches = LoopBudget(conditional=3, unconditional=1)
     guided = sample_compute(MASKED, small_sampler(MASKED, 4, interval), loops=branches)
-    assert (guided.evaluations, guided.loops, guided.macs) == (6, 14, 6 * ends + 14 * whole.loop_macs)
+    assert (guided.evaluations, guided.loops, guided.macs) == (6, 14, 6 * ends + 14 * whole.loop.macs)
     assert guided.parameters == whole.parameters and guided.flops == 2 * guided.macs
     assert FLOPS in str(guided) and "not measured" in str(guided)
 
@@ -151,7 +151,7 @@ def test_memory_follows_the_formulas_and_rematerialisation_saves_it():
     assert by[Remat.LAYER] < by[Remat.NONE] and by[Remat.LOOP] < by[Remat.NONE]
     assert by[Remat.NONE] == costs.training_activation_bytes()
     more = profile(DIFFUSION, batch=4, loops=4)
-    assert more.training_activation_bytes() - by[Remat.NONE] == 4 * 2 * costs.layer_bytes
+    assert more.training_activation_bytes() - by[Remat.NONE] == 4 * 2 * costs.layer.saved_bytes
     assert more.inference_activation_bytes == costs.inference_activation_bytes
     half = profile(DIFFUSION, batch=4, loops=3, dtype=jnp.bfloat16)
     assert half.state_bytes * 2 == costs.state_bytes and half.parameters == costs.parameters

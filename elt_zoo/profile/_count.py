@@ -1,5 +1,6 @@
 """Operations and memory of a traced program, counted equation by equation."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,27 +17,55 @@ _ELEMENTWISE = frozenset(
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-    """The costs of one function of a module and its inputs, all of them given by shape."""
+    """What one part of a model costs for one example. `3 * costs` is the part applied three times in a row.
 
-    def __init__(self, function: Callable[[Any, Any], PyTree], module: PyTree, inputs: PyTree):
-        forward = jax.make_jaxpr(function)(module, inputs)
-        self.macs = macs(forward.jaxpr)
-        self.elementwise = elementwise(forward.jaxpr)
-        self.workspace_bytes = workspace(forward.jaxpr, set(forward.jaxpr.invars[: len(jax.tree.leaves(module))]))
+    **Fields:**
 
-        def residuals(module, inputs):
-            arrays, rest = eqx.partition((module, inputs), eqx.is_inexact_array)
-            return jax.tree.leaves(jax.vjp(lambda arrays: function(*eqx.combine(arrays, rest)), arrays)[1])
+    - `macs`: multiply-accumulates of the matrix products.
+    - `elementwise`: floating-point operations beside the matrix products, without exponentials and the like.
+    - `saved_bytes`: memory of the arrays that the backward pass needs.
+    - `workspace_bytes`: memory of the operands and results of the largest single operation, without parameters.
+    """
 
-        backward = jax.make_jaxpr(residuals)(module, inputs).jaxpr
-        # What is an argument already, above all a weight, is not saved a second time.
-        saved = {var for var in backward.outvars if not isinstance(var, Literal)} - set(backward.invars)
-        self.saved_bytes = sum(aval_bytes(var.aval) for var in saved)
+    macs: int = 0
+    elementwise: int = 0
+    saved_bytes: int = 0
+    workspace_bytes: int = 0
+
+    def __rmul__(self, times: int) -> "Costs":
+        # Applications in a row take turns in one workspace.
+        return Costs(
+            macs=times * self.macs,
+            elementwise=times * self.elementwise,
+            saved_bytes=times * self.saved_bytes,
+            workspace_bytes=self.workspace_bytes,
+        )
+
+
+def costs_of(function: Callable[[Any, Any], PyTree], module: PyTree, inputs: PyTree) -> Costs:
+    """The costs of `function(module, inputs)`, traced with shapes only."""
+    forward = jax.make_jaxpr(function)(module, inputs).jaxpr
+    parameters = set(forward.invars[: len(jax.tree.leaves(module))])
+
+    def residuals(module, inputs):
+        arrays, rest = eqx.partition((module, inputs), eqx.is_inexact_array)
+        return jax.tree.leaves(jax.vjp(lambda arrays: function(*eqx.combine(arrays, rest)), arrays)[1])
+
+    backward = jax.make_jaxpr(residuals)(module, inputs).jaxpr
+    # What is an argument already, above all a weight, is not saved a second time.
+    saved = {var for var in backward.outvars if not isinstance(var, Literal)} - set(backward.invars)
+    return Costs(
+        macs=macs(forward),
+        elementwise=elementwise(forward),
+        saved_bytes=sum(aval_bytes(var.aval) for var in saved),
+        workspace_bytes=workspace(forward, parameters),
+    )
 
 
 def macs(jaxpr: Jaxpr) -> int:
-    """Multiply-accumulates of all matrix products of a program, a scan's body as often as it runs."""
+    """Multiply-accumulates of all matrix products of a program."""
 
     def of(equation: Any) -> int:
         if equation.primitive.name != "dot_general":
@@ -50,7 +79,7 @@ def macs(jaxpr: Jaxpr) -> int:
 
 def elementwise(jaxpr: Jaxpr) -> int:
     """Floating-point operations of a program beside its matrix products, as XLA counts them: one per result of an
-    elementwise operation and per entry of a reduction. Exponentials and their like XLA counts apart, and this does not.
+    elementwise operation, one per entry of a reduction, none for exponentials and the like.
     """
 
     def of(equation: Any) -> int:
@@ -66,7 +95,9 @@ def elementwise(jaxpr: Jaxpr) -> int:
 
 
 def _total(count: Callable[[Any], int], jaxpr: Jaxpr) -> int:
-    """The sum over the equations of a program: a scan's body as often as it runs, of branches the dearest."""
+    """Sums a count over the equations of a program: a scan's body as often as it runs, and the costliest branch of a
+    `cond`.
+    """
     total = 0
     for equation in jaxpr.eqns:
         inner = [_total(count, sub) for sub in _inner(equation)]
@@ -80,21 +111,28 @@ def _total(count: Callable[[Any], int], jaxpr: Jaxpr) -> int:
 
 
 def workspace(jaxpr: Jaxpr, parameters: set) -> int:
-    """Bytes of the operands and results, parameters aside, of the largest single operation of a program."""
+    """Bytes of the operands and results of the largest single operation of a program.
+
+    **Arguments:** `jaxpr`: the program; `parameters`: those of its variables that hold parameters, which are not
+    counted: they are in memory all the time.
+    """
     largest = 0
     for equation in jaxpr.eqns:
         arrays = {var for var in (*equation.invars, *equation.outvars) if not isinstance(var, Literal)}
         size = sum(aval_bytes(var.aval) for var in arrays - parameters)
-        for sub in _inner(equation):
-            # The arguments of most of them are their operation's own, one to one.
-            passed = zip(reversed(sub.invars), reversed(equation.invars), strict=False)
-            known = {inside for inside, outside in passed if not isinstance(outside, Literal) and outside in parameters}
-            size = max(size, workspace(sub, known))
+        for inner in _inner(equation):
+            # Find the parameters among the inner program's variables. Its inputs are the last inputs of the equation,
+            # in the same order, so pair them from the end: a `cond` has its index in front of them, a `while` what its
+            # condition reads, a call and a scan nothing.
+            pairs = zip(reversed(inner.invars), reversed(equation.invars), strict=False)
+            inside = {within for within, given in pairs if not isinstance(given, Literal) and given in parameters}
+            size = max(size, workspace(inner, inside))
         largest = max(largest, size)
     return largest
 
 
 def _inner(equation: Any) -> list[Jaxpr]:
+    """The programs inside an equation: the body of a scan or a call, the branches of a `cond`."""
     found = []
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

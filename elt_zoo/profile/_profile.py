@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from .._checks import checked
 from ..families import ModelConfig
 from ..looped import Remat
-from ._count import Costs, aval_bytes
+from ._count import Costs, aval_bytes, costs_of
 from ._inputs import example_inputs
 from ._text import count, num_bytes, operations
 
@@ -23,48 +23,19 @@ _TRAINING_COPIES = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    r"""What [`profile`][elt_zoo.profile.profile] returns. `str(profile)` is a table of it.
+    r"""What a model costs, as [`profile`][elt_zoo.profile.profile] counts it. `str(profile)` is a table.
 
-    **Operations** are those of matrix products: linear maps, the two products of attention, the logits. One
-    multiply-accumulate (MAC) is two floating-point operations (FLOPs); [`FLOPS`][elt_zoo.profile.FLOPS] says so in
-    words to print. Papers differ in which of the two they print as FLOPs (DiT's 118.6 G for XL/2 are MACs), so both are
-    here.
-
-    - a forward pass of one example: $\text{embed} + \text{condition} + L \cdot \text{loop} + \text{head}$
-    - a sample: forward × `steps`, × 2 if `guidance` (a conditional and an unconditional branch).
-
-    What norms, softmax and activations add is counted apart, as `…_elementwise`. It matters in small models: 23% at
-    width 16, 5% at width 64, 1% at 256. Both together are [XLA's own count][elt_zoo.profile.xla_forward_flops] to
-    within 3%; XLA's is the larger, since fusion computes some cheap operations twice.
-
-    **Memory** of activations, in bytes for `batch` examples, is an estimate, without dropout. It counts the arrays that
-    JAX's reverse mode saves, before XLA fuses some away and adds buffers of its own. On a CPU and small models XLA
-    allocates within 15% of it without rematerialisation and within a factor of two with it.
-
-    - training, with $s$ the state, $r$ what one layer saves, $N$ layers and $L$ loops:
-
-        | rematerialisation | trunk |
-        |---|---|
-        | none | $N \cdot L \cdot r$ |
-        | loop | $L \cdot s + N \cdot r$ |
-        | layer | $N \cdot L \cdot s + r$ |
-
-        plus what the embedding and the modulations of N layers save, and the head at two exits (student and teacher;
-        one if L = 1).
-    - inference: the state, the modulations, and the operands and results of the largest single operation.
+    One multiply-accumulate (MAC) is two floating-point operations (FLOPs). Papers print either as FLOPs (DiT's 118.6 G
+    for XL/2 are MACs), so both are here. A forward pass of one example costs
+    $\text{embed} + \text{condition} + L \cdot \text{loop} + \text{head}$.
 
     **Fields:**
 
-    - `config`, `loops`, `batch`, `steps`, `guidance`: what was asked for.
-    - `trunk_parameters`, `head_parameters`: unique parameters of the looped layers, and of embeddings and prediction
-      together.
-    - `embed_macs`, `condition_macs`, `loop_macs`, `head_macs`: operations of the parts, one example. `condition` is the
-      work of all N layers that does not depend on the loop; `loop` is one application of the N layers.
-    - `embed_elementwise`, `condition_elementwise`, `loop_elementwise`, `head_elementwise`: their floating-point
-      operations beside matrix products, without exponentials and the like.
-    - `state_bytes`, `embed_bytes`, `condition_bytes`, `layer_bytes`, `head_bytes`: saved for the backward pass by the
-      parts, one example, `layer` for one layer and `condition` for all.
-    - `workspace_bytes`: the largest single operation of one example.
+    - `config`, `loops`, `batch`, `steps`, `guidance`: the arguments of `profile`.
+    - `trunk_parameters`, `head_parameters`: unique parameters of the trunk, and of the head at both ends.
+    - `embed`, `condition`, `layer`, `head`: [`Costs`][elt_zoo.profile.Costs] of the parts for one example. `condition`
+      is the work of all N layers that does not depend on the loop, `layer` is one layer of one loop.
+    - `state_bytes`: memory of the state of one example.
     """
 
     config: ModelConfig
@@ -74,40 +45,36 @@ class Profile:
     guidance: bool
     trunk_parameters: int
     head_parameters: int
-    embed_macs: int
-    condition_macs: int
-    loop_macs: int
-    head_macs: int
-    embed_elementwise: int
-    condition_elementwise: int
-    loop_elementwise: int
-    head_elementwise: int
+    embed: Costs
+    condition: Costs
+    layer: Costs
+    head: Costs
     state_bytes: int
-    embed_bytes: int
-    condition_bytes: int
-    layer_bytes: int
-    head_bytes: int
-    workspace_bytes: int
+
+    @property
+    def loop(self) -> Costs:
+        """One loop: the N layers in a row."""
+        return self.config.num_layers * self.layer
 
     @property
     def parameters(self) -> int:
-        """Unique parameters: what is stored and what N decides."""
+        """Unique parameters, as stored."""
         return self.trunk_parameters + self.head_parameters
 
     @property
     def effective_parameters(self) -> int:
-        """Parameters of the model with unique layers and equal compute: the trunk counted once per loop."""
+        """Parameters of a model of equal compute whose layers are all unique: the trunk counts once per loop."""
         return self.loops * self.trunk_parameters + self.head_parameters
 
     @property
     def effective_depth(self) -> int:
-        """D = N·L, layers that a forward pass goes through at these loops."""
+        """D = N·L, the layers that a forward pass applies."""
         return self.config.num_layers * self.loops
 
     @property
     def forward_macs(self) -> int:
         """Multiply-accumulates of a forward pass of one example."""
-        return self.embed_macs + self.condition_macs + self.loops * self.loop_macs + self.head_macs
+        return self.embed.macs + self.condition.macs + self.loops * self.loop.macs + self.head.macs
 
     @property
     def forward_flops(self) -> int:
@@ -116,18 +83,22 @@ class Profile:
 
     @property
     def forward_elementwise(self) -> int:
-        """Floating-point operations of a forward pass of one example beside matrix products."""
-        ends = self.embed_elementwise + self.condition_elementwise + self.head_elementwise
-        return ends + self.loops * self.loop_elementwise
+        """Floating-point operations of a forward pass of one example beside matrix products: norms, softmax,
+        activations. They matter in small models: 23% at width 16, 5% at width 64, 1% at 256. `forward_flops` and these
+        together are [XLA's own count][elt_zoo.profile.xla_forward_flops] to within 3%. XLA counts more, because fusion
+        computes some cheap operations twice.
+        """
+        ends = self.embed.elementwise + self.condition.elementwise + self.head.elementwise
+        return ends + self.loops * self.loop.elementwise
 
     @property
     def sample_macs(self) -> int:
-        """Multiply-accumulates of drawing one sample."""
+        """Multiply-accumulates of one sample: `steps` forward passes, twice as many with `guidance`."""
         return self.steps * (2 if self.guidance else 1) * self.forward_macs
 
     @property
     def sample_flops(self) -> int:
-        """Floating-point operations of drawing one sample: two per multiply-accumulate."""
+        """Floating-point operations of one sample: two per multiply-accumulate."""
         return 2 * self.sample_macs
 
     @property
@@ -137,31 +108,45 @@ class Profile:
 
     @property
     def training_state_bytes(self) -> int:
-        """Memory of what training keeps in float32: parameters, gradients, AdamW's two moments and the average."""
+        """Memory of the training state in float32: parameters, gradients, AdamW's two moments, averaged parameters."""
         return _TRAINING_COPIES * self.parameter_bytes
 
     def training_activation_bytes(self, remat: Remat | None = None) -> int:
-        """Estimated memory that the backward pass needs saved, for the whole batch.
+        r"""Estimated memory of the arrays that JAX's reverse mode saves for the whole batch, without dropout.
 
-        **Arguments:** `remat`: what is recomputed instead; default what the config says.
+        With $s$ the state, $r$ the arrays that one layer saves, $N$ layers and $L$ loops, the trunk saves
+
+        | rematerialisation | trunk |
+        |---|---|
+        | none | $N \cdot L \cdot r$ |
+        | loop | $L \cdot s + N \cdot r$ |
+        | layer | $N \cdot L \cdot s + r$ |
+
+        Embedding and conditioning come on top, and the head at two exits (student and teacher; one if L = 1). XLA fuses
+        some of these arrays away and adds buffers: on a CPU and small models it allocates within 15% of the estimate
+        without rematerialisation, and within a factor of two with it.
+
+        **Arguments:** `remat`: the rematerialisation; default the config's.
         """
         match self.config.remat if remat is None else Remat(remat):
             case Remat.NONE:
-                trunk = self.effective_depth * self.layer_bytes
+                trunk = self.effective_depth * self.layer.saved_bytes
             case Remat.LOOP:
-                trunk = self.loops * self.state_bytes + self.config.num_layers * self.layer_bytes
+                trunk = self.loops * self.state_bytes + self.loop.saved_bytes
             case Remat.LAYER:
-                trunk = self.effective_depth * self.state_bytes + self.layer_bytes
+                trunk = self.effective_depth * self.state_bytes + self.layer.saved_bytes
         exits = min(self.loops, 2)
-        return self.batch * (self.embed_bytes + self.condition_bytes + trunk + exits * self.head_bytes)
+        ends = self.embed.saved_bytes + self.condition.saved_bytes + exits * self.head.saved_bytes
+        return self.batch * (ends + trunk)
 
     @property
     def inference_activation_bytes(self) -> int:
-        """Estimated memory of activations at inference, for the whole batch (both branches with guidance). Independent
-        of the loops.
+        """Estimated memory of activations at inference for the whole batch, both branches with guidance: the state,
+        the conditioning and the largest single operation. It does not depend on the loops.
         """
         branches = 2 if self.guidance else 1
-        return branches * self.batch * (self.state_bytes + self.condition_bytes + self.workspace_bytes)
+        workspace = max(self.layer.workspace_bytes, self.head.workspace_bytes)
+        return branches * self.batch * (self.state_bytes + self.condition.saved_bytes + workspace)
 
     def __str__(self) -> str:
         config = self.config
@@ -175,8 +160,8 @@ class Profile:
             ("  head and embeddings", count(self.head_parameters)),
             ("effective parameters", count(self.effective_parameters)),
             ("forward, one example", operations(self.forward_macs)),
-            ("  one loop", operations(self.loop_macs)),
-            ("  the rest", operations(self.forward_macs - self.loops * self.loop_macs)),
+            ("  one loop", operations(self.loop.macs)),
+            ("  the rest", operations(self.forward_macs - self.loops * self.loop.macs)),
             (f"sample, {per_sample}", operations(self.sample_macs)),
             ("training state (float32)", num_bytes(self.training_state_bytes)),
             *(
@@ -199,10 +184,10 @@ def profile(
     guidance: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> Profile:
-    """Counts parameters, operations and memory of a model without allocating any of it.
+    """Counts the parameters, operations and memory of a model without allocating it.
 
-    The counts are taken from the program itself, traced with shapes only: one layer, the conditioning, and both ends of
-    the head, each once, so that it takes well under a second at any size, depth and number of loops.
+    It traces one layer, its conditioning and both ends of the head with shapes only, and counts equation by equation.
+    This takes well under a second at any size, depth and number of loops.
 
     **Arguments:**
 
@@ -227,15 +212,14 @@ def profile(
     layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.trunk.layers)
 
     tokens, conditioning = jax.eval_shape(lambda head: head.embed(*_zeros(inputs)), model.head)
-    embed = Costs(lambda head, inputs: head.embed(*inputs), model.head, inputs)
-    # BERT-style layers have no conditioning.
-    modulation, condition = None, None
-    if conditioning is not None:
-        condition = Costs(lambda layer, given: layer.condition(given), layer, conditioning)
+    # As the trunk calls its layers: conditioning and `condition` are both optional.
+    modulation, condition = conditioning, Costs()
+    if conditioning is not None and hasattr(layer, "condition"):
         modulation = jax.eval_shape(lambda layer, given: layer.condition(given), layer, conditioning)
-    step = Costs(lambda layer, given: layer(*given), layer, (tokens, modulation))
-    out = Costs(lambda head, given: head(*given), model.head, (tokens, conditioning))
-    layers = config.num_layers
+        condition = costs_of(lambda layer, given: layer.condition(given), layer, conditioning)
+        condition = _saving(condition, modulation)
+    given = (tokens,) if modulation is None else (tokens, modulation)
+    step = costs_of(lambda layer, given: layer(*given), layer, given)
     return Profile(
         config=config,
         loops=loops,
@@ -244,21 +228,17 @@ def profile(
         guidance=guidance,
         trunk_parameters=trunk_parameters,
         head_parameters=head_parameters,
-        embed_macs=embed.macs,
-        condition_macs=0 if condition is None else layers * condition.macs,
-        loop_macs=layers * step.macs,
-        head_macs=out.macs,
-        embed_elementwise=embed.elementwise,
-        condition_elementwise=0 if condition is None else layers * condition.elementwise,
-        loop_elementwise=layers * step.elementwise,
-        head_elementwise=out.elementwise,
+        embed=costs_of(lambda head, inputs: head.embed(*inputs), model.head, inputs),
+        condition=config.num_layers * condition,
+        layer=_saving(step, tokens),
+        head=costs_of(lambda head, given: head(*given), model.head, (tokens, conditioning)),
         state_bytes=_nbytes(tokens),
-        embed_bytes=embed.saved_bytes,
-        condition_bytes=0 if condition is None else layers * (condition.saved_bytes + _nbytes(modulation)),
-        layer_bytes=step.saved_bytes + _nbytes(tokens),
-        head_bytes=out.saved_bytes,
-        workspace_bytes=max(step.workspace_bytes, out.workspace_bytes),
     )
+
+
+def _saving(costs: Costs, arrays: PyTree) -> Costs:
+    """The costs of a part that saves these arrays as well: its inputs, or results that other parts read."""
+    return dataclasses.replace(costs, saved_bytes=costs.saved_bytes + _nbytes(arrays))
 
 
 def _zeros(shapes: PyTree) -> PyTree:

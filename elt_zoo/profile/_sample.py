@@ -100,7 +100,7 @@ def sample_compute(
         effective_parameters=costs.head_parameters + round(costs.trunk_parameters * spent / evaluations),
         evaluations=evaluations,
         loops=spent,
-        macs=evaluations * (costs.forward_macs - costs.loop_macs) + spent * costs.loop_macs,
+        macs=evaluations * (costs.forward_macs - costs.loop.macs) + spent * costs.loop.macs,
         time=time,
     )
 
