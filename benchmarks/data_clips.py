@@ -90,7 +90,9 @@ def rows(root: Path | None = None, *, batches: int = 4, rounds: int) -> list[dic
     with tempfile.TemporaryDirectory() as scratch:
         root = make_videos(Path(scratch)) if root is None else root
         # The index is kept apart, so that nothing is written beside the user's data.
-        source = video_folder(root, ClipTransform(FRAMES, size=SIZE), cache=Path(scratch) / "index.json")
+        source = video_folder(
+            root, ClipTransform(FRAMES, size=SIZE, random_start=True), cache=Path(scratch) / "index.json"
+        )
         return [_row(source, seek, batches, rounds) for seek in (False, True)]
 
 

@@ -1,5 +1,6 @@
 """Decoded and cropped images, beside Pillow: the section `images` of `data.py`."""
 
+import dataclasses
 import random
 import tempfile
 from pathlib import Path
@@ -52,7 +53,7 @@ class PillowImages(torch.utils.data.Dataset):
     def __init__(self, source: ImageSource):
         self.paths = [source.name(index) for index in range(len(source))]
         self.labels = [source.label(index) for index in range(len(source))]
-        self.augment = source.transform.augment
+        self.augment = source.transform.random_crop
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,12 +68,12 @@ def grey_levels(source: ImageSource) -> dict[str, Any]:
     does not share, from those of the exact mode.
     """
     transform = source.transform
-    exact = ImageTransform(transform.size, augment=transform.augment, exact=True)
+    exact = dataclasses.replace(transform, exact=True)
     pillow = PillowImages(source)
     differences = []
     for index in range(0, len(source), max(1, len(source) // COMPARED)):
         visit = Visit(index)
-        expected = exact(source.encoded(index), visit.rng()) if transform.augment else pillow[index][0]
+        expected = exact(source.encoded(index), visit.rng()) if transform.random_crop else pillow[index][0]
         difference = np.abs(source.read(visit).images.astype(int) - expected)
         differences.append((difference.mean(), difference.max()))
     means, most = zip(*differences, strict=True)
@@ -86,9 +87,9 @@ def rows(root: Path | None = None, *, rounds: int) -> list[dict[str, Any]]:
             root = Path(scratch)
             make_jpegs(root)
         transforms = {
-            "centre crop": ImageTransform(SIZE, augment=False),
-            "random crop and flip": ImageTransform(SIZE, augment=True),
-            "centre crop, exact": ImageTransform(SIZE, augment=False, exact=True),
+            "centre crop": ImageTransform(SIZE),
+            "random crop and flip": ImageTransform(SIZE, random_crop=True, flip=True),
+            "centre crop, exact": ImageTransform(SIZE, exact=True),
         }
         return [_row(f"images, {name}", image_folder(root, each), rounds) for name, each in transforms.items()]
 

@@ -66,7 +66,7 @@ def open_source(
     root = existing(data)
     if frames is not None:
         return open_videos(root, ClipTransform(frames, size=size, random_start=augment), split=split)
-    transform = ImageTransform(size, augment=augment, exact=exact)
+    transform = ImageTransform(size, random_crop=augment, flip=augment, exact=exact)
     return ShardedImages(root, transform) if is_shards(root) else open_image_files(root, transform, split=split)
 
 
@@ -76,7 +76,7 @@ def open_images(data: str, *, size: int, heldout: int, exact: bool = False, toke
 
     Precomputed data must have been made with `tokenizer`, if one is given.
     """
-    augmented, plain = (ImageTransform(size, augment=augment, exact=exact) for augment in (True, False))
+    augmented, plain = (ImageTransform(size, random_crop=each, flip=each, exact=exact) for each in (True, False))
     root = existing(data)
     if is_shards(root):
         if open_shards(root).kind == "images":
@@ -101,8 +101,8 @@ def open_clips(
     frames, height, width, _ = shape
     if height != width:
         raise ValueError(f"Videos are cut to squares, and this tokenizer wants clips of {height} × {width} pixels.")
-    train = open_videos(root, ClipTransform(frames, stride, height), split="train", fold=fold)
-    middle = ClipTransform(frames, stride, height, random_start=False)
+    train = open_videos(root, ClipTransform(frames, stride, height, random_start=True), split="train", fold=fold)
+    middle = ClipTransform(frames, stride, height)
     if has_lists(root):
         return Opened(train, open_videos(root, middle, split="heldout", fold=fold), train.with_transform(middle))
     return parted(train, train.with_transform(middle), heldout=heldout)

@@ -140,7 +140,7 @@ def encode(config: Config, folder: Path, options: dict[str, Any]) -> ShardIndex 
         views=views,
         dtype=np.dtype(config.dtype),
         batch_size=batch_size,
-        place=lambda batch: shard_batch(batch, mesh),
+        put=lambda batch: shard_batch(batch, mesh),
         **options,
     )
 

@@ -188,7 +188,7 @@ def train_one(name: Objective, run: Run, stop: threading.Event, row: int) -> Tra
     build_key, train_key = jax.random.split(jax.random.key(options.seed))
     # Programs of twins that run at once may not wait for each other on several devices.
     mesh = data_mesh() if jax.device_count() > 1 and len(run.objectives) == 1 else None
-    encode, place = task.representation.encode, None if mesh is None else functools.partial(shard_batch, mesh=mesh)
+    encode, put = task.representation.encode, None if mesh is None else functools.partial(shard_batch, mesh=mesh)
     checkpoints = Checkpoints(run.folder / "checkpoints" / name, run.config(name))
     batches = training_batches(
         task.train,
@@ -196,7 +196,7 @@ def train_one(name: Objective, run: Run, stop: threading.Event, row: int) -> Tra
         seed=options.seed,
         workers=options.workers,
         unreadable=UnreadableLog(options.max_unreadable),
-        place=place,
+        put=put,
     )
 
     def start() -> TrainState:

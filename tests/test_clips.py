@@ -26,8 +26,7 @@ from elt_zoo.data import (
 )
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "ucf101-sample" / "UCF-101"
-SMALL = ClipTransform(frames=4, size=24)
-MIDDLE = ClipTransform(frames=4, size=24, random_start=False)
+SMALL = ClipTransform(frames=4, size=24, random_start=True)
 
 
 @pytest.fixture
@@ -91,7 +90,9 @@ def test_the_official_lists_choose_files_and_number_classes(ucf):
 
 
 def test_a_clip_is_decided_by_its_visit_alone(folder):
-    source = video_folder(folder, ClipTransform(frames=4, stride=2, size=48, random_crop=True, flip=True))
+    source = video_folder(
+        folder, ClipTransform(frames=4, stride=2, size=48, random_start=True, random_crop=True, flip=True)
+    )
     visits = [Visit(index, epoch, seed) for index in range(4) for epoch in range(4) for seed in range(2)]
     clips = [source.read(visit).clips for visit in visits]
     again = video_folder(folder, source.transform)
@@ -102,7 +103,7 @@ def test_a_clip_is_decided_by_its_visit_alone(folder):
 
 def test_every_start_and_both_sides_are_drawn_and_show_the_right_frames(folder):
     whole = decode_all(folder / "Run" / "v_c.avi")[:, :, 8:-8]  # 22 frames of 48 × 64, cut to 48 × 48
-    source = video_folder(folder, ClipTransform(frames=4, stride=6, size=48, flip=True))
+    source = video_folder(folder, ClipTransform(frames=4, stride=6, size=48, random_start=True, flip=True))
     found = set()
     for epoch in range(60):
         clip = source.read(Visit(0, epoch)).clips
@@ -115,13 +116,13 @@ def test_every_start_and_both_sides_are_drawn_and_show_the_right_frames(folder):
         assert len(matches) == 1
         found.update(matches)
     assert len(found) == 8
-    still = video_folder(folder, ClipTransform(frames=4, stride=6, size=48, random_start=False))
+    still = video_folder(folder, ClipTransform(frames=4, stride=6, size=48))
     np.testing.assert_array_equal(still.read(Visit(0, 7)).clips, whole[2:21:6])
 
 
 def test_random_crops_reach_both_ends(folder):
     whole = decode_all(folder / "Run" / "v_c.avi")[9:13]
-    source = video_folder(folder, ClipTransform(frames=4, size=48, random_start=False, random_crop=True))
+    source = video_folder(folder, ClipTransform(frames=4, size=48, random_crop=True))
     lefts = set()
     for epoch in range(120):
         clip = source.read(Visit(0, epoch)).clips
@@ -279,13 +280,13 @@ def test_the_real_clip_beside_rendered_ones(tmp_path):
     for index in range(2):
         frames = MovingDigits("train", frames=20, size=32)[index].clips
         write_frames(tmp_path / "UCF-101" / "Digit" / f"v_Digit_g01_c0{index}.avi", frames)
-    source = ucf101(tmp_path, ClipTransform(), split="all")
+    source = ucf101(tmp_path, ClipTransform(random_start=True), split="all")
     assert source.class_names == ("CricketShot", "Digit") and len(source) == 3
     assert source.read(Visit(0, 3)).clips.shape == (16, 128, 128, 3)
     # Cut in full size, a clip shows the very frames of the file.
     whole = decode_all(Path(source.name(0)))
     size = min(whole.shape[1:3])
-    middle = ucf101(tmp_path, ClipTransform(stride=2, size=size, random_start=False), split="all")[0].clips
+    middle = ucf101(tmp_path, ClipTransform(stride=2, size=size), split="all")[0].clips
     start = (len(whole) - 31 + 1) // 2
     assert whole.shape[1] == whole.shape[2]
     np.testing.assert_array_equal(middle, whole[start : start + 31 : 2])

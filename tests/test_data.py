@@ -53,16 +53,16 @@ def test_a_restored_stream_goes_on_exactly():
     batches = stream()
     for _ in range(6):
         next(batches)
-    place = batches.get_state()
+    position = batches.get_state()
     expected = [next(batches).labels.tolist() for _ in range(5)]
     restored = stream()
-    restored.set_state(place)
+    restored.set_state(position)
     assert [next(restored).labels.tolist() for _ in range(5)] == expected
 
 
-def test_shards_are_disjoint_and_complete():
-    shards = [stream(shard_index=i, shard_count=2) for i in range(2)]
-    seen = [np.concatenate([next(shard).labels for _ in range(2)]).tolist() for shard in shards]
+def test_the_parts_of_processes_are_disjoint_and_complete():
+    parts = [stream(process_index=i, process_count=2) for i in range(2)]
+    seen = [np.concatenate([next(part).labels for _ in range(2)]).tolist() for part in parts]
     assert sorted(seen[0] + seen[1]) == list(range(20))
 
 
@@ -74,4 +74,4 @@ def test_impossible_streams_are_refused():
     with pytest.raises(ValueError, match=r"`training_batches\(batch_size=21\)` cannot be filled"):
         stream(batch_size=21)
     with pytest.raises(ValueError, match="need 0 <= index < count"):
-        stream(shard_index=2, shard_count=2)
+        stream(process_index=2, process_count=2)

@@ -11,7 +11,7 @@ from image_files import encode, smooth, write_folders
 
 from elt_zoo.data import DataError, ImageTransform, UnreadableExample, image_tar, imagenet, imagenet_classes
 
-CENTER = ImageTransform(32, augment=False)
+CENTER = ImageTransform(32)
 # Not in the order of the ids: the development kit numbers the classes in an order of its own.
 DEVKIT_CLASSES = ["n02119789", "n01440764", "n03126707"]
 TRUTH = [3, 1, 2, 1]

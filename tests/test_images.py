@@ -24,8 +24,8 @@ from elt_zoo.data import (
 from elt_zoo.data._optional import optional_import
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
-CENTER = ImageTransform(32, augment=False)
-EXACT = ImageTransform(32, augment=False, exact=True)
+CENTER = ImageTransform(32)
+EXACT = ImageTransform(32, exact=True)
 
 
 def adm_center_crop(data: bytes, size: int) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_sixteen_bits_keep_the_upper_eight():
 @pytest.mark.parametrize("exact", [False, True])
 def test_damaged_files_are_told_apart_from_images(data, message, exact):
     with pytest.raises(UnreadableExample, match=message):
-        ImageTransform(32, augment=False, exact=exact)(data, rng())
+        ImageTransform(32, exact=exact)(data, rng())
 
 
 def test_a_header_does_not_make_us_allocate_gigabytes():
@@ -149,7 +149,9 @@ def test_the_exact_crop_is_adms(shape, format):
 def test_the_fast_crop_is_close_to_it(shape, limit, format):
     data = encode(smooth(*shape), format)
     assert grey_levels(CENTER(data, rng()), adm_center_crop(data, 32)) < limit
-    fast, exact = (ImageTransform(32, augment=True, exact=exact)(data, rng(1)) for exact in (False, True))
+    fast, exact = (
+        ImageTransform(32, random_crop=True, flip=True, exact=exact)(data, rng(1)) for exact in (False, True)
+    )
     assert grey_levels(fast, exact) < limit
 
 
@@ -157,7 +159,7 @@ def test_large_jpegs_stay_in_place_when_the_decoder_halves_them():
     """At an odd width half a pixel would be lost at one edge, a shift of 3% of the picture here."""
     ramp = np.tile(np.linspace(0, 255, 133).astype(np.uint8)[None, :, None], (133, 1, 3))
     data = encode(ramp, quality=100)
-    fast, exact = (ImageTransform(33, augment=False, exact=exact)(data, rng()).astype(int) for exact in (False, True))
+    fast, exact = (ImageTransform(33, exact=exact)(data, rng()).astype(int) for exact in (False, True))
     assert np.abs(fast - exact)[:, 1:-1].max() <= 2
 
 
@@ -167,7 +169,7 @@ def test_any_image_gives_a_square(height, width, size):
     data = encode(smooth(height, width), "PNG" if (height + width) % 2 else "JPEG")
     for augment in (False, True):
         for exact in (False, True):
-            transform = ImageTransform(size, augment=augment, exact=exact)
+            transform = ImageTransform(size, random_crop=augment, flip=augment, exact=exact)
             if max(height, width) > 100 * min(height, width):
                 with pytest.raises(UnreadableExample, match="too elongated to crop a square"):
                     transform(data, rng())
@@ -180,7 +182,7 @@ def test_random_crops_are_adms_in_scale_place_and_flip():
     """A ramp in both directions tells where a crop was taken, how large it was and whether it is mirrored."""
     rows, columns = np.mgrid[0:100, 0:200]
     data = encode(np.stack([rows * 2, columns, 0 * rows], axis=-1).astype(np.uint8), "PNG")
-    transform = ImageTransform(80, augment=True)
+    transform = ImageTransform(80, random_crop=True, flip=True)
     crops = [transform(data, rng(seed)).astype(float) for seed in range(60)]
     kept = np.asarray([np.ptp(crop[2:-2, 40, 0]) / 2 / 76 for crop in crops])  # rows of the file per row of the crop
     assert 1.0 - 0.02 < kept.min() < 1.03 and 1.21 < kept.max() < 1.25 + 0.02  # short sides of 100 down to 80
@@ -190,9 +192,24 @@ def test_random_crops_are_adms_in_scale_place_and_flip():
     assert left.min() < 15 and left.max() > 85
 
 
+def test_crops_and_flips_are_switched_apart():
+    rows, columns = np.mgrid[0:100, 0:200]
+    data = encode(np.stack([rows * 2, columns, 0 * rows], axis=-1).astype(np.uint8), "PNG")
+    for seed in range(20):
+        centre, cropped, flipped, both = (
+            ImageTransform(80, random_crop=crop, flip=flip)(data, rng(seed))
+            for flip in (False, True)
+            for crop in (False, True)
+        )
+        np.testing.assert_array_equal(centre, ImageTransform(80)(data, rng()))
+        mirrored = not np.array_equal(flipped, centre)
+        np.testing.assert_array_equal(flipped, centre[:, ::-1] if mirrored else centre)
+        np.testing.assert_array_equal(both, cropped[:, ::-1] if mirrored else cropped)
+
+
 def test_sizes_that_are_none_are_refused():
     with pytest.raises(ValueError, match=r"`ImageTransform\(size=0\)` must be at least 1 pixel"):
-        ImageTransform(0, augment=False)
+        ImageTransform(0)
 
 
 def test_a_folder_per_class_is_a_source(tmp_path):
@@ -249,8 +266,8 @@ def test_layouts_that_are_none_say_what_was_expected_and_found(tmp_path):
 
 def test_a_visit_decides_the_crop(tmp_path):
     write_folders(tmp_path, {"cat": 4})
-    source = image_folder(tmp_path, ImageTransform(32, augment=True))
-    again = image_folder(tmp_path, ImageTransform(32, augment=True))
+    source = image_folder(tmp_path, ImageTransform(32, random_crop=True, flip=True))
+    again = image_folder(tmp_path, ImageTransform(32, random_crop=True, flip=True))
     visits = [Visit(1, epoch, seed) for epoch in range(3) for seed in range(3)]
     crops = [source.read(visit).images for visit in visits]
     assert len({crop.tobytes() for crop in crops}) == 9
@@ -290,12 +307,12 @@ def test_what_is_not_installed_says_how_to_install_it():
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of ImageNet is not here")
 def test_real_images_decode_and_the_fast_crop_is_close():
-    source = image_folder(SAMPLE, ImageTransform(256, augment=False))
+    source = image_folder(SAMPLE, ImageTransform(256))
     assert len(source) == source.num_classes == 160
     differences = []
     for index in range(0, 160, 4):
         data = source.encoded(index)
-        exact = ImageTransform(256, augment=False, exact=True)(data, rng())
+        exact = ImageTransform(256, exact=True)(data, rng())
         np.testing.assert_array_equal(exact, adm_center_crop(data, 256))
         differences.append(grey_levels(source[index].images, exact))
     assert np.mean(differences) < 0.8

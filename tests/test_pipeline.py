@@ -95,7 +95,7 @@ def test_every_epoch_sees_each_example_once_and_draws_anew(stream):
 
 
 def test_four_processes_see_the_global_batches_of_one(stream):
-    parts = [some_batches(9, batch_size=2, shard_index=index, shard_count=4, workers=0) for index in range(4)]
+    parts = [some_batches(9, batch_size=2, process_index=index, process_count=4, workers=0) for index in range(4)]
     for whole, *shards in zip(stream, *parts, strict=True):
         # Example by example: process p has the places p, p + 4, ….
         labels = np.stack([shard.labels for shard in shards], axis=1).ravel()
@@ -132,7 +132,7 @@ def test_whole_batches_are_read_at_once_and_alike():
 
 def test_batches_are_placed_ahead_of_their_use(stream):
     mesh = data_mesh()
-    placed = some_batches(2, workers=2, place=lambda batch: shard_batch(batch, mesh))
+    placed = some_batches(2, workers=2, put=lambda batch: shard_batch(batch, mesh))
     assert isinstance(placed[0].images, jax.Array) and len(placed[0].images.devices()) == 4
     assert_same(placed, stream[:2])
 

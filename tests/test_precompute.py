@@ -246,11 +246,11 @@ def test_an_interruption_costs_one_shard_and_changes_nothing(tmp_path):
 def test_processes_share_the_work_and_batches_may_be_placed(tmp_path):
     source, tokenizer, placed = Pictures(20, unreadable=(3,)), codebook(), []
 
-    def place(batch):
+    def put(batch):
         placed.append(batch.images.shape)
         return jax.device_put(batch)
 
-    options = {"size": SIZE, "batch_size": 6, "shard_size": 6, "workers": 0, "place": place}
+    options = {"size": SIZE, "batch_size": 6, "shard_size": 6, "workers": 0, "put": put}
     assert precompute(source, tokenizer, tmp_path / "tokens", **options, process_index=1, process_count=2) is None
     index = precompute(source, tokenizer, tmp_path / "tokens", **options, process_index=0, process_count=2)
     assert index is not None and len(index) == 19
@@ -267,7 +267,7 @@ def test_several_devices_give_the_same_shards(tmp_path):
         source,
         replicate(codebook(), mesh),
         tmp_path / "four",
-        place=lambda batch: shard_batch(batch, mesh),
+        put=lambda batch: shard_batch(batch, mesh),
         **options,
     )
     assert sharded == index
@@ -307,7 +307,7 @@ def files(tmp_path):
             pixels = generator.integers(0, 256, (12, 16, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "files" / name / f"{number}.png")
     (tmp_path / "files" / "dog" / "1.png").write_bytes(b"no image")
-    return image_folder(tmp_path / "files", ImageTransform(8, augment=True))
+    return image_folder(tmp_path / "files", ImageTransform(8, random_crop=True, flip=True))
 
 
 def test_packed_images_are_the_files(files, tmp_path):
@@ -345,7 +345,7 @@ def test_a_record_without_a_label_is_unreadable(tmp_path):
     ShardWriter(tmp_path / "shards", plan).write(0, [b"no"], {})
     ShardWriter(tmp_path / "shards", plan).finish()
     with pytest.raises(UnreadableExample, match="a record of 2 bytes, not even a label"):
-        ShardedImages(tmp_path / "shards", ImageTransform(8, augment=False)).read(Visit(0))
+        ShardedImages(tmp_path / "shards", ImageTransform(8)).read(Visit(0))
 
 
 def test_digits_of_a_grey_tokenizer(tmp_path):

@@ -141,7 +141,7 @@ def test_streams_agree_for_any_number_of_processes_and_workers(written, workers)
 
     def stream(batch_size, index=0, count=1):
         return training_batches(
-            source, batch_size=batch_size, seed=5, shard_index=index, shard_count=count, workers=workers
+            source, batch_size=batch_size, seed=5, process_index=index, process_count=count, workers=workers
         )
 
     one, parts = stream(8), [stream(2, index, 4) for index in range(4)]
@@ -156,9 +156,9 @@ def test_a_restored_stream_goes_on_with_another_number_of_workers(written):
     batches = training_batches(source, batch_size=8, seed=0, workers=0)
     for _ in range(9):
         next(batches)
-    place, expected = batches.get_state(), [next(batches) for _ in range(8)]
+    position, expected = batches.get_state(), [next(batches) for _ in range(8)]
     restored = training_batches(source, batch_size=8, seed=0, workers=2)
-    restored.set_state(place)
+    restored.set_state(position)
     for batch in expected:
         again = next(restored)
         np.testing.assert_array_equal(again.ids, batch.ids)

@@ -32,16 +32,16 @@ class ViewEncoder:
         *,
         batch_size: int,
         dtype: DTypeLike,
-        place: Callable[[Any], Any],
+        put: Callable[[Any], Any],
     ):
         """**Arguments:** `tokenizer`; `example`: one, with its views in the first axis, for the shapes; `batch_size`:
-        examples; `dtype`: of latents; `place`: puts a batch on the devices.
+        examples; `dtype`: of latents; `put`: puts a batch on the devices.
 
         **Raises:** `TypeError` if the tokenizer gives neither ids nor mean and log-variance.
         """
         self.batch_size = batch_size
         self._tokenizer = tokenizer
-        self._place = place
+        self._put = put
         self._views = len(values_of(example))
         outputs = eqx.filter_eval_shape(_encode, tokenizer, self._batch([example]))
         self.codebook_size: int | None = getattr(tokenizer, "codebook_size", None)
@@ -64,7 +64,7 @@ class ViewEncoder:
 
     def start(self, examples: Sequence[Images | Clips]) -> Any:
         """Gives a batch to the device and does not wait for it."""
-        outputs = _jit_encode(self._tokenizer, self._place(self._batch(examples)))
+        outputs = _jit_encode(self._tokenizer, self._put(self._batch(examples)))
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def finish(self, outputs: Any, labels: Sequence[int], record: np.dtype) -> list[bytes]:

@@ -140,7 +140,7 @@ class ShardedImages(AbstractSource):
         return len(self._reader)
 
     def name(self, index: int) -> str:
-        """File and place of the record."""
+        """File and position of the record."""
         return self._reader.name(index)
 
     def label(self, index: int) -> int:

@@ -33,7 +33,7 @@ def precompute(
     process_count: int = 1,
     description: Mapping[str, Any] | None = None,
     unreadable: UnreadableLog | None = None,
-    place: Callable[[Any], Any] = jax.device_put,
+    put: Callable[[Any], Any] = jax.device_put,
     on_progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
 ) -> ShardIndex | None:
@@ -59,7 +59,7 @@ def precompute(
       `process_count`-th shard.
     - `description`: what else tells these shards from others, of JSON's types, such as the name of the data set.
     - `unreadable`: counts what could not be read and sets how much of that to bear, by default 100 examples.
-    - `place`: puts a batch on the devices, such as [`shard_batch`][elt_zoo.sharding.shard_batch] to use several.
+    - `put`: puts a batch on the devices, such as [`shard_batch`][elt_zoo.sharding.shard_batch] to use several.
     - `on_progress`: called after every batch.
     - `stop`: an event that ends the work after the current batch. The shard in hand will be made anew.
 
@@ -78,7 +78,7 @@ def precompute(
     unreadable = UnreadableLog() if unreadable is None else unreadable
     workers = default_workers() if workers is None else workers
     first = reader.first()
-    encoder = ViewEncoder(tokenizer, first, batch_size=batch_size // views.count, dtype=dtype, place=place)
+    encoder = ViewEncoder(tokenizer, first, batch_size=batch_size // views.count, dtype=dtype, put=put)
     plan = ShardPlan(
         kind="tokens" if encoder.codebook_size else "latents",
         fields=encoder.fields,

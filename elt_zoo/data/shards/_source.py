@@ -20,7 +20,7 @@ _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class _File(NamedTuple):
-    """An open file, which has one place at a time."""
+    """An open file, which has one position at a time."""
 
     reader: Any
     lock: threading.Lock
@@ -49,23 +49,25 @@ class ShardReader:
     def read(self, rows: Int[np.ndarray, " rows"]) -> list[bytes]:
         """**Raises:** `UnreadableExample` for a damaged record."""
         shards = np.searchsorted(self._ends, rows, side="right")
-        places = rows - self._starts[shards]
-        return [self._record(shard, place) for shard, place in zip(shards.tolist(), places.tolist(), strict=True)]
+        positions = rows - self._starts[shards]
+        return [
+            self._record(shard, position) for shard, position in zip(shards.tolist(), positions.tolist(), strict=True)
+        ]
 
-    def _record(self, shard: int, place: int) -> bytes:
+    def _record(self, shard: int, position: int) -> bytes:
         try:
             file = self._files.get(shard) or self._open(shard)
             with file.lock:
-                file.reader.seek(place)
+                file.reader.seek(position)
                 return file.reader.read()
         except (RuntimeError, IndexError) as error:
             # A reader that failed once never reads again.
             self._files.pop(shard, None)
-            name = self.name(int(self._starts[shard]) + place)
+            name = self.name(int(self._starts[shard]) + position)
             raise UnreadableExample(f"{name} is damaged: {error}") from error
 
     def name(self, row: int) -> str:
-        """File and place of a record."""
+        """File and position of a record."""
         shard = int(np.searchsorted(self._ends, row, side="right"))
         return f"{self.folder / self.index.plan.file_name(shard)}, record {row - int(self._starts[shard])}"
 
@@ -122,7 +124,7 @@ class _ShardedRecords(AbstractSource):
         return len(self._reader)
 
     def name(self, index: int) -> str:
-        """File and place of the record."""
+        """File and position of the record."""
         return self._reader.name(index)
 
     def read(self, visit: Visit) -> Any:

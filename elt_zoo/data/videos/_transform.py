@@ -3,17 +3,21 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class ClipTransform:
-    """How a clip is taken from a video. The defaults are those of the paper's setting, 16 × 128 × 128.
+    """Which frames of a video make a clip, and how they are cropped. The default sizes are the paper's, 16 × 128 × 128.
+
+    Nothing is random by default: the clip comes from the middle of the video, cropped at the centre. Train with
+    `ClipTransform(random_start=True)`. Each choice draws its own numbers, so that turning one on or off leaves the
+    others unchanged.
 
     **Arguments:**
 
-    - `frames`: of the clip.
-    - `stride`: between two of them.
-    - `size`: pixels of a side. The shorter side of the video is resized to it and the longer one is cut.
-    - `random_start`: whether the clip begins anywhere, drawn anew each epoch, or lies in the middle of the video.
-    - `random_crop`: whether the cut is drawn too, or lies in the middle.
-    - `flip`: whether half of the clips are mirrored. Off by default: some actions have a side, and figures for video
-      are compared with the data as it is.
+    - `frames`: frames of the clip.
+    - `stride`: 1 for consecutive frames, 2 for every other one, and so on.
+    - `size`: height and width in pixels. The shorter side of the video is resized to it and the longer one is cropped.
+    - `random_start`: begin the clip at a random frame, drawn again in every epoch.
+    - `random_crop`: crop at a random position.
+    - `flip`: mirror half of the clips. Some actions have a left and a right, and published video metrics compare with
+      the data as it is.
 
     **Raises:** `ValueError` if a number is less than 1.
     """
@@ -21,7 +25,8 @@ class ClipTransform:
     frames: int = 16
     stride: int = 1
     size: int = 128
-    random_start: bool = True
+    _: dataclasses.KW_ONLY
+    random_start: bool = False
     random_crop: bool = False
     flip: bool = False
 
