@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 NAMES = {"dit": "DiT, 2N×4L, 8 × 8 pixels", "maskgit": "MaskGIT, 1N×4L, 16 tokens"}
 
 
-def summary_of(runs: Path, framework: str, seed: int) -> dict:
-    folder = runs / f"{framework}-{seed}"
+def summary_of(runs: Path, family: str, seed: int) -> dict:
+    folder = runs / f"{family}-{seed}"
     if not (folder / "summary.json").exists():
         script = ROOT / "examples" / "train_imagenet.py"
-        arguments = ["--framework", framework, "--seed", str(seed), "--out", str(folder)]
+        arguments = ["--family", family, "--seed", str(seed), "--out", str(folder)]
         subprocess.run([sys.executable, str(script), *arguments], check=True)
     return json.loads((folder / "summary.json").read_text())
 
@@ -31,9 +31,9 @@ def span(values: list[float], digits: int) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def table(framework: str, rows: list[dict], floor: dict) -> list[str]:
+def table(family: str, rows: list[dict], floor: dict) -> list[str]:
     lines = [
-        f"**{NAMES[framework]}**",
+        f"**{NAMES[family]}**",
         "",
         "| Objective | L | held-out loss | digits Fréchet distance | accuracy | nearest distance | MFLOPs per sample |",
         "|---|---|---|---|---|---|---|",
@@ -66,11 +66,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     rows, lines, versions = [], [], {}
-    for framework in NAMES:
-        summaries = {seed: summary_of(arguments.runs, framework, seed) for seed in arguments.seeds}
+    for family in NAMES:
+        summaries = {seed: summary_of(arguments.runs, family, seed) for seed in arguments.seeds}
         mine = [row | {"seed": seed} for seed, summary in summaries.items() for row in summary["results"]]
-        rows += [{"framework": framework, **row} for row in mine]
-        lines += table(framework, mine, summaries[arguments.seeds[0]]["evaluator"]["real_digits"])
+        rows += [{"family": family, **row} for row in mine]
+        lines += table(family, mine, summaries[arguments.seeds[0]]["evaluator"]["real_digits"])
         versions = summaries[arguments.seeds[0]]["versions"]
     seeds = ", ".join(map(str, arguments.seeds))
     lines.append(

@@ -68,7 +68,7 @@ def _presets() -> str:
         rows.append(
             [
                 f"`{name}`",
-                config.framework,
+                config.family,
                 f"{config.num_layers}N · {config.max_loops}L",
                 str(config.dim),
                 str(config.num_heads),

@@ -49,7 +49,7 @@ class TrainingOptions:
     preset: str | None = None
     """A name of `elt_zoo.families.preset_names()`; by default a small model. Its classes and sizes follow the data."""
     out: Path | None = None
-    """Where the run goes; by default `runs/<data>-<framework>-<objective>`."""
+    """Where the run goes; by default `runs/<data>-<family>-<objective>`."""
     dry_run: bool = False
     """Build everything abstractly, print sizes and compute, and stop."""
 
@@ -132,7 +132,7 @@ class Run:
         updates = max(recipe.steps // options.accumulation, 1)
         if recipe.small:
             optimizer = OptimizerConfig.digits(total_steps=updates)
-        elif model.framework == "dit":
+        elif model.family == "dit":
             optimizer = OptimizerConfig.dit(total_steps=updates)
         else:
             optimizer = OptimizerConfig.maskgit(total_steps=updates, large=model.dim >= 1280)

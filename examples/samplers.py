@@ -38,7 +38,7 @@ class SamplerSettings:
         """The settings with every default filled in, for the 8 × 8 digits or for anything else."""
         video = isinstance(config, MaskGITConfig) and len(config.grid) == 3
         defaults: dict[str, Any] = dict(_DIGITS if digits else _PAPER)
-        defaults["steps"] = _VIDEO_STEPS if video else _STEPS[config.framework][0 if digits else 1]
+        defaults["steps"] = _VIDEO_STEPS if video else _STEPS[config.family][0 if digits else 1]
         defaults["clip_x0"] = 1.0 if isinstance(config, DiTConfig) and config.shape[-1] in _PIXEL_CHANNELS else None
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)

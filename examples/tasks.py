@@ -1,4 +1,4 @@
-"""What is trained on what: a preset fitted to the data, and the parts that its framework needs."""
+"""What is trained on what: a preset fitted to the data, and the parts that its family needs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def as_latents(autoencoder: AutoencoderKL | None, scale: float) -> Representatio
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A framework's parts, put together for one data set."""
+    """A family's parts, put together for one data set."""
 
     model: ModelConfig
     settings: SamplerSettings

@@ -1,10 +1,10 @@
 """Train an elastic looped transformer, sample it at every loop count, and measure what each count is worth.
 
     python examples/train_imagenet.py                        # digits, diffusion, ILSD beside its vanilla twin
-    python examples/train_imagenet.py --framework maskgit    # digits, masked generation
-    python examples/train_imagenet.py --data /data/imagenet --framework maskgit --tokenizer models/maskgit-vqgan \\
+    python examples/train_imagenet.py --family maskgit    # digits, masked generation
+    python examples/train_imagenet.py --data /data/imagenet --family maskgit --tokenizer models/maskgit-vqgan \\
         --preset elt-XL-7Nx4L --batch-size 512 --steps 675000
-    python examples/train_imagenet.py --preset elt-XL-7Nx4L --framework maskgit --dry-run
+    python examples/train_imagenet.py --preset elt-XL-7Nx4L --family maskgit --dry-run
 
 With no arguments it trains on the 1,797 real digits that come with scikit-learn: about four minutes on two CPU cores.
 `--data` takes ImageNet's folders or its original tar files, any folder of class folders, or the shards that
@@ -58,7 +58,7 @@ _PATCH = 4
 class Config(TrainingOptions):
     """Train an elastic looped transformer and measure every exit."""
 
-    framework: Literal["dit", "maskgit"] = "dit"
+    family: Literal["dit", "maskgit"] = "dit"
     """Diffusion over pixels or latents, or masked generation over tokens."""
     data: str = "digits"
     """`digits`, the folder of ImageNet (class folders or tar files), any folder of class folders, or shards."""
@@ -89,21 +89,21 @@ class Config(TrainingOptions):
         """The preset, before its sizes follow the data."""
         name = self.preset
         if name is None:
-            pixels = self.digits and self.framework == "maskgit" and self.tokens == "pixels"
-            name = f"{'digits' if self.digits else 'tiny'}-{self.framework}{'-pixels' if pixels else ''}"
+            pixels = self.digits and self.family == "maskgit" and self.tokens == "pixels"
+            name = f"{'digits' if self.digits else 'tiny'}-{self.family}{'-pixels' if pixels else ''}"
         config = preset(name)
-        if config.framework != self.framework:
-            raise ValueError(f"Preset {name!r} is for `--framework {config.framework}`, not {self.framework}.")
+        if config.family != self.family:
+            raise ValueError(f"Preset {name!r} is for `--family {config.family}`, not {self.family}.")
         return config
 
     @property
     def folder(self) -> Path:
         name = "digits" if self.digits else Path(self.data).resolve().name
-        return self.out or Path("runs") / f"{name}-{self.framework}-{self.objective}"
+        return self.out or Path("runs") / f"{name}-{self.family}-{self.objective}"
 
     @property
     def recipe(self) -> Recipe:
-        masked = self.framework == "maskgit"
+        masked = self.family == "maskgit"
         if self.preset is not None:
             default = Recipe(steps=675_000 if masked else 500_000, learning_rate=1e-4, ema_decay=0.9999, small=False)
         elif self.digits:
@@ -156,7 +156,7 @@ def images_task(config: Config) -> Task:
     if isinstance(opened.shards, unfit):
         kind = opened.shards.index.kind
         raise ValueError(
-            f"`--data {config.data}` holds {kind}, which `--framework {config.framework}` does not take: masked "
+            f"`--data {config.data}` holds {kind}, which `--family {config.family}` does not take: masked "
             "generation needs tokens, diffusion latents or pixels."
         )
     heldout = first_examples(opened.heldout, config.heldout)
@@ -198,13 +198,13 @@ def image_size(model: ModelConfig, tokenizer: AbstractTokenizer | AutoencoderKL 
     """Height and width of the images that the preset and the tokenizer together want."""
     if isinstance(model, MaskGITConfig):
         if isinstance(tokenizer, AutoencoderKL):
-            raise ValueError("`--framework maskgit` needs a tokenizer of discrete tokens, and this is an autoencoder.")
+            raise ValueError("`--family maskgit` needs a tokenizer of discrete tokens, and this is an autoencoder.")
         return model.grid[0] * _PATCH if tokenizer is None else tokenizer.shape[0]
     assert isinstance(model, DiTConfig)
     if isinstance(tokenizer, AutoencoderKL):
         return model.shape[0] * tokenizer.config.downsampling
     if tokenizer is not None:
-        raise ValueError("`--framework dit` takes an autoencoder or none, and this tokenizer has discrete tokens.")
+        raise ValueError("`--family dit` takes an autoencoder or none, and this tokenizer has discrete tokens.")
     if model.shape[-1] != 3:
         raise ValueError(
             f"This preset diffuses over latents of {model.shape[-1]} channels: give `--tokenizer` the folder of an "

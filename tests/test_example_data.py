@@ -85,7 +85,7 @@ def test_pixels_of_a_folder_with_a_broken_file(images, tmp_path):
 
 
 def test_an_interrupted_run_on_files_ends_as_an_uninterrupted_one(images, tmp_path):
-    arguments = ["--data", images, "--framework", "maskgit", *SHORT, "--workers", 2]
+    arguments = ["--data", images, "--family", "maskgit", *SHORT, "--workers", 2]
     run("train_imagenet.py", *arguments, "--out", "whole", cwd=tmp_path)
     with start("train_imagenet.py", *arguments, "--out", "parts", cwd=tmp_path) as process:
         metrics, deadline = tmp_path / "parts" / "metrics-ilsd.csv", time.monotonic() + 300
@@ -108,7 +108,7 @@ def test_precomputed_tokens_and_latents_train_both_frameworks(images, tokenizers
     common = ["--data", images, "--max-unreadable", 1]
     _, output = run("precompute.py", *common, "--tokenizer", tokenizers / "vqgan", "--out", "tokens", cwd=tmp_path)
     assert "39 examples (tokens)" in output and "0.JPEG" in output
-    masked = ["--data", "tokens", "--framework", "maskgit", *SHORT]
+    masked = ["--data", "tokens", "--family", "maskgit", *SHORT]
     run("train_imagenet.py", *masked, "--tokenizer", tokenizers / "vqgan", "--out", "masked", cwd=tmp_path)
     assert json.loads((tmp_path / "masked" / "summary.json").read_text())["model"]["grid"] == [8, 8]
 
@@ -119,10 +119,10 @@ def test_precomputed_tokens_and_latents_train_both_frameworks(images, tokenizers
     assert (tmp_path / "latent" / "samples.png").exists()
 
     refusals = [
-        (["--data", "tokens", "--framework", "maskgit", "--tokenizer", tokenizers / "vq3d"], "another tokenizer"),
-        (["--data", "tokens", "--framework", "dit"], "holds tokens, which `--framework dit` does not take"),
-        (["--data", "latents", "--framework", "maskgit"], "holds latents, which `--framework maskgit` does not take"),
-        (["--data", images, "--framework", "maskgit", "--tokenizer", tokenizers / "kl"], "this is an autoencoder"),
+        (["--data", "tokens", "--family", "maskgit", "--tokenizer", tokenizers / "vq3d"], "another tokenizer"),
+        (["--data", "tokens", "--family", "dit"], "holds tokens, which `--family dit` does not take"),
+        (["--data", "latents", "--family", "maskgit"], "holds latents, which `--family maskgit` does not take"),
+        (["--data", images, "--family", "maskgit", "--tokenizer", tokenizers / "kl"], "this is an autoencoder"),
         (["--data", images, "--preset", "elt-dit-8Nx4L"], "give `--tokenizer` the folder of an autoencoder"),
         (["--data", "nowhere"], "There is no nowhere"),
         (["--data", tmp_path], "class folders hold no image"),
@@ -152,9 +152,9 @@ def test_videos_and_their_tokens(tokenizers, tmp_path):
 
 
 @pytest.mark.skipif(not REAL_IMAGES.exists(), reason="the sample of ImageNet is not here")
-@pytest.mark.parametrize("framework", ["dit", "maskgit"])
-def test_real_images(framework, tmp_path):
-    run("train_imagenet.py", "--data", REAL_IMAGES, "--framework", framework, *SHORT, "--out", "run", cwd=tmp_path)
+@pytest.mark.parametrize("family", ["dit", "maskgit"])
+def test_real_images(family, tmp_path):
+    run("train_imagenet.py", "--data", REAL_IMAGES, "--family", family, *SHORT, "--out", "run", cwd=tmp_path)
     losses = [float(row["teacher"]) for row in metrics_of(tmp_path / "run")]
     assert losses[-1] < losses[0]
 

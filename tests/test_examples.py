@@ -52,7 +52,7 @@ def rows_of(path):
 def trained(request, tmp_path_factory):
     """A short run of the main job."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    arguments = ["--framework", request.param, "--steps", 30, "--samples", 100, "--log-every", 10, "--out", folder]
+    arguments = ["--family", request.param, "--steps", 30, "--samples", 100, "--log-every", 10, "--out", folder]
     run("train_imagenet.py", *arguments, cwd=folder.parent)
     return folder, arguments
 
@@ -97,7 +97,7 @@ def test_sampling_a_saved_model_at_any_budget(trained, tmp_path):
 
 def test_a_terminated_run_resumes(tmp_path):
     arguments = ["--steps", "400", "--samples", "100", "--no-compare", "--log-every", "5", "--out", "run"]
-    command = [sys.executable, str(EXAMPLES / "train_imagenet.py"), "--framework", "maskgit", *arguments]
+    command = [sys.executable, str(EXAMPLES / "train_imagenet.py"), "--family", "maskgit", *arguments]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         metrics = tmp_path / "run" / "metrics-ilsd.csv"
         deadline = time.monotonic() + 300
@@ -108,13 +108,13 @@ def test_a_terminated_run_resumes(tmp_path):
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "Run the same command again to resume" in output
     assert not (tmp_path / "run" / "summary.json").exists()
-    run("train_imagenet.py", "--framework", "maskgit", *arguments, cwd=tmp_path)
+    run("train_imagenet.py", "--family", "maskgit", *arguments, cwd=tmp_path)
     steps = [int(row["step"]) for row in rows_of(tmp_path / "run" / "metrics-ilsd.csv")]
     assert steps == list(range(5, 401, 5))
 
 
 def test_dry_runs_build_nothing_and_unknown_presets_are_explained(tmp_path):
-    result = run("train_imagenet.py", "--preset", "elt-XL-7Nx4L", "--framework", "maskgit", "--dry-run", cwd=tmp_path)
+    result = run("train_imagenet.py", "--preset", "elt-XL-7Nx4L", "--family", "maskgit", "--dry-run", cwd=tmp_path)
     assert "7N x 4L" in result.stdout and not list(tmp_path.iterdir())
     refused = run("train_imagenet.py", "--preset", "elt-XXL", "--dry-run", cwd=tmp_path, check=False)
     assert refused.returncode == 1 and "Unknown preset 'elt-XXL'" in refused.stderr
@@ -122,12 +122,12 @@ def test_dry_runs_build_nothing_and_unknown_presets_are_explained(tmp_path):
     assert refused.returncode != 0 and "There is no /data/imagenet" in words(refused.stderr)
 
 
-def parts(framework):
-    """Small model, corruption, loss and data of a framework."""
+def parts(family):
+    """Small model, corruption, loss and data of a family."""
     train, heldout = load_digits("train"), load_digits("heldout")
-    config = dataclasses.replace(preset(f"digits-{framework}"), dim=48, num_layers=1)
+    config = dataclasses.replace(preset(f"digits-{family}"), dim=48, num_layers=1)
     examples, unseen = digits_to_pixels(train.images), digits_to_pixels(heldout.images)
-    if framework == "dit":
+    if family == "dit":
         corruption = DiffusionCorruption(ShiftedCosineSchedule(), prediction=config.prediction, null_label=10)
         loss = SigmoidWeightedMSE(config.prediction)
     else:
@@ -145,9 +145,9 @@ def parts(framework):
     )
 
 
-@pytest.mark.parametrize("framework", ["dit", "maskgit"])
-def test_ilsd_makes_every_exit_useful_and_plain_looping_does_not(framework):
-    config, corruption, loss, source, (unseen, labels) = parts(framework)
+@pytest.mark.parametrize("family", ["dit", "maskgit"])
+def test_ilsd_makes_every_exit_useful_and_plain_looping_does_not(family):
+    config, corruption, loss, source, (unseen, labels) = parts(family)
 
     def losses_of(objective):
         optimizer = make_optimizer(OptimizerConfig.digits(total_steps=300, learning_rate=6e-3))
@@ -158,7 +158,7 @@ def test_ilsd_makes_every_exit_useful_and_plain_looping_does_not(framework):
 
     ilsd = losses_of(ILSDLoss(loss, loss.distillation, max_loops=4))
     vanilla = losses_of(VanillaLoss(loss, max_loops=4))
-    if framework == "dit":
+    if family == "dit":
         assert ilsd[0] < 1.12 * ilsd[3] and vanilla[0] > 2.0 * vanilla[3]
         # So short a run pays more for its early exits than the default one does.
         assert ilsd[3] < 1.15 * vanilla[3] and ilsd[7] < 1.15 * ilsd[3]

@@ -115,8 +115,8 @@ def test_unknown_names_and_broken_configs_are_explained():
     values = preset("digits-dit").to_dict()
     with pytest.raises(ValueError, match=r"unknown fields \['width'\], missing fields \['dim'\]"):
         config_from_dict({k: v for k, v in values.items() if k != "dim"} | {"width": 3})
-    with pytest.raises(ValueError, match="Unknown framework 'gan'"):
-        config_from_dict(values | {"framework": "gan"})
+    with pytest.raises(ValueError, match="of the family 'gan'; known are"):
+        config_from_dict(values | {"family": "gan"})
     config = preset("digits-maskgit")
     for change, text in [
         ({"num_heads": 5}, "heads must divide"),

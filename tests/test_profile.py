@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elt_zoo import Remat
-from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig, preset, preset_names
+from elt_zoo.families import DiTConfig, MaskGITConfig, preset, preset_names
 from elt_zoo.models import BatchedPredict
 from elt_zoo.profile import FLOPS, profile, sample_compute, time_samples, xla_flops, xla_forward_flops
 from elt_zoo.sampling import (
@@ -175,15 +175,3 @@ def test_the_memory_estimate_is_near_what_xla_allocates():
 def test_wrong_counts_are_named():
     with pytest.raises(ValueError, match=r"loops=0, batch=1, steps=1\)`: each must be at least 1"):
         profile(MASKED, loops=0)
-
-
-def test_a_config_of_another_family_is_named():
-    class Other(ModelConfig):
-        framework = "other"
-        num_tokens = 1
-
-        def build(self, *, key):
-            raise NotImplementedError
-
-    with pytest.raises(TypeError, match="knows MaskGITConfig and DiTConfig, not Other"):
-        profile(Other(dim=8, num_layers=1, max_loops=1, num_heads=1, num_classes=1))

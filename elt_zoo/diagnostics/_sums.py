@@ -1,9 +1,11 @@
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+
+_Sums = TypeVar("_Sums", bound="AbstractSums")
 
 
 class AbstractSums(eqx.Module):
@@ -12,11 +14,8 @@ class AbstractSums(eqx.Module):
     Kept as sums because the mean of two batches' rates is not the rate of both.
     """
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self: _Sums, other: _Sums) -> _Sums:
         return jax.tree.map(jnp.add, self, other)
-
-
-_Sums = TypeVar("_Sums", bound=AbstractSums)
 
 
 def total(sums: _Sums) -> _Sums:

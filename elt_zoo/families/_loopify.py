@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..models import ElasticModel
-from ._configs import ModelConfig
+from ._config import ModelConfig
 
 
 class Retrofit(enum.StrEnum):

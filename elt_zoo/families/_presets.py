@@ -3,7 +3,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..corruption import Prediction
-from ._configs import DiTConfig, MaskGITConfig, ModelConfig
+from ._config import ModelConfig
+from ._diffusion import DiTConfig, NoiseSchedule
+from ._masked import MaskGITConfig
 
 # The paper's scales (2604.09168): width and attention heads; the MLP is four times as wide. The heads of G are not
 # stated.
@@ -74,6 +76,7 @@ def _dit(scale: str, patch_size: int) -> DiTConfig:
         patch_size=patch_size,
         prediction=Prediction.EPSILON,
         learned_variance=True,
+        noise_schedule=NoiseSchedule.LINEAR_BETA,
     )
 
 

@@ -1,6 +1,7 @@
 """Generators: models that can be saved, loaded by name or from a folder, and sampled."""
 
-from ._files import LoadedModel as LoadedModel
 from ._files import bundled_names as bundled_names
 from ._files import load as load
 from ._files import save as save
+from ._generator import Generator as Generator
+from ._generator import SampleProgress as SampleProgress

@@ -1,14 +1,15 @@
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from ..families import ModelConfig, config_from_dict
+from ..families import ModelConfig, config_from_dict, settings_from_dict
 from ..models import ElasticModel
 from ..storage import (
     CONFIG,
@@ -23,73 +24,80 @@ from ..storage import (
     refuse_to_overwrite,
     write_folder,
 )
-from ..tokenizers import Tokenizer, abstract_tokenizer, describe_tokenizer
+from ..tokenizers import abstract_tokenizer, describe_tokenizer
+from ._generator import Generator
 
 _ASSETS = Path(__file__).parent / "assets"
 
 
-class LoadedModel(NamedTuple):
-    """What `load`, `load_dit` and `load_maskgit` return."""
-
-    model: ElasticModel
-    config: ModelConfig
-    tokenizer: Tokenizer | None
-    metadata: dict[str, Any]
-    """Whatever `save` was given; the source of published weights."""
-
-
-def save(
-    folder: str | os.PathLike,
-    model: ElasticModel,
-    config: ModelConfig,
-    *,
-    tokenizer: Tokenizer | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes a model to a folder as `model.safetensors` and `config.json`; no reader ever sees half a file.
+def save(folder: str | os.PathLike, generator: Generator, *, own_model: bool = False, overwrite: bool = False) -> Path:
+    """Writes a generator to a folder as `model.safetensors` and `config.json`: all that [`load`][elt_zoo.load] needs to
+    sample it again.
 
     Tensor names are the attribute paths of the tree, such as `model.trunk.layers.attention.qkv.weight` (stacked over
-    layers), so the file can be read without this library.
+    layers), so the file can be read without this library. Nothing in it is code. A folder is replaced as a whole or not
+    at all: no reader gets the weights of one model with the config of another.
 
     **Arguments:**
 
     - `folder`: created if missing.
-    - `model`, `config`: the model and the config that builds it.
-    - `tokenizer`: saved along: the tokenizer of a masked model, the autoencoder of one of latents.
-    - `metadata`: anything of JSON's types: training knobs, scores.
+    - `generator`: what to write, its tokenizer included.
+    - `own_model`: the model has layers or a head of your own, which its config would not build. Loading it then takes a
+      `skeleton`.
     - `overwrite`: replace a model that is already there.
 
-    **Returns:** the folder. **Raises:** `FileExistsError` if it holds a model, `ValueError` if the config would build
-    another model, `TypeError` for a tokenizer that cannot be described or metadata that JSON cannot hold. Then nothing
+    **Returns:** the folder.
+
+    **Raises:** `FileExistsError` if it holds a model, `ValueError` if the config would build another model (without
+    `own_model`), `TypeError` for a tokenizer that cannot be described or metadata that JSON cannot hold. Then nothing
     is written.
     """
     folder = Path(folder)
     if not overwrite:
         refuse_to_overwrite(folder)
-    abstract = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
-    problems = _differences(named_arrays(model), named_arrays(abstract))
-    if problems:
-        raise ValueError("`save`: this config does not build this model:\n  " + "\n  ".join(problems))
-    described = None if tokenizer is None else describe_tokenizer(tokenizer)
+    model, config, tokenizer = generator.model, generator.config, generator.tokenizer
+    if not own_model:
+        abstract = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
+        problems = _differences(named_arrays(model), named_arrays(abstract))
+        if problems:
+            raise ValueError(
+                "`save`: the config does not build this model; pass `own_model=True` if it has your own layers or "
+                "head:\n  " + "\n  ".join(problems)
+            )
     tensors = {f"model.{name}": np.asarray(leaf) for name, leaf in named_arrays(model).items()}
     tensors |= {f"tokenizer.{name}": np.asarray(leaf) for name, leaf in named_arrays(tokenizer).items()}
-    description = {"model": config.to_dict(), "tokenizer": described, "metadata": dict(metadata or {})}
+    description = {
+        "model": config.to_dict(),
+        "own_model": own_model,
+        "sampler": dataclasses.asdict(generator.settings),
+        "tokenizer": None if tokenizer is None else describe_tokenizer(tokenizer),
+        "metadata": dict(generator.metadata),
+    }
     write_folder(folder, tensors, description)
     return folder
 
 
-def load(path: str | os.PathLike, *, dtype: DTypeLike | None = None, sharding: Shardings | None = None) -> LoadedModel:
-    """Reads a model that `save` wrote, or one that ships with the library.
+def load(
+    path: str | os.PathLike,
+    *,
+    family: type[ModelConfig] | None = None,
+    skeleton: ElasticModel | None = None,
+    dtype: DTypeLike | None = None,
+    sharding: Shardings | None = None,
+) -> Generator:
+    """Reads a generator that `save` wrote, or one that ships with the library.
 
     **Arguments:**
 
     - `path`: a folder, or one of [`bundled_names`][elt_zoo.generator.bundled_names].
+    - `family`: the config class of a family of your own.
+    - `skeleton`: a model with the structure of the saved one, for one with layers or a head of your own. Its values are
+      not used, so `equinox.filter_eval_shape` will do.
     - `dtype`: of the parameters, such as `jax.numpy.bfloat16`; default float32.
     - `sharding`: where the parameters go: a `jax.sharding.Sharding` for all of them, or a function of a parameter's
       name and shape that returns one; default the first device.
 
-    **Returns:** model, config, tokenizer and metadata.
+    **Returns:** the generator.
 
     **Raises:** `FileNotFoundError` if there is no such folder or name;
     [`WeightsError`][elt_zoo.storage.WeightsError] if a file is damaged or from a newer version, or if tensors are
@@ -105,14 +113,22 @@ def load(path: str | os.PathLike, *, dtype: DTypeLike | None = None, sharding: S
         )
     description = read_description(folder)
     try:
-        config = config_from_dict(description["model"])
-        abstract = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
+        config = config_from_dict(description["model"], family=family)
+        settings = settings_from_dict(description["sampler"], config)
         tokenizer = abstract_tokenizer(description["tokenizer"])
+        metadata = dict(description.get("metadata", {}))
+        if description.get("own_model") and skeleton is None:
+            raise ValueError(
+                "the model has layers or a head of its author's, which no config builds; pass `skeleton=`, a model of "
+                "the same structure"
+            )
+        if skeleton is None:
+            skeleton = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / CONFIG} does not describe a model: {error!r}") from error
-    both = {"model": abstract, "tokenizer": tokenizer}
+        raise WeightsError(f"{folder / CONFIG} cannot be used: {error}") from error
+    both = {"model": skeleton, "tokenizer": tokenizer}
     loaded = assemble(both, own_names(both), read_tensors(folder / WEIGHTS), dtype=dtype, sharding=sharding)
-    return LoadedModel(loaded["model"], config, loaded["tokenizer"], description.get("metadata", {}))
+    return Generator(loaded["model"], config, loaded["tokenizer"], settings, metadata)
 
 
 def bundled_names() -> tuple[str, ...]:

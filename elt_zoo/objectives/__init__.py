@@ -7,6 +7,7 @@ from ._alternatives import ExitWeighting as ExitWeighting
 from ._alternatives import RandomDepthLoss as RandomDepthLoss
 from ._alternatives import VanillaLoss as VanillaLoss
 from ._ilsd import ILSDLoss as ILSDLoss
+from ._loss import AbstractLoss as AbstractLoss
 from ._masked_cross_entropy import MaskedCrossEntropy as MaskedCrossEntropy
 from ._objective import AbstractObjective as AbstractObjective
 from ._objective import DistillationLoss as DistillationLoss

@@ -5,9 +5,10 @@ from jaxtyping import Array, Float
 
 from .._checks import checked
 from ..corruption import MaskedTarget
+from ._loss import AbstractLoss
 
 
-class MaskedCrossEntropy(eqx.Module):
+class MaskedCrossEntropy(AbstractLoss):
     """Cross-entropy summed over the masked positions of one example, in nats (MaskGIT, 2202.04200, equation 1).
 
     The ground-truth loss compares with the true ids, softened by label smoothing; `distillation` compares with the

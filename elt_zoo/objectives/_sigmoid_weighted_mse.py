@@ -5,9 +5,10 @@ from jaxtyping import Array, Float
 
 from .._checks import checked
 from ..corruption import DiffusionTarget, Prediction
+from ._loss import AbstractLoss
 
 
-class SigmoidWeightedMSE(eqx.Module):
+class SigmoidWeightedMSE(AbstractLoss):
     r"""Mean squared error of one example under the sigmoid weighting (2303.00848; 2410.19324).
 
     In terms of ε the weight is $w_\epsilon = (-\mathrm{d}\log\mathrm{snr}/\mathrm{d}t)\,\sigma(b - \log\mathrm{snr})$.

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import os
 import re
@@ -11,8 +12,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..corruption import Prediction
-from ..families import DiTConfig
-from ..generator import LoadedModel
+from ..families import DiTConfig, NoiseSchedule
+from ..generator import Generator
 from ..nn import sincos_positions
 from ..storage import Shardings, TensorFile, WeightsError, assemble, read_tensors
 from ._diffusers import diffusers_settings, diffusers_weights
@@ -32,7 +33,7 @@ def load_dit(
     latent_size: int | None = None,
     dtype: DTypeLike | None = None,
     sharding: Shardings | None = None,
-) -> LoadedModel:
+) -> Generator:
     """Reads a DiT (2212.09748) as a looped model of one loop: facebookresearch/DiT's `.pt` files, training checkpoints
     (their EMA), the same tensors as safetensors, or a diffusers folder.
 
@@ -82,7 +83,9 @@ def load_dit(
             LicenceWarning,
             stacklevel=2,
         )
-    return LoadedModel(model, config, None, {"source": str(path)})
+    # DiT's own script guides three of its four channels.
+    settings = dataclasses.replace(config.sampler_settings(), guidance_channels=min(3, config.shape[-1]))
+    return Generator(model, config, settings=settings, metadata={"source": str(path)})
 
 
 def _config(
@@ -114,6 +117,7 @@ def _config(
         patch_size=patch_size,
         prediction=Prediction.EPSILON,
         learned_variance=file.shape(f"{out}.weight")[0] == 2 * channels * patch_size**2,
+        noise_schedule=NoiseSchedule.LINEAR_BETA,
     )
 
 

@@ -7,7 +7,7 @@ import jax
 from jax.typing import DTypeLike
 
 from ..families import MaskGITConfig
-from ..generator import LoadedModel
+from ..generator import Generator
 from ..storage import Shardings, TensorFile, WeightsError, assemble, read_tensors
 from ._maskgit_names import maskgit_names, split_vocabulary
 
@@ -18,7 +18,7 @@ def load_maskgit(
     num_classes: int = 1000,
     dtype: DTypeLike | None = None,
     sharding: Shardings | None = None,
-) -> LoadedModel:
+) -> Generator:
     """Reads google-research/maskgit's transformer (2202.04200; Flax msgpack, or npz of the same names) as a looped
     model of one loop.
 
@@ -45,7 +45,7 @@ def load_maskgit(
     file = file.replacing(split_vocabulary(file, config.codebook_size, num_classes))
     abstract = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
     model = assemble(abstract, maskgit_names(config), file, dtype=dtype, sharding=sharding)
-    return LoadedModel(model, config, None, {"source": str(path)})
+    return Generator(model, config, metadata={"source": str(path)})
 
 
 def _config(file: TensorFile, num_classes: int) -> MaskGITConfig:

@@ -11,7 +11,6 @@ from .._checks import checked
 from ..families import ModelConfig
 from ..looped import Remat
 from ._count import Costs, aval_bytes, costs_of
-from ._inputs import example_inputs
 from ._text import count, num_bytes, operations
 
 FLOPS = "2 FLOPs per multiply-accumulate, matrix products only"
@@ -152,7 +151,7 @@ class Profile:
         config = self.config
         per_sample = f"{self.steps} step(s){', two branches' if self.guidance else ''}"
         rows = [
-            ("model", f"{config.framework}, {config.num_layers}N x {self.loops}L, width {config.dim}"),
+            ("model", f"{config.family}, {config.num_layers}N x {self.loops}L, width {config.dim}"),
             ("tokens", f"{config.num_tokens}"),
             ("effective depth", f"{self.effective_depth} layers"),
             ("unique parameters", count(self.parameters)),
@@ -205,7 +204,7 @@ def profile(
     loops = config.max_loops if loops is None else loops
     if min(loops, batch, steps) < 1:
         raise ValueError(f"`profile(loops={loops}, batch={batch}, steps={steps})`: each must be at least 1.")
-    inputs = example_inputs(config, dtype)
+    inputs = config.example_inputs(dtype)
     model = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
     trunk_parameters, head_parameters = _size(model.trunk), _size(model.head)
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)

@@ -4,10 +4,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from ..families import ModelConfig
-from ._inputs import example_inputs
 
 
 def xla_flops(function: Callable, *arguments: Any) -> int:
@@ -45,7 +43,7 @@ def xla_forward_flops(config: ModelConfig, *, loops: int | None = None) -> int:
     loops = config.max_loops if loops is None else loops
     unrolled = dataclasses.replace(config, unroll_loops=True)
     model = eqx.filter_eval_shape(unrolled.build, key=jax.random.key(0))
-    return xla_flops(lambda model, inputs: model(*inputs, loops=loops), model, example_inputs(config, jnp.float32))
+    return xla_flops(lambda model, inputs: model(*inputs, loops=loops), model, config.example_inputs())
 
 
 def _is_array_or_shape(leaf: Any) -> bool:

@@ -1,0 +1,258 @@
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ..corruption import AbstractCorruption
+from ..looped import LoopedTransformer, Remat
+from ..models import ElasticModel
+from ..objectives import AbstractLoss
+from ..sampling import AbstractGuidance, ConstantGuidance
+
+_Settings = TypeVar("_Settings", bound="SamplerSettings")
+_LARGEST = {"dim": 65_536, "num_layers": 1024, "max_loops": 1024, "num_heads": 1024, "num_classes": 10_000_000}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """How a model is sampled, as JSON can hold it. A saved model remembers the settings that it was measured with.
+
+    **Fields:**
+
+    - `steps`: sampling steps, at least 1.
+    - `guidance`: the scale s of classifier-free guidance, uncond + s·(cond − uncond); 1 is the conditional model alone.
+
+    **Raises:** `ValueError` for values outside these ranges.
+    """
+
+    steps: int
+    guidance: float = 1.0
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"`{type(self).__name__}(steps={self.steps})` must be at least 1.")
+        if not -1e6 < self.guidance < 1e6:
+            raise ValueError(f"`{type(self).__name__}(guidance={self.guidance})` must be a finite number.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingDefaults:
+    """How a paper trains a family: the learning rate and its warm-up, the steps, AdamW's betas, decay and clipping."""
+
+    learning_rate: float = 1e-4
+    steps: int = 500_000
+    warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(abc.ABC):
+    """A family of generators: every part that one is made of, from one frozen config of JSON's types.
+
+    A family is a subclass, its config an instance. Head, corruption, loss and sampler have to agree on what the network
+    predicts, on the noise schedule, on the mask and on the null label; all of them read it here. Everything above this
+    room (runs, saving, sampling, evaluation, profiles) works for any family through these methods, for one of your own
+    too: subclass `ModelConfig`, set `family`, and pass the class to [`load`][elt_zoo.load].
+
+    **Fields:**
+
+    - `dim`: width d.
+    - `num_layers`: N, unique layers.
+    - `max_loops`: L_max, the loops that the model is trained for.
+    - `num_heads`: attention heads.
+    - `num_classes`: number of classes; label `num_classes` is the null class.
+    - `mlp_dim`: hidden width of the MLP; `None` for 4·`dim`.
+    - `dropout`: rate in every residual branch (and after MaskGIT's embedding).
+    - `num_loop_deltas`: loops that add vectors of their own to the layers' vectors, at most L_max; default none.
+    - `scan_layers`, `unroll_loops`, `remat`: how the trunk runs, see [`LoopedTransformer`][elt_zoo.LoopedTransformer].
+
+    **Raises:** `ValueError` for a size below 1 or beyond any reason, heads that do not divide the width, or a dropout
+    outside [0, 1).
+    """
+
+    family: ClassVar[str]
+    """The name that files use."""
+
+    dim: int
+    num_layers: int
+    max_loops: int
+    num_heads: int
+    num_classes: int
+    mlp_dim: int | None = None
+    dropout: float = 0.0
+    num_loop_deltas: int = 0
+    scan_layers: bool = False
+    unroll_loops: bool = False
+    remat: Remat = Remat.NONE
+
+    def __post_init__(self):
+        for name, most in _LARGEST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"`{type(self).__name__}({name}={getattr(self, name)})` must be from 1 to {most:,}.")
+        if self.mlp_dim is not None and not 1 <= self.mlp_dim <= 16 * _LARGEST["dim"]:
+            raise ValueError(f"`{type(self).__name__}(mlp_dim={self.mlp_dim})` must be at least 1.")
+        if self.dim % self.num_heads:
+            raise ValueError(
+                f"`{type(self).__name__}(dim={self.dim}, num_heads={self.num_heads})`: the heads must divide the width."
+            )
+        if not 0 <= self.num_loop_deltas <= self.max_loops:
+            raise ValueError(
+                f"`{type(self).__name__}(num_loop_deltas={self.num_loop_deltas}, max_loops={self.max_loops})` "
+                "must be in [0, max_loops]: it counts loops with vectors of their own."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"`{type(self).__name__}(dropout={self.dropout})` must be in [0, 1).")
+
+    # What a family defines.
+
+    @property
+    @abc.abstractmethod
+    def num_tokens(self) -> int:
+        """Tokens that the trunk sees."""
+
+    @property
+    @abc.abstractmethod
+    def example(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one clean example, which is also what a sampler returns for one label."""
+
+    @abc.abstractmethod
+    def build(self, *, key: PRNGKeyArray) -> ElasticModel:
+        """The model with fresh parameters (float32). Build it abstractly with `equinox.filter_eval_shape`."""
+
+    @abc.abstractmethod
+    def corruption(self, *, label_drop: float = 0.0) -> AbstractCorruption:
+        """Clean examples → inputs and targets. `label_drop`: share of examples that lose their label, in [0, 1]."""
+
+    @abc.abstractmethod
+    def loss(self) -> AbstractLoss:
+        """The ground-truth loss of one example, and the distillation loss that belongs to it."""
+
+    @abc.abstractmethod
+    def sampler_settings(self) -> SamplerSettings:
+        """How the papers sample this family."""
+
+    @abc.abstractmethod
+    def sampler(self, settings: SamplerSettings | None = None) -> Any:
+        """The sampler of the given settings, by default [`sampler_settings`][elt_zoo.families.ModelConfig].
+
+        **Raises:** `ValueError` for settings that the sampler cannot take.
+        """
+
+    @abc.abstractmethod
+    def compare_exits(
+        self,
+        model: ElasticModel,
+        examples: Array,
+        labels: Int[Array, " batch"],
+        *,
+        loops: int,
+        settings: SamplerSettings | None = None,
+        key: PRNGKeyArray,
+    ) -> Any:
+        """What exits 1 to `loops` say about the same corrupted examples, and what each loop changes. Batched."""
+
+    def training_defaults(self) -> TrainingDefaults:
+        """How the paper trains this family; here AdamW at a constant 1e-4."""
+        return TrainingDefaults()
+
+    def fit_to(
+        self, example: jax.ShapeDtypeStruct, *, num_classes: int, codebook_size: int | None = None
+    ) -> "ModelConfig":
+        """The config with the sizes of given data: `example`, one clean example; its classes; and for tokens the number
+        of codes.
+
+        **Raises:** `ValueError` if the family cannot take such examples.
+        """
+        fitted = dataclasses.replace(self, num_classes=num_classes)
+        if (fitted.example.shape, fitted.example.dtype) != (example.shape, example.dtype):
+            raise ValueError(
+                f"A {type(self).__name__} of examples {_said(fitted.example)} cannot take data of {_said(example)}."
+            )
+        return fitted
+
+    def decode(self, sample: Array, tokenizer: Any) -> Float[Array, "*pixels"]:
+        """One sample → pixels in [−1, 1], channels last: what the tokenizer makes of it, or the sample itself.
+
+        **Raises:** `ValueError` if a tokenizer is missing.
+        """
+        return sample if tokenizer is None else tokenizer.decode(sample)
+
+    # What follows from it.
+
+    @property
+    def hidden_dim(self) -> int:
+        """Hidden width of the MLP, `mlp_dim` or its default."""
+        return 4 * self.dim if self.mlp_dim is None else self.mlp_dim
+
+    @property
+    def effective_depth(self) -> int:
+        """D = N·L, the layers that a forward pass at L_max goes through."""
+        return self.num_layers * self.max_loops
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for no class."""
+        return self.num_classes
+
+    def example_inputs(self, dtype: DTypeLike = jnp.float32) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and dtypes of what the model takes for one example, floating-point arrays in `dtype`."""
+        example = jax.ShapeDtypeStruct((1, *self.example.shape), self.example.dtype)
+        labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+        corrupt = functools.partial(self.corruption(), key=jax.random.key(0))
+        inputs = jax.eval_shape(corrupt, example, labels).inputs
+
+        def one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            # A scalar of every example, such as its time, keeps its precision.
+            cast = leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+            return jax.ShapeDtypeStruct(leaf.shape[1:], dtype if cast else leaf.dtype)
+
+        return jax.tree.map(one, inputs)
+
+    def unique_depth(self) -> "ModelConfig":
+        """The baseline of equal compute without sharing: N·L unique layers, one loop."""
+        return dataclasses.replace(self, num_layers=self.effective_depth, max_loops=1, num_loop_deltas=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The family and every field, of JSON's types."""
+        return {"family": self.family} | dataclasses.asdict(self)
+
+    def trunk(self, layer: Callable[..., Any], *, key: PRNGKeyArray) -> LoopedTransformer:
+        """The trunk of these sizes, of layers that `layer(dim, num_heads, mlp_dim=…, key=…)` makes."""
+        return LoopedTransformer.create(
+            self.dim,
+            self.num_layers,
+            self.num_heads,
+            mlp_dim=self.hidden_dim,
+            layer=layer,
+            scan_layers=self.scan_layers,
+            unroll_loops=self.unroll_loops,
+            remat=self.remat,
+            num_loop_deltas=self.num_loop_deltas,
+            key=key,
+        )
+
+
+def _said(example: jax.ShapeDtypeStruct) -> str:
+    return f"{example.dtype}{list(example.shape)}"
+
+
+def of_type(kind: type[_Settings], settings: SamplerSettings) -> _Settings:
+    """The settings, if they are of the family's kind. **Raises:** `TypeError` otherwise."""
+    if not isinstance(settings, kind):
+        raise TypeError(f"The sampler of this family takes {kind.__name__}, not {type(settings).__name__}.")
+    return settings
+
+
+def guidance_of(settings: SamplerSettings) -> AbstractGuidance | None:
+    """The guidance of a sampler; none at scale 1, so that the unconditional branch never runs."""
+    return None if settings.guidance == 1.0 else ConstantGuidance(settings.guidance)

@@ -1,0 +1,202 @@
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ..families import ModelConfig, SamplerSettings
+from ..models import BatchedPredict, ElasticModel
+from ..sampling import AbstractGuidance, LoopBudget, Loops
+from ..sharding import data_mesh, replicate, shard_batch
+from ..tokenizers import Tokenizer
+
+_LARGEST_BATCH = 64
+
+SampleProgress = Callable[[int, int], None]
+"""Called as `progress(done, total)` after every batch, in samples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A model with all that it takes to sample it: class labels in, pixels out, with any number of loops.
+
+    **Fields:**
+
+    - `model`, `config`: the model and the config of its family.
+    - `tokenizer`: what turns samples into pixels: the tokenizer of a masked model, the autoencoder of one of latents;
+      `None` for a model of pixels.
+    - `settings`: how it is sampled unless a call says otherwise; default the family's
+      [`sampler_settings`][elt_zoo.families.ModelConfig].
+    - `metadata`: anything of JSON's types, saved along: the training, the scores, the source.
+    """
+
+    model: ElasticModel
+    config: ModelConfig
+    tokenizer: Tokenizer | None = None
+    settings: SamplerSettings = None  # pyright: ignore[reportAssignmentType]  (filled in below)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.settings is None:
+            object.__setattr__(self, "settings", self.config.sampler_settings())
+
+    def sampler(self, *, steps: int | None = None, guidance: float | AbstractGuidance | None = None) -> Any:
+        """The generator's sampler, with other steps or guidance if they are given.
+
+        **Arguments:** `steps`: sampling steps; `guidance`: the scale (1 is none), or a schedule of it; default those of
+        `settings`.
+
+        **Raises:** `ValueError` for steps that the sampler cannot take.
+        """
+        given: dict[str, Any] = {} if steps is None else {"steps": steps}
+        if guidance is not None and not isinstance(guidance, AbstractGuidance):
+            given["guidance"] = float(guidance)
+        sampler = self.config.sampler(dataclasses.replace(self.settings, **given))
+        if isinstance(guidance, AbstractGuidance):
+            sampler = eqx.tree_at(
+                lambda sampler: sampler.guidance, sampler, guidance, is_leaf=lambda leaf: leaf is None
+            )
+        return sampler
+
+    def sample(
+        self,
+        labels: Int[Array, " count"] | Sequence[int] | np.ndarray,
+        *,
+        key: PRNGKeyArray,
+        loops: Loops | None = None,
+        steps: int | None = None,
+        guidance: float | AbstractGuidance | None = None,
+        batch_size: int | None = None,
+        mesh: Mesh | None = None,
+        progress: SampleProgress | None = None,
+    ) -> Float[np.ndarray, "count *pixels"]:
+        """Samples one picture, or clip, for each label.
+
+        The labels are cut into batches of one size and the last is filled up, so that one program serves any number of
+        labels, all loop counts and all scales of guidance; other steps compile another.
+
+        **Arguments:**
+
+        - `labels`: classes in [0, num_classes], where `num_classes` stands for no class.
+        - `key`: PRNG key. The same key gives the same pictures, whatever the batch is filled up with.
+        - `loops`: L, in any form that a sampler takes: a count, a count for each step, or a
+          [`LoopBudget`][elt_zoo.sampling.LoopBudget] for the branches of guidance; default the `max_loops` of the
+          config.
+        - `steps`, `guidance`: as for [`sampler`][elt_zoo.Generator.sampler].
+        - `batch_size`: samples at a time; default the next power of two, 64 at most.
+        - `mesh`: devices that share every batch, see [`data_mesh`][elt_zoo.sharding.data_mesh]; default the first
+          device alone.
+        - `progress`: called as `progress(done, total)` after every batch.
+
+        **Returns:** pixels in [−1, 1], float32, channels last.
+
+        **Raises:** `ValueError` for no labels, labels out of range, loops or steps that the sampler cannot take, or a
+        missing tokenizer.
+        """
+        batches = self.batches(
+            labels,
+            key=key,
+            loops=loops,
+            steps=steps,
+            guidance=guidance,
+            batch_size=batch_size,
+            mesh=mesh,
+        )
+        total, done, pictures = len(labels), 0, []
+        for pixels in batches:
+            pictures.append(pixels)
+            done += len(pixels)
+            if progress is not None:
+                progress(done, total)
+        return np.concatenate(pictures)
+
+    def batches(
+        self,
+        labels: Int[Array, " count"] | Sequence[int] | np.ndarray,
+        *,
+        key: PRNGKeyArray,
+        loops: Loops | None = None,
+        steps: int | None = None,
+        guidance: float | AbstractGuidance | None = None,
+        batch_size: int | None = None,
+        mesh: Mesh | None = None,
+    ) -> Iterator[Float[np.ndarray, "batch *pixels"]]:
+        """What [`sample`][elt_zoo.Generator.sample] returns, a batch at a time. Batch b depends on the key, on b and on
+        `batch_size` alone.
+        """
+        labels = self._checked_labels(labels)
+        sampler = self.sampler(steps=steps, guidance=guidance)
+        eqx.filter_eval_shape(self.decode, self.config.example)  # refuses a missing tokenizer before any work
+        mesh = data_mesh(jax.local_devices()[:1]) if mesh is None else mesh
+        if batch_size is None:
+            least = -(-len(labels) // mesh.size)
+            batch_size = mesh.size * min(2 ** math.ceil(math.log2(least)), max(_LARGEST_BATCH // mesh.size, 1))
+        if batch_size < 1 or batch_size % mesh.size:
+            raise ValueError(
+                f"`batch_size={batch_size}` must be a positive multiple of the {mesh.size} device(s) of the mesh."
+            )
+        loops = _traced(self.config.max_loops if loops is None else loops)
+        network = replicate((BatchedPredict(self.model), self.tokenizer), mesh)
+        sampler, loops, key = replicate((sampler, loops, key), mesh)
+        return self._drawn(sampler, network, labels, loops, key, batch_size, mesh)
+
+    def _drawn(
+        self, sampler: Any, network: Any, labels: np.ndarray, loops: Loops, key: Any, batch_size: int, mesh: Mesh
+    ) -> Iterator[np.ndarray]:
+        for number, start in enumerate(range(0, len(labels), batch_size)):
+            part = labels[start : start + batch_size]
+            filled = np.concatenate([part, np.repeat(part[:1], batch_size - len(part))])
+            placed = shard_batch(jnp.asarray(filled), mesh)
+            pixels = _draw(self.config, sampler, network, placed, loops, jax.random.fold_in(key, number))
+            yield np.asarray(pixels)[: len(part)]
+
+    def decode(self, sample: Array) -> Float[Array, "*pixels"]:
+        """One sample of the sampler → pixels in [−1, 1].
+
+        **Raises:** `ValueError` if a tokenizer is missing.
+        """
+        return self.config.decode(sample, self.tokenizer)
+
+    @property
+    def pixels(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one picture or clip. **Raises:** `ValueError` if a tokenizer is missing."""
+        return eqx.filter_eval_shape(self.decode, self.config.example)
+
+    def _checked_labels(self, labels: Any) -> np.ndarray:
+        labels, classes = np.asarray(labels), self.config.num_classes
+        if labels.ndim != 1 or len(labels) == 0 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"`labels` must be a list of classes, such as [0, 1], not {labels.dtype}{list(labels.shape)}."
+            )
+        wrong = labels[(labels < 0) | (labels > classes)]
+        if len(wrong):
+            raise ValueError(
+                f"`labels` holds {wrong[0]}, but this generator knows the classes 0 to {classes - 1}, and {classes} "
+                "for no class."
+            )
+        return labels.astype(np.int32)
+
+
+def _traced(loops: Loops) -> Loops:
+    """Counts as arrays, which share one program."""
+    if isinstance(loops, LoopBudget):
+        return LoopBudget(_traced(loops.conditional), _traced(loops.unconditional))
+    if isinstance(loops, bool | np.bool_):
+        raise TypeError(f"`loops={loops}` is a bool: pass a number of loops.")
+    if isinstance(loops, int) and loops < 1:
+        raise ValueError(f"`loops={loops}` samples nothing: use at least one loop.")
+    return jnp.asarray(loops) if isinstance(loops, int | np.integer) else loops
+
+
+@eqx.filter_jit
+def _draw(config: ModelConfig, sampler: Any, network: Any, labels: Array, loops: Loops, key: PRNGKeyArray) -> Array:
+    """Everything is an argument: one program for all labels, loops and scales of equal steps and batch."""
+    predict, tokenizer = network
+    samples = sampler(predict, labels, loops=loops, key=key)
+    return jax.vmap(lambda sample: config.decode(sample, tokenizer))(samples)
