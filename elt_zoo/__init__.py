@@ -6,6 +6,7 @@ and plain typed functions that put them together.
 
 import importlib.metadata
 
+from .generator import Generator as Generator
 from .generator import load as load
 from .generator import save as save
 from .heads import DiTHead as DiTHead
