@@ -34,7 +34,7 @@ from elt_zoo.training import (
 )
 
 Objective = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
-_SHOWN = ("loss", "student", "teacher", "distillation", "lambda", "gradient_norm")
+_SHOWN = ("loss", "final", "sampled", "student", "teacher", "distillation", "lambda", "gradient_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ def train_one(name: Objective, run: Run, stop: threading.Event, row: int) -> Tra
     # Programs of twins that run at once may not wait for each other on several devices.
     mesh = data_mesh() if jax.device_count() > 1 and len(run.objectives) == 1 else None
     encode, put = task.representation.encode, None if mesh is None else functools.partial(shard_batch, mesh=mesh)
-    checkpoints = Checkpoints(run.folder / "checkpoints" / name, run.config(name))
+    checkpoints = Checkpoints(run.folder / "checkpoints" / name, run.config(name), every=options.checkpoint_every)
     batches = training_batches(
         task.train,
         batch_size=options.batch_size,
@@ -236,8 +236,7 @@ def train_one(name: Objective, run: Run, stop: threading.Event, row: int) -> Tra
             log_every=options.log_every,
             on_report=on_report,
             checkpoints=checkpoints,
-            checkpoint_every=options.checkpoint_every,
-            prepare=encode,
+            encode=encode,
             stop=stop,
         )
     return Trained(result.state.ema, result.finished, result.seconds_per_step)

@@ -334,7 +334,7 @@ def train(config: Config, data: Data, stop: threading.Event) -> Outcome:
     tokenizer_key, discriminator_key, state_key = jax.random.split(jax.random.key(config.seed), 3)
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", config.run_config())
+    checkpoints = Checkpoints(folder / "checkpoints", config.run_config(), every=config.checkpoint_every)
     batches = training_batches(data.train, batch_size=recipe.batch_size, seed=config.seed)
 
     def start() -> TrainState:
@@ -342,7 +342,7 @@ def train(config: Config, data: Data, stop: threading.Event) -> Outcome:
             first_tokenizer(config, tokenizer_key),
             optimizer,
             rule,
-            trained=config.inflate is not None,
+            codes_initialised=config.inflate is not None,
             adversary=adversary,
             discriminator=None if discriminator is None else discriminator.build(key=discriminator_key),
             key=state_key,
@@ -351,8 +351,8 @@ def train(config: Config, data: Data, stop: threading.Event) -> Outcome:
     if checkpoints.latest_step() is None:
         state = start()
     else:
-        state, place = checkpoints.restore(eqx.filter_eval_shape(start))
-        batches.set_state(place)
+        state, position = checkpoints.restore(eqx.filter_eval_shape(start))
+        batches.set_state(position)
     step = make_tokenizer_step(
         optimizer,
         rule,
@@ -381,7 +381,6 @@ def train(config: Config, data: Data, stop: threading.Event) -> Outcome:
             log_every=config.log_every,
             on_report=on_report,
             checkpoints=checkpoints,
-            checkpoint_every=config.checkpoint_every,
             stop=stop,
         )
     return Outcome(result.state.ema, result.finished, result.seconds_per_step)

@@ -137,7 +137,7 @@ def test_codebook_losses_land_where_they_should():
 def test_the_moving_average_is_that_of_numpy():
     rule = EMACodebook(decay=0.9, revive_below=0.0, epsilon=1e-3)
     codebook = normal(0, 5, 3)
-    statistics = rule.start(jnp.asarray(codebook), trained=True)
+    statistics = rule.start(jnp.asarray(codebook), codes_initialised=True)
     counts, sums = np.ones(5), codebook.astype(np.float64)
     for step in range(4):
         latents, ids = normal(10 + step, 8, 3), np.random.default_rng(step).integers(0, 4, 8).astype(np.int32)
@@ -185,8 +185,8 @@ def test_a_new_codebook_is_initialised_by_the_first_batch_even_a_small_one():
     rule = EMACodebook()
     codebook, latents, ids = jnp.asarray(normal(0, 8, 3)), normal(1, 5, 3), jnp.zeros(5, jnp.int32)
     new, kept = (
-        update_codes(rule, codebook, rule.start(codebook, trained=trained), jnp.asarray(latents), ids, 0)
-        for trained in (False, True)
+        update_codes(rule, codebook, rule.start(codebook, codes_initialised=initialised), jnp.asarray(latents), ids, 0)
+        for initialised in (False, True)
     )
     assert int(jnp.sum(new.revived)) >= 7 and not np.any(kept.revived)
     for code in np.asarray(new.codebook)[np.flatnonzero(new.revived)]:
@@ -358,7 +358,9 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_count(step):
 def test_the_gradient_of_reconstruction_reaches_the_encoder_and_not_the_codes():
     rule = EMACodebook(commitment=0.0, decay=0.5, revive_below=0.0)
     sgd = optax.sgd(1.0)
-    state = create_tokenizer_state(build(IMAGE, jax.random.key(0)), sgd, rule, trained=True, key=jax.random.key(1))
+    state = create_tokenizer_state(
+        build(IMAGE, jax.random.key(0)), sgd, rule, codes_initialised=True, key=jax.random.key(1)
+    )
     batch = next(batches(IMAGE))
     new, metrics = eqx.filter_jit(make_tokenizer_step(sgd, rule, ema_decay=0.5))(state, batch)
     old_weight, weight = (s.model.tokenizer.encoder.conv_in.weight for s in (state, new))

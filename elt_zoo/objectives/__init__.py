@@ -1,6 +1,4 @@
-"""Objectives: what a looped model is trained for, their losses, and the corruptions and schedules behind the
-targets.
-"""
+"""Objectives: which exits of a looped model are trained, and the losses of one example."""
 
 from ._alternatives import DeepSupervisionLoss as DeepSupervisionLoss
 from ._alternatives import ExitWeighting as ExitWeighting

@@ -27,24 +27,24 @@ class VanillaLoss(AbstractObjective):
         self.max_loops = _checked_max_loops("VanillaLoss", max_loops)
 
     def sample_loops(self, key: PRNGKeyArray, batch: int) -> Int[Array, ""]:
-        """L_max; nothing is drawn."""
+        """L_max, whatever the key."""
         return jnp.asarray(self.max_loops, jnp.int32)
 
     @checked
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, teacher: PyTree[Array], *, target: PyTree[Array], progress: Float[Array, ""] | float
+        self, final: PyTree[Array], *, target: PyTree[Array], progress: Float[Array, ""] | float
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the loss at L_max, also as the term `teacher`. `progress` is not used."""
-        loss = self.ground_truth(teacher, target)
-        return loss, {"teacher": loss}
+        """Returns the loss at L_max, also as the term `final`. `progress` is not used."""
+        loss = self.ground_truth(final, target)
+        return loss, {"final": loss}
 
 
 class RandomDepthLoss(AbstractObjective):
-    """The ground-truth loss at one exit drawn uniformly from {L_min, …, L_max}, as recurrent-depth models are
-    trained.
+    """The ground-truth loss at one exit, sampled uniformly from {L_min, …, L_max}. Recurrent-depth models are
+    trained like this.
     """
 
-    exits: ClassVar[Exits] = Exits.STUDENT
+    exits: ClassVar[Exits] = Exits.SAMPLED
 
     ground_truth: GroundTruthLoss
     max_loops: int = eqx.field(static=True)
@@ -72,11 +72,11 @@ class RandomDepthLoss(AbstractObjective):
 
     @checked
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, student: PyTree[Array], *, target: PyTree[Array], progress: Float[Array, ""] | float
+        self, sampled: PyTree[Array], *, target: PyTree[Array], progress: Float[Array, ""] | float
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the loss at the drawn exit, also as the term `student`. `progress` is not used."""
-        loss = self.ground_truth(student, target)
-        return loss, {"student": loss}
+        """Returns the loss at the sampled exit, also as the term `sampled`. `progress` is not used."""
+        loss = self.ground_truth(sampled, target)
+        return loss, {"sampled": loss}
 
 
 class ExitWeighting(enum.StrEnum):
@@ -129,7 +129,7 @@ class DeepSupervisionLoss(AbstractObjective):
         self.weighting = ExitWeighting(weighting)
 
     def sample_loops(self, key: PRNGKeyArray, batch: int) -> Int[Array, ""]:
-        """L_max; nothing is drawn."""
+        """L_max, whatever the key."""
         return jnp.asarray(self.max_loops, jnp.int32)
 
     @checked

@@ -54,9 +54,9 @@ class ILSDLoss(AbstractObjective):
         """
         if not 1 <= min_loops < max_loops:
             raise ValueError(
-                f"`ILSDLoss(min_loops={min_loops}, max_loops={max_loops})` leaves no exit for the student: it is drawn "
-                "from {min_loops, …, max_loops - 1}. Use 1 <= min_loops < max_loops, or `VanillaLoss` for a single "
-                "exit."
+                f"`ILSDLoss(min_loops={min_loops}, max_loops={max_loops})` leaves no exit for the student, "
+                "which takes at least `min_loops` and fewer than `max_loops` loops. Use 1 <= min_loops < max_loops, or "
+                "`VanillaLoss` for a single exit."
             )
         self.ground_truth = ground_truth
         self.distillation = distillation

@@ -20,7 +20,7 @@ class Exits(enum.Enum):
 
     FINAL = enum.auto()
     """The prediction at L_max."""
-    STUDENT = enum.auto()
+    SAMPLED = enum.auto()
     """The prediction at the sampled exit alone."""
     STUDENT_AND_TEACHER = enum.auto()
     """The predictions at the sampled exit and at L_max."""

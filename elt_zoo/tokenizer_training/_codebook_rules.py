@@ -60,8 +60,8 @@ class AbstractCodebookRule(abc.ABC):
             )
 
     @abc.abstractmethod
-    def start(self, codebook: Float[Array, "codes dim"], *, trained: bool) -> CodeStatistics:
-        """Statistics before the first step. `trained` keeps the codes there are; otherwise they count as dead."""
+    def start(self, codebook: Float[Array, "codes dim"], *, codes_initialised: bool) -> CodeStatistics:
+        """Statistics before the first step. Unless `codes_initialised`, all codes count as dead."""
 
     @abc.abstractmethod
     def loss(self, latents: Float[Array, "*grid dim"], codes: Float[Array, "*grid dim"]) -> Float[Array, ""]:
@@ -118,9 +118,9 @@ class GradientCodebook(AbstractCodebookRule):
     (2012.09841) and MAGVIT (2212.05199) train theirs so.
     """
 
-    def start(self, codebook: Float[Array, "codes dim"], *, trained: bool) -> CodeStatistics:
+    def start(self, codebook: Float[Array, "codes dim"], *, codes_initialised: bool) -> CodeStatistics:
         """Statistics before the first step."""
-        return CodeStatistics(_first_counts(codebook, trained), None)
+        return CodeStatistics(_first_counts(codebook, codes_initialised), None)
 
     @checked
     def loss(self, latents: Float[Array, "*grid dim"], codes: Float[Array, "*grid dim"]) -> Float[Array, ""]:
@@ -158,9 +158,9 @@ class EMACodebook(AbstractCodebookRule):
 
     epsilon: float = 1e-5
 
-    def start(self, codebook: Float[Array, "codes dim"], *, trained: bool) -> CodeStatistics:
+    def start(self, codebook: Float[Array, "codes dim"], *, codes_initialised: bool) -> CodeStatistics:
         """Statistics before the first step."""
-        counts = _first_counts(codebook, trained)
+        counts = _first_counts(codebook, codes_initialised)
         return CodeStatistics(counts, counts[:, None] * codebook)
 
     @checked
@@ -191,8 +191,8 @@ class EMACodebook(AbstractCodebookRule):
         return self._revive(moved, CodeStatistics(counts, sums), latents, ids, key)
 
 
-def _first_counts(codebook: Float[Array, "codes dim"], trained: bool) -> Float[Array, " codes"]:
-    return jnp.full(codebook.shape[0], 1.0 if trained else 0.0, jnp.float32)
+def _first_counts(codebook: Float[Array, "codes dim"], codes_initialised: bool) -> Float[Array, " codes"]:
+    return jnp.full(codebook.shape[0], 1.0 if codes_initialised else 0.0, jnp.float32)
 
 
 def _chosen(ids: Int[Array, " latents"], codebook: Float[Array, "codes dim"]) -> Float[Array, "latents codes"]:

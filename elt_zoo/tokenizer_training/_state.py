@@ -31,7 +31,7 @@ def create_tokenizer_state(
     optimizer: optax.GradientTransformation,
     codebook: AbstractCodebookRule,
     *,
-    trained: bool = False,
+    codes_initialised: bool = False,
     adversary: Adversary | None = None,
     discriminator: Discriminator | None = None,
     key: PRNGKeyArray,
@@ -43,8 +43,8 @@ def create_tokenizer_state(
     - `tokenizer`: where to start.
     - `optimizer`, `codebook`, `adversary`: those of [`make_tokenizer_step`][
       elt_zoo.tokenizer_training.make_tokenizer_step].
-    - `trained`: whether the codes there are mean something, as after `inflate`; otherwise the first batch replaces
-      them.
+    - `codes_initialised`: whether the tokenizer's codes are worth keeping, as after
+      [`inflate`][elt_zoo.tokenizers.inflate]. Otherwise the first batch replaces them.
     - `discriminator`: exactly if there is an adversary.
     - `key`: PRNG key.
 
@@ -54,7 +54,7 @@ def create_tokenizer_state(
         raise ValueError("`create_tokenizer_state` needs an adversary and a discriminator, or neither.")
     model = TokenizerModel(
         tokenizer=tokenizer,
-        statistics=codebook.start(tokenizer.codebook, trained=trained),
+        statistics=codebook.start(tokenizer.codebook, codes_initialised=codes_initialised),
         discriminator=discriminator,
         mean_logits=None if adversary is None else jnp.zeros(2, jnp.float32),
     )

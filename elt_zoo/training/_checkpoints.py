@@ -20,22 +20,27 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder (Orbax): the whole training state, the data's place, and the run's config.
+    """The checkpoints of one run in a folder (Orbax): training state, position in the data, and the run's config.
 
     A folder belongs to one config. Opening it with another one fails and changes nothing. Saves are atomic: one that
     was interrupted is not seen.
     """
 
-    def __init__(self, folder: str | os.PathLike, config: Mapping[str, Any], *, keep: int = 2):
+    def __init__(self, folder: str | os.PathLike, config: Mapping[str, Any], *, every: int = 1000, keep: int = 2):
         """**Arguments:**
 
         - `folder`: created if missing.
         - `config`: what defines the run, of JSON's types; compared on resuming.
+        - `every`: steps between two checkpoints that [`fit`][elt_zoo.training.fit] saves.
         - `keep`: how many checkpoints to keep, the newest ones.
 
-        **Raises:** `ValueError` if the folder holds another run, with every difference, or other files.
+        **Raises:** `ValueError` for counts below 1, or if the folder holds other files or another run, with all
+        differences.
         """
+        if every < 1 or keep < 1:
+            raise ValueError(f"`Checkpoints(every={every}, keep={keep})`: both must be at least 1.")
         self.folder = Path(folder).absolute()
+        self.every = every
         config = json.loads(json.dumps(config))
         run_file = self.folder / _RUN_FILE
         if run_file.exists():
@@ -65,7 +70,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_state: Any) -> None:
-        """Saves a state and the place of the data iterator (`iterator.get_state()`), unless this step is saved
+        """Saves a state and the position of the data iterator (`iterator.get_state()`), unless this step is saved
         already.
         """
         step = int(state.step)
@@ -83,7 +88,7 @@ class Checkpoints:
         **Arguments:** `abstract`: a state of the right structure; its values are not used, so
         `equinox.filter_eval_shape` will do.
 
-        **Returns:** the state and the data iterator's place.
+        **Returns:** the state and the data iterator's position.
 
         **Raises:** `CheckpointError` if there is none or it cannot be read, naming the folder.
         """

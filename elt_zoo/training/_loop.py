@@ -47,8 +47,7 @@ def fit(
     log_every: int = 50,
     on_report: Callable[[Report], None] | None = None,
     checkpoints: Checkpoints | None = None,
-    checkpoint_every: int = 1000,
-    prepare: Callable[[Any], Any] | None = None,
+    encode: Callable[[Any], Any] | None = None,
     stop: threading.Event | None = None,
 ) -> FitResult:
     """Trains until `total_steps` steps have been taken, or until the process is asked to stop.
@@ -63,8 +62,9 @@ def fit(
     - `batches`: a Grain iterator (with checkpoints its `get_state` is used) or any iterator.
     - `total_steps`: when to stop.
     - `log_every`, `on_report`: how often to report, and to whom.
-    - `checkpoints`, `checkpoint_every`: where and how often to save; also saved at the end.
-    - `prepare`: applied to every batch, such as sharding it.
+    - `checkpoints`: where and how often to save; also saved at the end.
+    - `encode`: applied to every batch before the compiled step, such as a frozen tokenizer. What should run inside the
+      step is the `prepare` of [`make_train_step`][elt_zoo.training.make_train_step].
     - `stop`: set it to end the run after the running step; by default signals do, see
       [`stop_on_signals`][elt_zoo.training.stop_on_signals]. Needed off the main thread, where Python delivers no
       signals.
@@ -83,7 +83,7 @@ def fit(
             batch = next(batches)
             waited += time.perf_counter() - asked
             size = len(jax.tree.leaves(batch)[0])
-            state, metrics = step(state, batch if prepare is None else prepare(batch))
+            state, metrics = step(state, batch if encode is None else encode(batch))
             taken, since_report = taken + 1, since_report + 1
             if taken == first + 1:
                 # The first step includes the compilation, which should not count in the pace.
@@ -98,14 +98,14 @@ def fit(
                     passed = max(now - reported, 1e-9)
                     on_report(Report(taken, values, size * since_report / passed, waited / passed))
                 reported, since_report, waited = time.perf_counter(), 0, 0.0
-            if checkpoints is not None and taken % checkpoint_every == 0:
+            if checkpoints is not None and taken % checkpoints.every == 0:
                 _check_finite(state, checkpoints)
-                checkpoints.save(state, _place(batches))
+                checkpoints.save(state, _position(batches))
     jax.block_until_ready(state.step)
     seconds = (time.perf_counter() - paced) / max(taken - first - 1, 1)
     if checkpoints is not None and taken > first:
         _check_finite(state, checkpoints)
-        checkpoints.save(state, _place(batches))
+        checkpoints.save(state, _position(batches))
     return FitResult(state, taken >= total_steps, seconds)
 
 
@@ -123,7 +123,7 @@ def _check_finite(state: TrainState, checkpoints: Checkpoints | None) -> None:
     )
 
 
-def _place(batches: Any) -> Any:
+def _position(batches: Any) -> Any:
     return batches.get_state() if hasattr(batches, "get_state") else None
 
 

@@ -34,7 +34,7 @@ def predict_exits(
     match exits:
         case Exits.FINAL:
             return (model(*inputs, loops=max_loops, key=key),)
-        case Exits.STUDENT:
+        case Exits.SAMPLED:
             return (model.at_exit(*inputs, loops=student_loops, max_loops=max_loops, key=key),)
         case Exits.STUDENT_AND_TEACHER:
             return model.student_and_teacher(*inputs, student_loops=student_loops, max_loops=max_loops, key=key)
@@ -115,7 +115,7 @@ def make_train_step(
         size = batch.labels.shape[0]
         corrupted = corruption(batch.examples, batch.labels, key=corrupt_key)
         student_loops = objective.sample_loops(loops_key, size)
-        masks = jax.random.split(dropout_key, size) if dropout else None
+        dropout_keys = jax.random.split(dropout_key, size) if dropout else None
         progress = state.step.astype(jnp.float32) / total_steps
 
         def loss_of(model):
@@ -126,7 +126,7 @@ def make_train_step(
                 objective,
                 student_loops=student_loops,
                 progress=progress,
-                keys=masks,
+                keys=dropout_keys,
             )
 
         (loss, metrics), gradient = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.model)
