@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -23,8 +23,9 @@ from datasets import Split, open_source
 from tqdm import tqdm
 
 from elt_zoo.data import (
-    Progress,
     ShardIndex,
+    ShardOptions,
+    ShardProgress,
     UnreadableLog,
     Views,
     decode_image,
@@ -32,7 +33,7 @@ from elt_zoo.data import (
     precompute,
 )
 from elt_zoo.sharding import data_mesh, replicate, shard_batch
-from elt_zoo.storage import WeightsError
+from elt_zoo.storage import FolderLocked, WeightsError
 from elt_zoo.tokenizers import VQ3D, AutoencoderKL, GreyLevels, MaskGITVQGAN, PatchCodebook, load_tokenizer
 from elt_zoo.training import stop_on_signals
 
@@ -73,16 +74,16 @@ class Config:
 
 def main(config: Config) -> None:
     with stop_on_signals() as stop, progress_bar() as on_progress:
-        options: dict[str, Any] = {
-            "shard_size": config.shard_size,
-            "workers": config.workers,
-            "process_index": config.process_index,
-            "process_count": config.process_count,
-            "description": {"data": Path(config.data).name, "split": config.split},
-            "unreadable": UnreadableLog(config.max_unreadable),
-            "on_progress": on_progress,
-            "stop": stop,
-        }
+        options = ShardOptions(
+            shard_size=config.shard_size,
+            workers=config.workers,
+            process_index=config.process_index,
+            process_count=config.process_count,
+            description={"data": Path(config.data).name, "split": config.split},
+            unreadable=UnreadableLog(config.max_unreadable),
+            on_progress=on_progress,
+            stop=stop,
+        )
         index = pack(config, options) if config.tokenizer is None else encode(config, config.tokenizer, options)
     if index is None:
         print("Not complete yet. Run the same command again to resume.")
@@ -95,11 +96,11 @@ def main(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
+def progress_bar() -> Iterator[Callable[[ShardProgress], None]]:
     """A bar that appears with the first report. What earlier runs did is in it, but does not count as speed."""
     bar = None
 
-    def show(progress: Progress) -> None:
+    def show(progress: ShardProgress) -> None:
         nonlocal bar
         if bar is None:
             bar = tqdm(total=progress.total, initial=progress.done, unit="example")
@@ -113,7 +114,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             bar.close()
 
 
-def encode(config: Config, folder: Path, options: dict[str, Any]) -> ShardIndex | None:
+def encode(config: Config, folder: Path, options: ShardOptions) -> ShardIndex | None:
     """Shards of tokens or latents."""
     mesh = data_mesh(jax.local_devices())
     tokenizer = load_tokenizer(folder)
@@ -141,18 +142,18 @@ def encode(config: Config, folder: Path, options: dict[str, Any]) -> ShardIndex 
         dtype=np.dtype(config.dtype),
         batch_size=batch_size,
         put=lambda batch: shard_batch(batch, mesh),
-        **options,
+        options=options,
     )
 
 
-def pack(config: Config, options: dict[str, Any]) -> ShardIndex | None:
+def pack(config: Config, options: ShardOptions) -> ShardIndex | None:
     """Shards of image files."""
     source = open_source(config.data, split=config.split, size=config.size)
-    return pack_images(source, config.out, check=decode_image, **options)
+    return pack_images(source, config.out, check=decode_image, options=options)
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, FileNotFoundError, WeightsError) as error:
+    except (ValueError, OSError, WeightsError, FolderLocked) as error:
         raise SystemExit(f"error: {error}") from None

@@ -18,11 +18,13 @@ from elt_zoo.data import (
     AbstractSource,
     Clips,
     DataError,
+    DigitImages,
     Images,
     ImageTransform,
     ShardedImages,
     ShardedLatents,
     ShardedTokens,
+    ShardOptions,
     UnreadableExample,
     UnreadableLog,
     Views,
@@ -104,7 +106,14 @@ def test_a_picture_has_its_views():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_tokens_are_what_the_tokenizer_says_of_every_view(tmp_path, workers):
     source, tokenizer = Pictures(21, unreadable=(4, 20)), codebook()
-    index = precompute(source, tokenizer, tmp_path / "tokens", size=SIZE, batch_size=8, shard_size=10, workers=workers)
+    index = precompute(
+        source,
+        tokenizer,
+        tmp_path / "tokens",
+        size=SIZE,
+        batch_size=8,
+        options=ShardOptions(shard_size=10, workers=workers),
+    )
     assert index == open_shards(tmp_path / "tokens")
     assert [shard.examples for shard in index.shards] == [9, 10, 0]
     assert index.skipped == {"picture 4": "torn", "picture 20": "torn"}
@@ -130,7 +139,7 @@ def test_ten_crops_are_cut_from_larger_pictures(tmp_path):
     for row in range(3):
         views = encoded(tokenizer, Views.TEN_CROPS.cut(source.pixels[row], SIZE)).astype(np.uint16)
         assert all_views(tokens, row, 10) == {ids.tobytes() for ids in views}
-    with pytest.raises(ValueError, match="needs batches of at least 10 views, those of one example"):
+    with pytest.raises(ValueError, match="needs at least 10, the views of one example"):
         precompute(source, tokenizer, tmp_path / "other", batch_size=9, **options)
 
 
@@ -210,23 +219,26 @@ class Interrupted(Exception):
 
 def test_an_interruption_costs_one_shard_and_changes_nothing(tmp_path):
     source, tokenizer = Pictures(20), codebook()
-    options = {"size": SIZE, "batch_size": 4, "shard_size": 6, "workers": 1}
+
+    def encode(name, tokenizer=tokenizer, views=Views.FLIP, **changes):
+        options = ShardOptions(**{"shard_size": 6, "workers": 1} | changes)
+        return precompute(source, tokenizer, tmp_path / name, size=SIZE, batch_size=4, views=views, options=options)
 
     def contents(name):
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
 
-    whole = precompute(source, tokenizer, tmp_path / "whole", **options)
+    whole = encode("whole")
 
     def interrupt(progress):
         if progress.done >= 15:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        precompute(source, tokenizer, tmp_path / "parts", **options, on_progress=interrupt)
-    assert not list((tmp_path / "parts").glob("*.tmp"))
+        encode("parts", on_progress=interrupt)
+    assert {path.suffix for path in (tmp_path / "parts").iterdir()} == {".json", ".array_record"}
     stop = threading.Event()
     stop.set()
-    assert precompute(source, tokenizer, tmp_path / "parts", **options, stop=stop) is None
+    assert encode("parts", stop=stop) is None
     before = contents("parts")
     for other, changes, text in [
         (codebook(1), {}, "fingerprint: saved"),
@@ -235,10 +247,10 @@ def test_an_interruption_costs_one_shard_and_changes_nothing(tmp_path):
         (tokenizer, {"description": {"data": "others"}}, r"description.data: saved '\(missing\)', given 'others'"),
     ]:
         with pytest.raises(DataError, match=rf"(?s)holds other shards.*{text}.*Nothing was changed"):
-            precompute(source, other, tmp_path / "parts", **options | changes)
+            encode("parts", other, **changes)
     assert contents("parts") == before and len(before) == 5  # the index, and two shards with a note each
     reports = []
-    assert precompute(source, tokenizer, tmp_path / "parts", **options, on_progress=reports.append) == whole
+    assert encode("parts", on_progress=reports.append) == whole
     assert reports[0] == (12, 20, 0) and reports[-1] == (20, 20, 0)
     assert contents("parts") == contents("whole")
 
@@ -250,11 +262,14 @@ def test_processes_share_the_work_and_batches_may_be_placed(tmp_path):
         placed.append(batch.images.shape)
         return jax.device_put(batch)
 
-    options = {"size": SIZE, "batch_size": 6, "shard_size": 6, "workers": 0, "put": put}
-    assert precompute(source, tokenizer, tmp_path / "tokens", **options, process_index=1, process_count=2) is None
-    index = precompute(source, tokenizer, tmp_path / "tokens", **options, process_index=0, process_count=2)
+    def encode(name, **changes):
+        options = ShardOptions(shard_size=6, workers=0, **changes)
+        return precompute(source, tokenizer, tmp_path / name, size=SIZE, batch_size=6, put=put, options=options)
+
+    assert encode("tokens", process_index=1, process_count=2) is None
+    index = encode("tokens", process_index=0, process_count=2)
     assert index is not None and len(index) == 19
-    assert index == precompute(source, tokenizer, tmp_path / "alone", **options)
+    assert index == encode("alone")
     assert set(placed) == {(6, SIZE, SIZE, 3)}  # one shape, one program
 
 
@@ -275,10 +290,16 @@ def test_several_devices_give_the_same_shards(tmp_path):
 
 def test_what_cannot_be_precomputed_is_refused(tmp_path):
     source, folder = Pictures(4), tmp_path / "tokens"
-    with pytest.raises(ValueError, match=r"`precompute\(process_index=2, process_count=2\)`: need 0 <= index < count"):
-        precompute(source, codebook(), folder, size=SIZE, process_index=2, process_count=2)
-    with pytest.raises(ValueError, match="at least one example a shard"):
-        precompute(source, codebook(), folder, size=SIZE, shard_size=0)
+    with pytest.raises(
+        ValueError, match=r"`ShardOptions\(process_index=2, process_count=2\)`: need 0 <= index < count"
+    ):
+        ShardOptions(process_index=2, process_count=2)
+    with pytest.raises(ValueError, match=r"`ShardOptions\(shard_size=0\)` must be at least one example"):
+        ShardOptions(shard_size=0)
+    with pytest.raises(ValueError, match=r"`ShardOptions\(workers=-1\)` must be 0 or more threads"):
+        ShardOptions(workers=-1)
+    with pytest.raises(ValueError, match=r"`ShardOptions\(description=…\)` holds what JSON cannot"):
+        ShardOptions(description={"classes": np.arange(3)})
     with pytest.raises(ValueError, match=r"`PatchCodebook\.encode` got an image of shape \(6, 6, 3\)"):
         precompute(source, codebook(), folder, size=6)
     with pytest.raises(DataError, match="None of the 4 examples could be read; the first is picture 0"):
@@ -292,7 +313,13 @@ def test_what_cannot_be_precomputed_is_refused(tmp_path):
         precompute(source, Identity(), folder, size=SIZE)
     assert not folder.exists()
     with pytest.raises(DataError, match="2 examples could not be read, more than the 1 allowed"):
-        precompute(Pictures(4, unreadable=(1, 2)), codebook(), folder, size=SIZE, unreadable=UnreadableLog(1))
+        precompute(
+            Pictures(4, unreadable=(1, 2)),
+            codebook(),
+            folder,
+            size=SIZE,
+            options=ShardOptions(unreadable=UnreadableLog(1)),
+        )
     batches = Pictures(2, kind=lambda pixels, label: (pixels, label))
     with pytest.raises(TypeError, match="encodes images or clips; the source gave a tuple"):
         precompute(batches, codebook(), folder, size=SIZE)
@@ -311,7 +338,7 @@ def files(tmp_path):
 
 
 def test_packed_images_are_the_files(files, tmp_path):
-    index = pack_images(files, tmp_path / "shards", shard_size=4, workers=2)
+    index = pack_images(files, tmp_path / "shards", options=ShardOptions(shard_size=4, workers=2))
     assert [shard.examples for shard in index.shards] == [4, 3]
     packed = ShardedImages(tmp_path / "shards", files.transform)
     assert len(packed) == 7 and packed.class_names == ("cat", "dog")
@@ -325,17 +352,15 @@ def test_packed_images_are_the_files(files, tmp_path):
         packed.read(Visit(4))
     assert packed.name(5).endswith("shard-00001-of-00002.array_record, record 1")
     # Shards of shards are the same shards.
-    assert pack_images(packed, tmp_path / "again", shard_size=4).shards == index.shards
+    assert pack_images(packed, tmp_path / "again", options=ShardOptions(shard_size=4)).shards == index.shards
 
 
 def test_files_that_are_no_images_are_left_out_if_asked(files, tmp_path):
-    index = pack_images(files, tmp_path / "shards", check=decode_image, workers=0)
+    index = pack_images(files, tmp_path / "shards", check=decode_image, options=ShardOptions(workers=0))
     (name,) = index.skipped
     assert name.endswith("dog/1.png") and len(ShardedImages(tmp_path / "shards", files.transform)) == 6
-    with pytest.raises(ValueError, match=r"`pack_images\(shard_size=0\)` must be at least one"):
-        pack_images(files, tmp_path / "other", shard_size=0)
-    with pytest.raises(ValueError, match=r"`pack_images\(process_index=1, process_count=1\)`"):
-        pack_images(files, tmp_path / "other", process_index=1)
+    with pytest.raises(DataError, match="`pack_images` copies image files, and a DigitImages has none"):
+        pack_images(DigitImages("heldout"), tmp_path / "other")
     with pytest.raises(DataError, match=r"holds images, not tokens\. Open it with ShardedImages"):
         ShardedTokens(tmp_path / "shards")
 

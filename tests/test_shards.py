@@ -12,6 +12,7 @@ from elt_zoo.data import (
     DataError,
     ShardedLatents,
     ShardedTokens,
+    ShardOptions,
     UnreadableExample,
     UnreadableLog,
     Views,
@@ -23,7 +24,7 @@ from elt_zoo.data import (
 from elt_zoo.data.shards._fingerprint import fingerprint
 from elt_zoo.data.shards._index import ShardPlan
 from elt_zoo.data.shards._source import draw_views
-from elt_zoo.data.shards._write import write_shards
+from elt_zoo.data.shards._write import Skipped, write_shards
 from elt_zoo.tokenizers import GreyLevels, PatchCodebook
 
 EXAMPLES = 50
@@ -50,19 +51,17 @@ def ids_of(example):
 
 
 def token_records(plan):
-    def records(rows, skipped, report):
+    def entries(rows):
         for row in rows:
             record = np.zeros((), plan.record)
             record["label"], record["ids"] = row % 3, ids_of(row)
-            yield record.tobytes()
-            report(row - rows.start + 1)
+            yield [record.tobytes()]
 
-    return records
+    return entries
 
 
-def write(folder, plan, records=None, **options):
-    settings = {"process_index": 0, "process_count": 1, "on_progress": None, "stop": None} | options
-    return write_shards(folder, plan, token_records(plan) if records is None else records, **settings)
+def write(folder, plan, entries=None, **options):
+    return write_shards(folder, plan, token_records(plan) if entries is None else entries, ShardOptions(**options))
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +183,7 @@ def test_a_damaged_record_is_named_and_replaced(folder):
 def test_a_record_of_another_length_is_refused(tmp_path):
     plan = token_plan(examples=3)
 
-    def records(rows, skipped, report):
-        yield from [b"short"] * 3
-
-    write(tmp_path / "shards", plan, records)
+    write(tmp_path / "shards", plan, lambda rows: iter([[b"short"] * 3]))
     with pytest.raises(UnreadableExample, match="record 0 or another of its batch has the wrong length"):
         ShardedTokens(tmp_path / "shards").read(Visit(0))
 
@@ -246,7 +242,7 @@ def test_an_edited_index_is_refused(folder, change, text):
 def test_a_folder_without_an_index_and_half_an_index_are_refused(folder, tmp_path):
     text = (folder / "index.json").read_text()
     (folder / "index.json").write_text(text[: len(text) // 2])
-    with pytest.raises(DataError, match=r"index\.json is damaged.*write the shards anew"):
+    with pytest.raises(DataError, match=r"index\.json is damaged.*write the shards again"):
         open_shards(folder)
     with pytest.raises(DataError, match=r"holds no shards: it has no index\.json"):
         open_shards(tmp_path / "nowhere")
@@ -299,9 +295,9 @@ def test_an_interrupted_writer_resumes_with_what_is_complete(written, tmp_path):
     kept = (folder / plan.file_name(0)).stat()
     made, records = [], token_records(plan)
 
-    def noted(rows, *arguments):
+    def noted(rows):
         made.append(rows)
-        return records(rows, *arguments)
+        return records(rows)
 
     progress = []
     assert write(folder, plan, noted, on_progress=progress.append) == open_shards(folder)
@@ -338,12 +334,11 @@ def test_folders_of_other_shards_are_refused_and_not_changed(folder, tmp_path):
 
 
 def test_a_folder_without_any_readable_example_is_refused(tmp_path):
-    def records(rows, skipped, report):
-        skipped |= {str(row): "gone" for row in rows}
-        yield from []
+    def entries(rows):
+        yield [Skipped(str(row), UnreadableExample("gone")) for row in rows]
 
     with pytest.raises(DataError, match=r"None of the 50 examples for .* could be read"):
-        write(tmp_path / "shards", token_plan(), records)
+        write(tmp_path / "shards", token_plan(), entries)
 
 
 def test_latents_come_back_and_are_drawn_anew(tmp_path):
@@ -354,13 +349,13 @@ def test_latents_come_back_and_are_drawn_anew(tmp_path):
         kind="latents", fields={"mean": field, "log_variance": field}, class_names=("a",), examples=8, shard_size=8
     )
 
-    def records(rows, skipped, report):
+    def entries(rows):
         for row in rows:
             record = np.zeros((), plan.record)
             record["mean"], record["log_variance"] = mean[row], log_variance[row]
-            yield record.tobytes()
+            yield [record.tobytes()]
 
-    write(tmp_path / "shards", plan, records)
+    write(tmp_path / "shards", plan, entries)
     source = ShardedLatents(tmp_path / "shards", shape=(2, 2, 4))
     batch = source.read_batch([Visit(row) for row in range(8)])
     # Half of the distance between neighbours in float16.

@@ -33,11 +33,12 @@ from .images import image_folder as image_folder
 from .images import image_tar as image_tar
 from .images import imagenet as imagenet
 from .images import imagenet_classes as imagenet_classes
-from .shards import Progress as Progress
 from .shards import ShardedImages as ShardedImages
 from .shards import ShardedLatents as ShardedLatents
 from .shards import ShardedTokens as ShardedTokens
 from .shards import ShardIndex as ShardIndex
+from .shards import ShardOptions as ShardOptions
+from .shards import ShardProgress as ShardProgress
 from .shards import Views as Views
 from .shards import open_shards as open_shards
 from .shards import pack_images as pack_images

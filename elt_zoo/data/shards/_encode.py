@@ -12,8 +12,8 @@ from .._convert import to_pixels
 
 
 class Encoder(Protocol):
-    """What `precompute` takes: a pytree that encodes one example of pixels in [−1, 1], into ids below its
-    `codebook_size`, or into mean and log-variance. Every tokenizer of the library is one.
+    """A pytree that encodes one example of pixels in [−1, 1] into ids below its `codebook_size`, or into mean and
+    log-variance. Every tokenizer of the library is one.
     """
 
     @property
@@ -34,8 +34,8 @@ class ViewEncoder:
         dtype: DTypeLike,
         put: Callable[[Any], Any],
     ):
-        """**Arguments:** `tokenizer`; `example`: one, with its views in the first axis, for the shapes; `batch_size`:
-        examples; `dtype`: of latents; `put`: puts a batch on the devices.
+        """**Arguments:** `tokenizer`; `example`: one example with its views in the first axis, for the shapes;
+        `batch_size`: examples at once; `dtype`: of latents; `put`: puts a batch on the devices.
 
         **Raises:** `TypeError` if the tokenizer gives neither ids nor mean and log-variance.
         """
@@ -63,15 +63,19 @@ class ViewEncoder:
         }
 
     def start(self, examples: Sequence[Images | Clips]) -> Any:
-        """Gives a batch to the device and does not wait for it."""
+        """Starts to encode at most `batch_size` examples, and does not wait for the result."""
+        if not examples:
+            return ()
         outputs = _jit_encode(self._tokenizer, self._put(self._batch(examples)))
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def finish(self, outputs: Any, labels: Sequence[int], record: np.dtype) -> list[bytes]:
-        """Waits for a batch. **Returns:** a record for each label.
+        """Waits for a batch. **Returns:** a record for each label, of which there may be none.
 
         **Raises:** `ValueError` for latents that are not finite or too large for their dtype.
         """
+        if not labels:
+            return []
         records = np.zeros(len(labels), record)
         records["label"] = labels
         for name, output in zip(self._names, outputs, strict=True):

@@ -1,18 +1,17 @@
 import os
 import struct
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
 from .._batches import Images
-from .._pipeline import default_workers
-from .._source import AbstractSource, DataError, UnreadableExample, UnreadableLog, Visit
+from .._source import AbstractSource, DataError, UnreadableExample, Visit
 from ._index import ShardIndex, ShardPlan
+from ._options import ShardOptions
 from ._source import ShardReader
-from ._write import Progress, check_processes, write_shards
+from ._write import Skipped, write_shards
 
 _LABEL = struct.Struct("<i")
 
@@ -42,82 +41,58 @@ def pack_images(
     source: AbstractSource,
     folder: str | os.PathLike,
     *,
-    shard_size: int = 8192,
     check: Callable[[bytes], Any] | None = None,
-    workers: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    description: Mapping[str, Any] | None = None,
-    unreadable: UnreadableLog | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    stop: threading.Event | None = None,
+    options: ShardOptions | None = None,
 ) -> ShardIndex | None:
     """Copies image files, byte for byte, into a folder of shards, which disks and file systems read faster than a
-    million files. Call it again after an interruption: shards that are complete are kept.
+    million files. Call it again after an interruption: complete shards are kept.
 
     **Arguments:**
 
     - `source`: images in files, from [`image_folder`][elt_zoo.data.image_folder],
       [`image_tar`][elt_zoo.data.image_tar], [`imagenet`][elt_zoo.data.imagenet] or
       [`ShardedImages`][elt_zoo.data.ShardedImages].
-    - `check`: called with every file, and raises `UnreadableExample` for what is to be left out, such as
-      [`decode_image`][elt_zoo.data.decode_image]; `None` packs them unseen.
-    - `folder`, `shard_size`, `workers`, `process_index`, `process_count`, `description`, `unreadable`, `on_progress`,
-      `stop`: as for [`precompute`][elt_zoo.data.precompute].
+    - `folder`: where the shards go. A folder holds the shards of one source.
+    - `check`: called with the bytes of every file. It raises `UnreadableExample` for those to leave out, as
+      [`decode_image`][elt_zoo.data.decode_image] does. `None` packs all files without looking.
+    - `options`: sizes, threads and processes, see [`ShardOptions`][elt_zoo.data.ShardOptions].
 
-    **Returns:** the index, or `None` if it was stopped or shards of other processes are still missing.
+    **Returns:** the index, or `None` if it was stopped, or shards of other processes are still missing.
 
-    **Raises:** `DataError` if the source has no files, if the folder holds anything else, with every difference, and
-    once too much could not be read; `ValueError` for arguments out of range.
+    **Raises:** `DataError` if the source has no files, if the folder holds anything else, naming every difference, or
+    if too many examples cannot be read. `FolderLocked` if another process is writing the same shards. `OSError` if the
+    folder cannot be written to.
     """
+    options = ShardOptions() if options is None else options
     if not isinstance(source, EncodedImages):
         raise DataError(
             f"`pack_images` copies image files, and a {type(source).__name__} has none. Encode it with `precompute`."
         )
-    check_processes("pack_images", process_index, process_count)
-    if shard_size < 1:
-        raise ValueError(f"`pack_images(shard_size={shard_size})` must be at least one example.")
     plan = ShardPlan(
         kind="images",
         fields={},
         class_names=source.class_names,
         examples=len(source),
-        shard_size=shard_size,
-        description={} if description is None else description,
+        shard_size=options.shard_size,
+        description=options.description,
     )
-    unreadable = UnreadableLog() if unreadable is None else unreadable
-    workers = default_workers() if workers is None else workers
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
+    reading = grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=4 * options.threads)
 
-    def read(index: int) -> tuple[int, bytes | UnreadableExample]:
+    def read(index: int) -> bytes | Skipped:
+        index = int(index)
         try:
-            content = source.encoded(int(index))
+            content = source.encoded(index)
             if check is not None:
                 check(content)
         except UnreadableExample as error:
-            return int(index), error
-        return int(index), _LABEL.pack(source.label(int(index))) + content
+            return Skipped(source.name(index), error)
+        return _LABEL.pack(source.label(index)) + content
 
-    def records(rows: range, skipped: dict[str, str], report: Callable[[int], None]) -> Iterator[bytes]:
-        stream = grain.MapDataset.range(rows.start, rows.stop).map(read).to_iter_dataset(options)
-        for number, (index, record) in enumerate(stream, start=1):
-            if isinstance(record, bytes):
-                yield record
-            else:
-                name = source.name(index)
-                skipped[name] = str(record)
-                unreadable.add(name, record)
-            report(number)
+    def entries(rows: range) -> Iterator[list[bytes | Skipped]]:
+        for entry in grain.MapDataset.range(rows.start, rows.stop).map(read).to_iter_dataset(reading):
+            yield [entry]
 
-    return write_shards(
-        folder,
-        plan,
-        records,
-        process_index=process_index,
-        process_count=process_count,
-        on_progress=on_progress,
-        stop=stop,
-    )
+    return write_shards(folder, plan, entries, options)
 
 
 class ShardedImages(AbstractSource):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...storage import read_json, write_json
 from .._source import DataError
 from ._views import Views
 
@@ -97,6 +98,12 @@ class Shard:
     crc32: int
     skipped: Mapping[str, str]
 
+    def __post_init__(self):
+        if not all(isinstance(number, int) and number >= 0 for number in (self.examples, self.bytes, self.crc32)):
+            raise ValueError(f"a shard of {self.examples!r} examples, {self.bytes!r} bytes, checksum {self.crc32!r}")
+        if not isinstance(self.skipped, Mapping):
+            raise TypeError(f"skipped is {self.skipped!r}")
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
@@ -145,31 +152,27 @@ def file_size(file: Path) -> int | None:
     return file.stat().st_size if file.is_file() else None
 
 
-def read_json(file: Path) -> Any:
-    """**Raises:** `DataError` if a file is not JSON."""
+def read_index_file(file: Path) -> Any:
+    """The content of a JSON file, or `None` if there is none. **Raises:** `DataError` if it cannot be read."""
     try:
-        return json.loads(file.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{file} is damaged: {error}. Restore it, or write the shards anew in another folder."
-        ) from error
+        return read_json(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise DataError(f"{error}. Restore it, or write the shards again in another folder.") from error
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Writes a file that no reader ever sees half of."""
-    # Processes that share a folder may write the same content at the same time.
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, file)
+def read_plan(folder: Path) -> tuple[ShardPlan, tuple[Shard, ...] | None] | None:
+    """The plan of a folder and, if all are written, its shards; `None` if there is no index.
 
-
-def read_plan(folder: Path) -> tuple[ShardPlan, tuple[Shard, ...] | None]:
-    """The plan of a folder and, if all are written, its shards.
-
-    **Raises:** `FileNotFoundError` if there is no index; `DataError` if it is damaged or of a newer version.
+    **Raises:** `DataError` if the index is damaged or of a newer version.
     """
     file = folder / INDEX_FILE
-    content = read_json(file)
+    content = read_index_file(file)
+    if content is None:
+        return None
     try:
         version = content["format_version"]
         if isinstance(version, int) and version > FORMAT_VERSION:
@@ -186,7 +189,7 @@ def read_plan(folder: Path) -> tuple[ShardPlan, tuple[Shard, ...] | None]:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{file} is not an index of shards: {error!r}. Restore it, or write the shards anew in another folder."
+            f"{file} is not an index of shards: {error!r}. Restore it, or write the shards again in another folder."
         ) from error
     return plan, shards
 
@@ -198,23 +201,23 @@ def write_plan(folder: Path, plan: ShardPlan, shards: tuple[Shard, ...] | None) 
 
 
 def open_shards(folder: str | os.PathLike) -> ShardIndex:
-    """Reads the index of a folder of shards and compares it with the files: all there, each of its size. What is in
-    them is checked record by record when it is read.
+    """Reads the index of a folder of shards and makes sure that all files are there with their sizes. Each record is
+    checked when it is read.
 
     **Arguments:** `folder`: where `precompute` or `pack_images` wrote.
 
     **Returns:** the index.
 
-    **Raises:** `DataError` if the folder has no index, an incomplete or damaged one, or other files than it lists,
-    naming each.
+    **Raises:** `DataError` if the folder has no index, an incomplete or a damaged one, or if files are missing or of
+    another size, naming each.
     """
     folder = Path(folder)
-    try:
-        plan, shards = read_plan(folder)
-    except (FileNotFoundError, NotADirectoryError):
+    found = read_plan(folder)
+    if found is None:
         raise DataError(
             f"{folder} holds no shards: it has no {INDEX_FILE}. Write them with `precompute` or `pack_images`."
-        ) from None
+        )
+    plan, shards = found
     if shards is None:
         raise DataError(f"The shards in {folder} are incomplete. Run what writes them again; it resumes.")
     wrong = []
@@ -227,6 +230,6 @@ def open_shards(folder: str | os.PathLike) -> ShardIndex:
         shown = "".join(f"\n  {line}" for line in wrong[:10]) + ("\n  …" if len(wrong) > 10 else "")
         raise DataError(
             f"{len(wrong)} of the {len(shards)} shards in {folder} do not match its index:{shown}\n"
-            "Run what wrote them again: it makes those anew."
+            "Run what wrote them again: it writes these again."
         )
     return ShardIndex(plan, shards)

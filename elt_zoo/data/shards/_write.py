@@ -1,73 +1,98 @@
 import os
-import threading
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+from .._source import UnreadableExample, UnreadableLog
 from ._index import ShardIndex, ShardPlan
+from ._lock import FolderShare
+from ._options import ShardOptions, ShardProgress
 from ._writer import ShardWriter
 
 
-class Progress(NamedTuple):
-    """How far the writing of shards is: examples done, examples in all, and those of the former that could not be read.
-    Other processes' shards do not count.
-    """
+class Skipped(NamedTuple):
+    """An example that could not be read, in place of its record."""
 
-    done: int
-    total: int
-    skipped: int
+    name: str
+    error: UnreadableExample
 
 
-class Records(Protocol):
-    """Makes the records of some rows of a source. It calls `report` with how many rows it has read, now and then, and
-    notes in `skipped` the name of every example that cannot be read, with the reason.
-    """
-
-    def __call__(self, rows: range, skipped: dict[str, str], report: Callable[[int], None]) -> Iterator[bytes]: ...
-
-
-def check_processes(call: str, process_index: int, process_count: int) -> None:
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"`{call}(process_index={process_index}, process_count={process_count})`: need 0 <= index < count."
-        )
+Entries = Callable[[range], Iterator[Sequence[bytes | Skipped]]]
+"""Reads some rows of a source, in order: batches with an entry for each row, its record or why there is none."""
 
 
 def write_shards(
-    folder: str | os.PathLike,
-    plan: ShardPlan,
-    records: Records,
-    *,
-    process_index: int,
-    process_count: int,
-    on_progress: Callable[[Progress], None] | None,
-    stop: threading.Event | None,
+    folder: str | os.PathLike, plan: ShardPlan, entries: Entries, options: ShardOptions
 ) -> ShardIndex | None:
-    """Writes those shards of a process that are not there yet, and the index once all are."""
-    writer = ShardWriter(folder, plan)
-    mine = range(process_index, plan.num_shards, process_count)
-    finished = {number: shard for number, shard in writer.finished().items() if number in mine}
-    total = sum(len(plan.rows(number)) for number in mine)
-    done = sum(len(plan.rows(number)) for number in finished)
-    lost = sum(len(shard.skipped) for shard in finished.values())
+    """Writes those shards of a process that are not there yet, and the index once all are.
+
+    **Returns:** the index, or `None` if the work was stopped, or shards of other processes are missing.
+
+    **Raises:** `DataError` if the folder holds anything else; `FolderLocked` if another process writes the same shards;
+    `OSError` if they cannot be written.
+    """
+    with FolderShare(Path(folder), options.process_index, options.process_count) as share:
+        writer = ShardWriter(folder, plan, alone=share.alone)
+        share.admit_others()
+        mine = range(options.process_index, plan.num_shards, options.process_count)
+        finished = {number: shard for number, shard in writer.finished().items() if number in mine}
+        tally = _Tally(
+            options,
+            done=sum(len(plan.rows(number)) for number in finished),
+            total=sum(len(plan.rows(number)) for number in mine),
+            skipped=sum(len(shard.skipped) for shard in finished.values()),
+        )
+        try:
+            tally.report()
+            for number in mine:
+                if number not in finished:
+                    _write_shard(writer, number, tally.count(entries(plan.rows(number))))
+        except _Stopped:
+            return None
+        return writer.finish()
+
+
+def _write_shard(writer: ShardWriter, number: int, entries: Iterable[bytes | Skipped]) -> None:
     skipped: dict[str, str] = {}
 
-    def report(read: int) -> None:
-        if on_progress is not None:
-            on_progress(Progress(done + read, total, lost + len(skipped)))
-        if stop is not None and stop.is_set():
-            raise _Stopped
+    def records() -> Iterator[bytes]:
+        for entry in entries:
+            if isinstance(entry, Skipped):
+                skipped[entry.name] = str(entry.error)
+            else:
+                yield entry
 
-    try:
-        report(0)
-        for number in mine:
-            if number not in finished:
-                skipped = {}
-                writer.write(number, records(plan.rows(number), skipped, report), skipped)
-                done, lost, skipped = done + len(plan.rows(number)), lost + len(skipped), {}
-    except _Stopped:
-        return None
-    return writer.finish()
+    writer.write(number, records(), skipped)
+
+
+class _Tally:
+    """Counts what one process has done, reports it, and stops when asked."""
+
+    def __init__(self, options: ShardOptions, *, done: int, total: int, skipped: int):
+        self._on_progress = options.on_progress
+        self._stop = options.stop
+        self._unreadable = UnreadableLog() if options.unreadable is None else options.unreadable
+        self._progress = ShardProgress(done, total, skipped)
+
+    def count(self, batches: Iterable[Sequence[bytes | Skipped]]) -> Iterator[bytes | Skipped]:
+        """The entries of all batches. **Raises:** `DataError` when too many could not be read."""
+        for batch in batches:
+            for entry in batch:
+                if isinstance(entry, Skipped):
+                    self._unreadable.add(entry.name, entry.error)
+            yield from batch
+            done, total, skipped = self._progress
+            lost = sum(isinstance(entry, Skipped) for entry in batch)
+            self._progress = ShardProgress(done + len(batch), total, skipped + lost)
+            self.report()
+
+    def report(self) -> None:
+        """Tells the caller how far it is. **Raises:** `_Stopped` if the caller has asked for an end."""
+        if self._on_progress is not None:
+            self._on_progress(self._progress)
+        if self._stop is not None and self._stop.is_set():
+            raise _Stopped
 
 
 class _Stopped(Exception):
-    """The caller's event, on its way out of a shard."""
+    """The caller has set the event `stop`."""
