@@ -128,10 +128,12 @@ def open_videos(root: Path, transform: ClipTransform, *, split: Split, fold: int
             bar.update(done - bar.n)
 
         if has_lists(root):
-            return ucf101(root, transform, split="train" if split == "train" else "test", fold=fold, progress=progress)
+            return ucf101(
+                root, transform, split="train" if split == "train" else "test", fold=fold, on_progress=progress
+            )
         if (root / "UCF-101").is_dir():
-            return ucf101(root, transform, split="all", progress=progress)
-        return video_folder(root, transform, progress=progress)
+            return ucf101(root, transform, split="all", on_progress=progress)
+        return video_folder(root, transform, on_progress=progress)
 
 
 def parted_shards(root: Path, tokenizer: Any, *, heldout: int) -> Opened:

@@ -167,9 +167,9 @@ def test_what_is_missing_is_named(ucf, tmp_path):
     lists, videos = ucf / "ucfTrainTestlist", ucf / "UCF-101"
     with pytest.raises(ValueError, match="the splits are 'train', 'test' and 'all'"):
         ucf101(ucf, split="validation")
-    with pytest.raises(DataError, match=r"nowhere.*no such folder. Expected .*nowhere/UCF-101/<Class>/v_\*.avi"):
+    with pytest.raises(DataError, match=r"nowhere does not exist. Expected .*nowhere/UCF-101/<Class>/v_\*.avi"):
         ucf101(ucf / "nowhere")
-    with pytest.raises(DataError, match=r"`video_folder\(.*no such folder. Expected .*nowhere/<class>/<video>"):
+    with pytest.raises(DataError, match=r"`video_folder\(.*nowhere does not exist. Expected .*nowhere/<class>/<video>"):
         video_folder(ucf / "nowhere")
     with pytest.raises(DataError, match=r"no list .*trainlist03.txt. Beside it: classInd.txt, testlist01.txt"):
         ucf101(ucf, fold=3)
@@ -193,7 +193,7 @@ def test_what_is_missing_is_named(ucf, tmp_path):
     with pytest.raises(DataError, match=r"needs the official lists .*split='all'"):
         ucf101(ucf)
     (videos / "Empty").mkdir()
-    with pytest.raises(DataError, match=r"1 of 3 class folders .*: Empty. Expected .*<Class>/v_\*.avi"):
+    with pytest.raises(DataError, match=r"1 of 3 class folders hold no video: Empty. Fill or remove them"):
         ucf101(ucf, split="all")
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -201,7 +201,9 @@ def test_what_is_missing_is_named(ucf, tmp_path):
         video_folder(flat)
     for name in "abcd":
         (flat / f"{name}.avi").touch()
-    with pytest.raises(DataError, match=r"no class folders. Expected .*; found a.avi, b.avi, c.avi, d.avi"):
+    with pytest.raises(
+        DataError, match=r"no class folders. Expected .*; found 4 file\(s\) \(a.avi, b.avi, c.avi, d.avi\)"
+    ):
         video_folder(flat)
 
 

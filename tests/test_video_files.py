@@ -223,7 +223,7 @@ NAMES = ["a/one.avi", "a/two.avi", "b/three.avi", "b/four.avi"]
 def scan(root, files=NAMES, **options):
     """The index, and how many files were looked into."""
     seen = []
-    index = index_videos(root, files, progress=lambda done, total: seen.append((done, total)), **options)
+    index = index_videos(root, files, on_progress=lambda done, total: seen.append((done, total)), **options)
     assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
     return index, len(seen)
 
@@ -267,7 +267,7 @@ def test_an_interrupted_scan_goes_on_where_it_was(folder):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        index_videos(folder, NAMES, progress=interrupt)
+        index_videos(folder, NAMES, on_progress=interrupt)
     assert scan(folder)[1] == 2
 
 

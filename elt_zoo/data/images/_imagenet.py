@@ -1,5 +1,7 @@
+import gzip
 import importlib.resources
 import io
+import os
 import re
 import tarfile
 import zlib
@@ -9,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
+from .._class_folders import describe, list_folder
 from .._optional import optional_import
 from .._source import DataError
-from ._folder import FolderFiles, describe, image_folder, list_folder
+from ._folder import FolderFiles, image_folder
 from ._source import ImageSource, is_image_name
 from ._tar import TarFiles, image_tar
 from ._transform import ImageTransform
@@ -111,16 +114,18 @@ def _validation(root: Path, images: Sequence[str], call: str) -> list[str]:
 
 def _devkit_file(root: Path, name: str, call: str) -> bytes:
     folder, archive = root / _DEVKIT, root / f"{_DEVKIT}.tar.gz"
-    if (folder / name).is_file():
-        return (folder / name).read_bytes()
-    if archive.is_file():
-        try:
+    try:
+        if os.path.isfile(folder / name):
+            return (folder / name).read_bytes()
+        if os.path.isfile(archive):
             with tarfile.open(archive) as tar:
                 member = tar.extractfile(f"{_DEVKIT}/{name}")
                 assert member is not None  # it is a file
                 return member.read()
-        except (KeyError, EOFError, zlib.error, tarfile.TarError) as error:
-            raise DataError(f"{call}: {archive} is damaged ({error}). Fetch it again.") from error
+    except (KeyError, EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile) as error:
+        raise DataError(f"{call}: {archive} is damaged ({error}). Fetch it again.") from error
+    except OSError as error:
+        raise DataError(f"{call}: {error.filename or archive} cannot be read ({error.strerror or error}).") from error
     raise DataError(
         f"{call}: the validation images do not say their classes. Expected the development kit, {archive} or "
         f"{folder / name}, or the images in one folder per class."

@@ -1,7 +1,6 @@
 import logging
 import os
 import tarfile
-import uuid
 import weakref
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ...storage import atomic_write
 from .._messages import some
 from .._source import DataError
 from ._source import ImageSource, is_image_name
@@ -28,13 +28,16 @@ class TarFiles:
 
     def __init__(self, path: Path, index: Path | None = None):
         self._path = path
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise DataError(f"`{path}` does not exist. Expected an uncompressed tar archive of images.")
+        try:
+            # Read with `os.pread`, which moves no common position: all threads share it.
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"`{path}` cannot be read ({error.strerror}).") from error
+        weakref.finalize(self, os.close, self._descriptor)
         index = path.with_name(path.name + ".index.npz") if index is None else index
         self._names, self._offsets, self._sizes = _load(path, index) or _scan_and_save(path, index)
-        # Read with `os.pread`, which moves no common position: all threads share it.
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -120,11 +123,8 @@ def _scan_and_save(path: Path, index: Path) -> _Index:
     names, offsets, sizes = zip(*found, strict=True)
     arrays = np.asarray(names), np.asarray(offsets, np.int64), np.asarray(sizes, np.int64)
     try:
-        # Renamed when it is whole: several processes may be doing this at once.
-        part = index.with_name(f"{index.name}.{uuid.uuid4().hex}")
-        with part.open("xb") as out:
+        with atomic_write(index) as part, part.open("wb") as out:
             np.savez(out, stamp=stamp, names=arrays[0], offsets=arrays[1], sizes=arrays[2])
-        part.replace(index)
     except OSError as error:
         _LOGGER.warning(
             "cannot keep what was found in %s (%s), so every start will search it again; give a place with `index`",

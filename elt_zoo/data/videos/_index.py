@@ -1,5 +1,4 @@
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -7,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ...storage import read_json, write_json
 from .._source import UnreadableExample
 from ._decode import VideoInfo, probe_video
 
@@ -21,7 +21,7 @@ def index_videos(
     *,
     cache: str | os.PathLike | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[VideoInfo | str]:
     """What it takes to read each video, or why that one cannot be read.
 
@@ -34,7 +34,7 @@ def index_videos(
     - `cache`: the file to keep the index in. Default: `.elt_zoo_videos.json` in `root`, or in the user's cache folder
       (`$XDG_CACHE_HOME/elt_zoo`) if `root` cannot be written to.
     - `workers`: threads. Default: one for each core.
-    - `progress`: called with the number of files done and the number of those to look into.
+    - `on_progress`: called with the number of files done and the number of those to look into.
     """
     root = Path(root)
     cache = _default_cache(root) if cache is None else Path(cache)
@@ -49,8 +49,8 @@ def index_videos(
             results = pool.map(_probe, (root / file for file in stale))
             for done, (file, entry) in enumerate(zip(stale, results, strict=True), start=1):
                 known[file] = {"stamp": stamps[file], **entry}
-                if progress is not None:
-                    progress(done, len(stale))
+                if on_progress is not None:
+                    on_progress(done, len(stale))
     finally:  # An interrupted scan goes on where it was.
         _save(cache, known)
     return [_decode_entry(known[file]) for file in files]
@@ -93,7 +93,7 @@ def _default_cache(root: Path) -> Path:
 def _load(cache: Path) -> dict[str, dict[str, Any]]:
     """The entries of a cache file that is there, whole and of this version."""
     try:
-        content = json.loads(cache.read_text())
+        content = read_json(cache)
         if content["version"] != _VERSION:
             return {}
         for entry in content["videos"].values():
@@ -107,12 +107,8 @@ def _load(cache: Path) -> dict[str, dict[str, Any]]:
 
 
 def _save(cache: Path, known: dict[str, dict[str, Any]]) -> None:
-    """Writes the file beside and renames it, so that no reader ever sees half of one."""
-    text = json.dumps({"version": _VERSION, "videos": known})
-    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text)
-        os.replace(unfinished, cache)
+        write_json(cache, {"version": _VERSION, "videos": known}, indent=None)
     except OSError as error:
         _LOGGER.warning("the index of videos could not be kept in %s (%s); the next start scans again", cache, error)

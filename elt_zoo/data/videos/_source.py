@@ -28,24 +28,26 @@ class VideoSource(AbstractSource):
         transform: ClipTransform | None = None,
         *,
         cache: str | os.PathLike | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ):
         """**Arguments:**
 
-        - `root`, `files`: a folder and paths below it.
+        - `root`, `files`: a folder, and paths of videos below it.
         - `labels`, `class_names`: the class of each file, and the names of the classes.
-        - `transform`: how a clip is taken.
-        - `cache`, `progress`: where the index of frames is kept, by default in the folder; and what is told how the
-          first scan goes on: the files done, and all of them.
+        - `transform`: how clips are taken and cropped, by default `ClipTransform()`.
+        - `cache`: the file that keeps the lengths of the videos. Default: `.elt_zoo_videos.json` in `root`, or in the
+          user's cache folder (`$XDG_CACHE_HOME/elt_zoo`) if `root` cannot be written to.
+        - `on_progress`: called during the first scan with the number of videos read, and of those to read.
 
-        **Raises:** `DataError` if there are no files or some are missing. `ValueError` if there is not one label each.
+        **Raises:** `DataError` if there are no files or some are missing. `ValueError` if there is not one label per
+        file.
         """
         if len(files) != len(labels):
             raise ValueError(f"`VideoSource` got {len(files)} files and {len(labels)} labels; it needs one label each.")
         self.root = Path(root)
         if not files:
             raise DataError(f"No videos are wanted of {self.root}: the list of files is empty.")
-        missing = [file for file in files if not (self.root / file).is_file()]
+        missing = [file for file in files if not os.path.isfile(self.root / file)]
         if missing:
             raise DataError(
                 f"{len(missing)} of the {len(files)} videos wanted are not in {self.root}: {some(missing)}. Complete "
@@ -55,7 +57,7 @@ class VideoSource(AbstractSource):
         self.class_names = tuple(class_names)
         self.transform = ClipTransform() if transform is None else transform
         self._labels = np.asarray(labels, np.int32)
-        self._index = index_videos(root, files, cache=cache, progress=progress)
+        self._index = index_videos(root, files, cache=cache, on_progress=on_progress)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from .._class_folders import list_folder
 from .._messages import some
 from .._source import DataError
 from ._folder import videos_by_class
@@ -21,7 +22,7 @@ def ucf101(
     fold: int = 1,
     lists: str | os.PathLike | None = None,
     cache: str | os.PathLike | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> VideoSource:
     """UCF-101 as its archives unpack, or any videos laid out like it.
 
@@ -39,7 +40,7 @@ def ucf101(
     - `transform`: how a clip is taken.
     - `split`, `fold`: which of the official lists; "all" is every file there is.
     - `lists`: their folder, if elsewhere.
-    - `cache`, `progress`: of [`VideoSource`][elt_zoo.data.VideoSource].
+    - `cache`, `on_progress`: see [`VideoSource`][elt_zoo.data.VideoSource].
 
     **Raises:** `DataError`, saying what was expected and found, if folders, lists or files of a list are missing, or a
     list is not as it should be. `ValueError` for another split.
@@ -53,8 +54,7 @@ def ucf101(
     root = Path(root)
     call = f"`ucf101({str(root)!r}, split={split!r})`"
     expected = f"{root}/{VIDEO_FOLDER}/<Class>/v_*.avi"
-    if not root.is_dir():
-        raise DataError(f"{call}: there is no such folder. Expected {expected}.")
+    list_folder(root, call, f"Expected {expected}")
     videos = root / VIDEO_FOLDER if (root / VIDEO_FOLDER).is_dir() else root
     places = [videos.parent / LIST_FOLDER, videos / LIST_FOLDER] if lists is None else [Path(lists)]
     folder = next((place for place in places if place.is_dir()), None)
@@ -72,14 +72,17 @@ def ucf101(
         assert folder is not None
         names = _class_names(folder / "classInd.txt")
         files, labels = _read_list(folder / f"{split}list{fold:02}.txt", names)
-    return VideoSource(videos, files, labels, names, transform, cache=cache, progress=progress)
+    return VideoSource(videos, files, labels, names, transform, cache=cache, on_progress=on_progress)
 
 
 def _lines(path: Path) -> list[list[str]]:
-    if not path.is_file():
-        found = some(sorted(entry.name for entry in path.parent.iterdir()))
-        raise DataError(f"There is no list {path}. Beside it: {found}.")
-    return [line.split() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise DataError(f"There is no list {path}. Beside it: {some(sorted(os.listdir(path.parent)))}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The list {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    return [line.split() for line in text.splitlines() if line.strip()]
 
 
 def _class_names(path: Path) -> list[str]:
