@@ -11,6 +11,7 @@ import jax
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from parity import SOURCES, Published
 
 # The first example of a property compiles, which no deadline foresees.
 settings.register_profile("elt_zoo", deadline=None, derandomize=True, max_examples=25)
@@ -21,6 +22,32 @@ with install_import_hook("elt_zoo", "beartype.beartype"):
     import elt_zoo  # noqa: F401
 
 _MAPS, _MAPS_ALLOWED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="a skipped test fails, unless it is marked `optional`")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    """With `--no-skips` the run fails for what it skipped, whole modules included."""
+    result = yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("no_skips") and reporter is not None:
+        # Reports of whole modules have no keywords.
+        reports = reporter.stats.get("skipped", [])
+        skipped = [report for report in reports if "optional" not in getattr(report, "keywords", ())]
+        for report in skipped:
+            reporter.write_line(f"SKIPPED, but --no-skips: {report.nodeid}: {report.longrepr[2]}", red=True)
+        if skipped and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return result
+
+
+@pytest.fixture(scope="session", params=SOURCES)
+def published(request, tmp_path_factory):
+    """`published(name)` gives the folder of a published network's weights, and the network's inputs and outputs."""
+    return Published(SOURCES[request.param], tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="module", autouse=True)

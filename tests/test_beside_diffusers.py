@@ -1,5 +1,6 @@
 """Our networks and readers beside diffusers and PyTorch themselves, where those are installed (`elt_zoo[parity]`)."""
 
+import importlib
 import warnings
 
 import equinox as eqx
@@ -18,6 +19,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 with warnings.catch_warnings():
     # What their imports say of each other is not ours to mend.
     warnings.simplefilter("ignore")
+    importlib.import_module("fixtures.torchvision_import").import_torchvision()
     models = pytest.importorskip("diffusers.models", reason="diffusers is not installed: pip install 'elt_zoo[parity]'")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -25,6 +25,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 with warnings.catch_warnings():
     # What their imports say of each other is not ours to mend.
     warnings.simplefilter("ignore")
+    importlib.import_module("fixtures.torchvision_import").import_torchvision()
     reason = "torchmetrics is not installed: pip install 'elt_zoo[parity]'"
     fid = pytest.importorskip("torchmetrics.image.fid", reason=reason)
     inception = pytest.importorskip("torchmetrics.image.inception", reason=reason)
@@ -48,11 +49,9 @@ def features(count, seed=0):
 
 @pytest.fixture(scope="module")
 def pytorch_fid():
-    """Its two modules. They import torchvision, which fails in ways of its own beside another build of PyTorch."""
-    try:
-        return importlib.import_module("pytorch_fid.fid_score"), importlib.import_module("pytorch_fid.inception")
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"pytorch-fid cannot be imported ({error}): pip install 'elt_zoo[parity]'")
+    """Its two modules."""
+    reason = "pytorch-fid is not installed: pip install 'elt_zoo[parity]'"
+    return [pytest.importorskip(f"pytorch_fid.{name}", reason=reason) for name in ("fid_score", "inception")]
 
 
 def test_the_distance_is_that_of_pytorch_fid(pytorch_fid):

@@ -274,6 +274,7 @@ def test_moving_digits_are_written_as_ucf101_and_read_back(tmp_path):
         write_ucf101(tmp_path, spaced, spaced)
 
 
+@pytest.mark.optional
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real clip of UCF-101 is not here")
 def test_the_real_clip_beside_rendered_ones(tmp_path):
     (tmp_path / "UCF-101").mkdir()

@@ -1,6 +1,4 @@
 import itertools
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +18,6 @@ from elt_zoo.sampling import (
     diffusion_steps,
     linear_budget,
 )
-
-PARITY = Path(os.environ.get("ELT_ZOO_PARITY", Path(__file__).parents[2] / "shared" / "parity"))
-TABLES = PARITY / "dit_facebook" / "diffusion.npz"
 
 SCHEDULES = {"cosine": ShiftedCosineSchedule(), "shifted": ShiftedCosineSchedule(0.5), "beta": LinearBetaSchedule()}
 # Independent normal data, one mean and deviation for each of three channels; the last is a point.
@@ -164,7 +159,6 @@ def test_one_step_is_the_predicted_x0():
     np.testing.assert_allclose(drawn, toy_predict(noise, jnp.ones(3), LABELS, loops=1), rtol=1e-6)
 
 
-@pytest.mark.skipif(not TABLES.exists(), reason=f"needs the parity fixtures: no {TABLES}")
 class TestOriginalDiT:
     """Against the tables and steps of facebookresearch/DiT, 25 steps of 1000, learned variance."""
 
@@ -176,8 +170,11 @@ class TestOriginalDiT:
         update=DDPM(learned_variance=True),
     )
 
-    def test_tables(self):
-        fixture = np.load(TABLES)
+    @pytest.fixture
+    def fixture(self, published):
+        return published.arrays("dit_facebook", "diffusion.npz")
+
+    def test_tables(self, fixture):
         steps = diffusion_steps(self.sampler.schedule, 25)
         np.testing.assert_array_equal(np.rint(np.asarray(steps.time) * 1000)[::-1], fixture["respaced_timestep_map"])
         bars = np.asarray(jax.nn.sigmoid(steps.log_snr))[::-1]
@@ -186,8 +183,7 @@ class TestOriginalDiT:
         np.testing.assert_allclose(log_large, np.log(fixture["respaced_betas"]), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(log_small, fixture["posterior_log_variance_clipped"], rtol=1e-5, atol=1e-6)
 
-    def test_posterior_coefficients(self):
-        fixture = np.load(TABLES)
+    def test_posterior_coefficients(self, fixture):
         one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
         steps = diffusion_steps(self.sampler.schedule, 25)
         of_x0 = jax.vmap(lambda step: DDPM().posterior(zero, one, step)[0][0, 0])(steps)
@@ -196,9 +192,7 @@ class TestOriginalDiT:
         np.testing.assert_allclose(np.asarray(of_x)[::-1], fixture["posterior_mean_coef2"], rtol=1e-5, atol=1e-7)
 
     @pytest.mark.parametrize("example", range(4))
-    def test_steps(self, example):
-        fixture = {name: jnp.asarray(np.load(TABLES)[name]) for name in ("t", "x", "model_output")}
-        expected = np.load(TABLES)
+    def test_steps(self, example, fixture):
         channels_last = lambda array: jnp.moveaxis(jnp.asarray(array), 1, -1)[example][None]  # noqa: E731
         index = 24 - int(fixture["t"][example])
         step = jax.tree.map(lambda table: table[index], diffusion_steps(self.sampler.schedule, 25))
@@ -213,7 +207,7 @@ class TestOriginalDiT:
             ("p_log_variance", log_variance),
             ("ddim_sample", ddim),
         ):
-            original = channels_last(expected[name])
+            original = channels_last(fixture[name])
             error = jnp.linalg.norm(jnp.ravel(value - original)) / jnp.linalg.norm(jnp.ravel(original))
             assert error < 1e-5, (name, float(error))
 

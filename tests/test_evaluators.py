@@ -1,15 +1,14 @@
 """The networks of the Fréchet Inception and video distances."""
 
 import dataclasses
-import json
-import zlib
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import fixture, relative_error
+from fixtures.rule import weights
+from parity import relative_error
 from weight_files import write_safetensors
 
 from elt_zoo.metrics import (
@@ -36,7 +35,7 @@ def shapes_of(name):
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree.flatten_with_path(abstract)[0]
     }
-    rows = names()
+    rows = names(abstract)
     assert sorted(row.target for row in rows) == sorted(leaves)
     return {row.source: row.source_shape(leaves[row.target].shape) for row in rows}
 
@@ -44,33 +43,6 @@ def shapes_of(name):
 @pytest.fixture(scope="module")
 def shapes():
     return shapes_of("inception")
-
-
-def by_rule(shapes, seed, gain):
-    """Weights that follow from their names, as the fixture's do."""
-    tensors = {}
-    for name, shape in shapes.items():
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        if name.endswith("running_var"):
-            value = 1 + np.float32(0.3) * rng.random(shape, np.float32)
-        elif name.endswith("running_mean"):
-            value = np.float32(0.1) * rng.standard_normal(shape, np.float32)
-        elif name.endswith("bias"):
-            value = np.float32(0.05) * rng.standard_normal(shape, np.float32)
-        elif len(shape) == 1:
-            value = 1 + np.float32(0.1) * rng.standard_normal(shape, np.float32)
-        else:
-            value = rng.standard_normal(shape, np.float32) * np.float32(gain / np.sqrt(np.prod(shape[1:])))
-        tensors[name] = value
-    return tensors
-
-
-@pytest.fixture(scope="module")
-def path(shapes, tmp_path_factory):
-    path = tmp_path_factory.mktemp("inception") / "inception.safetensors"
-    counters = {"Mixed_7c.branch_pool.bn.num_batches_tracked": np.asarray(0, np.int64)}
-    write_safetensors(path, by_rule(shapes, 9, 1.2) | counters)
-    return path
 
 
 def test_the_network_has_the_published_sizes(shapes):
@@ -81,10 +53,10 @@ def test_the_network_has_the_published_sizes(shapes):
     assert shapes["fc.weight"] == (1008, 2048)
 
 
-def test_another_network_is_refused(shapes, path):
+def test_another_network_is_refused(shapes, tmp_path):
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if not name.startswith("Mixed")}
     tensors["fc.weight"], tensors["fc.bias"] = np.zeros((1000, 2048), np.float32), np.zeros(1000, np.float32)
-    other = path.with_name("torchvision.safetensors")
+    other = tmp_path / "torchvision.safetensors"
     write_safetensors(other, tensors)
     with pytest.raises(WeightsError, match=r"fc\.weight is of shape \(1000, 2048\), expected \(1008, 2048\)") as error:
         load_inception(other)
@@ -92,9 +64,9 @@ def test_another_network_is_refused(shapes, path):
 
 
 @pytest.mark.slow
-def test_the_original_activations(path):
-    _, io = fixture("inception_fid")
-    model = load_inception(path)
+def test_the_original_activations(published):
+    folder, io = published("inception_fid")
+    model = load_inception(folder / "weights.safetensors")
     images = jnp.asarray(io["image_uint8"].transpose(0, 2, 3, 1))
     features = eqx.filter_jit(lambda m, x: jax.vmap(lambda x: (m(x), m.activations(x)))(x))(model, images)
     (pool, logits, spatial), blocks = features
@@ -116,14 +88,13 @@ def test_clips_of_another_size_are_refused():
 
 
 @pytest.mark.slow
-def test_the_original_i3d(tmp_path):
-    folder, io = fixture("i3d")
-    settings = json.loads((folder / "config.json").read_text())
-    write_safetensors(tmp_path / "i3d", by_rule(shapes_of("i3d"), settings["weight_rule_seed"], settings["gain"]))
+def test_the_original_i3d(published):
+    folder, io = published("i3d")
+    settings = published.config("i3d")
     rng = np.random.default_rng(settings["input_seed"])
     video = rng.random(settings["input_shape"], dtype=np.float32) * 2 - 1
     features = eqx.filter_jit(lambda model, video: model(video))(
-        load_i3d(tmp_path / "i3d"), jnp.asarray(video[0].transpose(1, 2, 3, 0))
+        load_i3d(folder / "weights.safetensors"), jnp.asarray(video[0].transpose(1, 2, 3, 0))
     )
     assert relative_error(features.pool, io["avg_pool"].reshape(-1)) < 1e-4
     assert relative_error(features.logits, io["logits"][0]) < 1e-4
@@ -191,9 +162,9 @@ def test_video_protocols_say_what_clips_must_be():
 
 
 @pytest.mark.slow
-def test_features_of_images_are_those_of_their_bytes(path):
-    _, io = fixture("inception_fid")
-    network, images = load_inception(path), io["image_uint8"].transpose(0, 2, 3, 1)
+def test_features_of_images_are_those_of_their_bytes(published):
+    folder, io = published("inception_fid")
+    network, images = load_inception(folder / "weights.safetensors"), io["image_uint8"].transpose(0, 2, 3, 1)
     extractor = InceptionExtractor(network, resize=InceptionResize.PYTORCH_FID, batch_size=4)
     features = extractor(images)
     assert relative_error(features.pool, io["pool3"]) < 1e-4
@@ -209,7 +180,7 @@ def test_features_of_images_are_those_of_their_bytes(path):
 
 @pytest.mark.slow
 def test_features_of_clips_follow_the_protocol(tmp_path):
-    write_safetensors(tmp_path / "i3d", by_rule(shapes_of("i3d"), 3, 1.2))
+    write_safetensors(tmp_path / "i3d", weights(shapes_of("i3d"), 3, 1.2))
     network = load_i3d(tmp_path / "i3d")
     protocol = dataclasses.replace(VideoProtocol.magvit(), name="ours", frames=9, resolution=32)
     clips = np.random.default_rng(0).integers(0, 256, (1, 9, 32, 32, 3)).astype(np.uint8)

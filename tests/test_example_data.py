@@ -151,6 +151,7 @@ def test_videos_and_their_tokens(tokenizers, tmp_path):
     assert code == 1 and "not for video" in output
 
 
+@pytest.mark.optional
 @pytest.mark.skipif(not REAL_IMAGES.exists(), reason="the sample of ImageNet is not here")
 @pytest.mark.parametrize("family", ["dit", "maskgit"])
 def test_real_images(family, tmp_path):
@@ -159,6 +160,7 @@ def test_real_images(family, tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.optional
 @pytest.mark.skipif(not REAL_VIDEOS.exists(), reason="the sample of UCF-101 is not here")
 def test_a_real_clip_together_with_rendered_ones(tokenizers, tmp_path):
     write_ucf101(tmp_path / "videos", *[MovingDigits(s, frames=16, size=64, length=12) for s in ("train", "heldout")])

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.linalg
@@ -8,9 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elt_zoo.metrics import GaussianStatistics, frechet_distance
-
-PARITY = Path(os.environ.get("ELT_ZOO_PARITY", Path(__file__).parents[2] / "shared" / "parity"))
-FIXTURE = PARITY / "inception_fid" / "frechet.npz"
 
 
 def gaussian(seed, features=5, examples=40, rank=None):
@@ -77,10 +71,9 @@ def test_singular_covariances_are_no_trouble():
     assert np.isfinite(frechet_distance(low, few)) and frechet_distance(low, few) > 0.0
 
 
-@pytest.mark.skipif(not FIXTURE.exists(), reason=f"needs the parity fixtures: no {FIXTURE}")
 @pytest.mark.parametrize("case", range(4))
-def test_it_agrees_with_pytorch_fid(case):
-    values = np.load(FIXTURE)
+def test_it_agrees_with_pytorch_fid(case, published):
+    values = published.arrays("inception_fid", "frechet.npz")
     a, b = (GaussianStatistics(1000, values[f"mu{i}_{case}"], values[f"sigma{i}_{case}"]) for i in (1, 2))
     np.testing.assert_allclose(frechet_distance(a, b), values[f"fd_{case}"], rtol=1e-5)
     assert frechet_distance(a, a) < 1e-6 * (1.0 + np.trace(a.covariance))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import fixture, relative_error
+from parity import relative_error
 from weight_files import nested, write_msgpack, write_safetensors, write_torch_zip
 
 from elt_zoo.pretrained import (
@@ -367,8 +367,8 @@ def test_folders_that_hold_no_tokenizer_are_refused(tmp_path):
     ("name", "file"),
     [("maskgit_vqgan_flax", "checkpoint.msgpack"), ("maskgit_vqgan_torch", "pytorch_model.bin")],
 )
-def test_the_original_vqgan(name, file):
-    folder, io = fixture(name)
+def test_the_original_vqgan(name, file, published):
+    folder, io = published(name)
     model = load_maskgit_vqgan(folder / file, image_size=64)
     last = name.endswith("flax")
     image, latents, decoded = (io[key] if last else io[key].transpose(0, 2, 3, 1) for key in VQ_KEYS["image"])
@@ -381,9 +381,9 @@ def test_the_original_vqgan(name, file):
 VQ_KEYS = {kind: (kind, "encoder_output", "decoded") for kind in ("image", "video")}
 
 
-def test_the_original_3d_vq():
-    folder, io = fixture("magvit_vq3d_flax")
-    model = load_vq3d(folder / "checkpoint.msgpack", shape=(8, 32, 32))
+def test_the_original_3d_vq(published):
+    folder, io = published("magvit_vq3d_flax")
+    model = load_vq3d(folder / "checkpoint.msgpack", shape=io["video"].shape[1:4])
     video, latents, decoded = (io[key] for key in VQ_KEYS["video"])
     assert relative_error(run(jax.vmap(model.latents), video), latents) < 1e-4
     np.testing.assert_array_equal(run(jax.vmap(model.encode), 2 * video - 1), io["ids"])
@@ -391,8 +391,8 @@ def test_the_original_3d_vq():
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_the_original_autoencoder(old, tmp_path):
-    folder, io = fixture("autoencoder_kl_diffusers")
+def test_the_original_autoencoder(old, tmp_path, published):
+    folder, io = published("autoencoder_kl_diffusers")
     if old:
         (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
         weights = (folder / "old_attention_names.safetensors").read_bytes()

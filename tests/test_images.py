@@ -305,6 +305,7 @@ def test_what_is_not_installed_says_how_to_install_it():
         optional_import("no_such_module")
 
 
+@pytest.mark.optional
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of ImageNet is not here")
 def test_real_images_decode_and_the_fast_crop_is_close():
     source = image_folder(SAMPLE, ImageTransform(256))

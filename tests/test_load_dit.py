@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import fixture, relative_error
+from parity import relative_error
 from test_looped import randomize
 from weight_files import write_safetensors, write_torch_zip
 
@@ -210,8 +210,8 @@ def test_the_licence_of_the_released_weights_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["dit.pt", "dit.safetensors"])
-def test_the_original_function(name):
-    folder, io = fixture("dit_facebook")
+def test_the_original_function(name, published):
+    folder, io = published("dit_facebook")
     loaded = load_dit(folder / name, num_heads=4)
     predict = eqx.filter_jit(lambda model, x, t, y: BatchedPredict(model)(x, t, y, loops=1))
     ours = predict(loaded.model, *inputs(io["x"], io["t"], io["y"]))
@@ -220,8 +220,8 @@ def test_the_original_function(name):
     assert relative_error(time, io["timestep_embedding"]) < 1e-4
 
 
-def test_the_original_guidance_acts_on_three_channels():
-    folder, io = fixture("dit_facebook")
+def test_the_original_guidance_acts_on_three_channels(published):
+    folder, io = published("dit_facebook")
     model = load_dit(folder / "dit.pt", num_heads=4).model
     half = len(io["cfg_x"]) // 2
     # Theirs evaluates the first half of the batch under both labels.
@@ -235,8 +235,8 @@ def test_the_original_guidance_acts_on_three_channels():
     assert relative_error(ours[..., :3], theirs[half:, ..., :3]) < 1e-4
 
 
-def test_a_training_checkpoint_of_the_original_gives_its_average():
-    folder, _ = fixture("dit_facebook")
+def test_a_training_checkpoint_of_the_original_gives_its_average(published):
+    folder, _ = published("dit_facebook")
     model, average = (load_dit(folder / name, num_heads=4).model for name in ("dit.pt", "train_checkpoint.pt"))
     np.testing.assert_allclose(average.head.out.weight, 0.9 * model.head.out.weight, rtol=1e-6)
 
@@ -261,8 +261,8 @@ def as_diffusers(model):
     return eqx.tree_at(lambda m: m.trunk.layers.mlp_norm, model, replace_eps(model.trunk.layers.mlp_norm, 1e-5))
 
 
-def test_with_its_two_differences_it_is_the_function_of_diffusers():
-    folder, io = fixture("dit_diffusers")
+def test_with_its_two_differences_it_is_the_function_of_diffusers(published):
+    folder, io = published("dit_diffusers")
     model = load_dit(folder).model
     original = BatchedPredict(model)(*inputs(io["x"], io["t"], io["y"]), loops=1)
     model = as_diffusers(model)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import fixture, relative_error
+from parity import relative_error
 from test_looped import randomize
 from weight_files import nested, write_msgpack, write_npz
 
@@ -107,8 +107,8 @@ def test_what_is_no_maskgit_is_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["checkpoint.msgpack", "weights.npz"])
-def test_the_original_function(name):
-    folder, io = fixture("maskgit_transformer_flax")
+def test_the_original_function(name, published):
+    folder, io = published("maskgit_transformer_flax")
     loaded = load_maskgit(folder / name, num_classes=10)
     k, grid = loaded.config.codebook_size, loaded.config.grid
     sequence = io["sequence"]

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +17,6 @@ SCHEDULES = [
     PowerMaskSchedule(2.0),
     PowerMaskSchedule(0.5),
 ]
-PARITY = Path(os.environ.get("ELT_ZOO_PARITY", Path(__file__).parents[2] / "shared" / "parity"))
-DECODE = PARITY / "maskgit_transformer_flax" / "decode.npz"
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -46,7 +41,6 @@ def test_arccos_is_the_inverse_of_cosine():
     )
 
 
-@pytest.mark.skipif(not DECODE.exists(), reason=f"needs the parity fixtures: no {DECODE}")
 @pytest.mark.parametrize(
     ("schedule", "name"),
     [
@@ -56,8 +50,8 @@ def test_arccos_is_the_inverse_of_cosine():
         (PowerMaskSchedule(0.5), "pow0.5"),
     ],
 )
-def test_rates_equal_maskgits(schedule, name):
-    fixture = np.load(DECODE)
+def test_rates_equal_maskgits(schedule, name, published):
+    fixture = published.arrays("maskgit_transformer_flax", "decode.npz")
     shares = jax.vmap(schedule)(jnp.asarray(fixture["ratios"], jnp.float32))
     np.testing.assert_allclose(shares, fixture[f"mask_rate_{name}"], atol=1e-6)
 

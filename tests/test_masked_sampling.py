@@ -1,6 +1,4 @@
 import itertools
-import os
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -13,9 +11,6 @@ from elt_zoo.corruption import LinearMaskSchedule
 from elt_zoo.sampling import ConstantGuidance, LoopBudget, MaskedSampler, constant_budget, linear_budget, table_budget
 from elt_zoo.sampling._categorical import categorical
 from elt_zoo.sampling._masked import lowest, num_to_mask
-
-PARITY = Path(os.environ.get("ELT_ZOO_PARITY", Path(__file__).parents[2] / "shared" / "parity"))
-DECODE = PARITY / "maskgit_transformer_flax" / "decode.npz"
 
 # Every sequence of three tokens out of three, and the probability of each under a Markov chain.
 START = np.asarray([0.5, 0.3, 0.2])
@@ -169,10 +164,9 @@ def test_each_step_reveals_as_many_tokens_as_maskgit(steps, counts):
     np.testing.assert_array_equal(np.diff(known, axis=0, prepend=0), np.stack([counts, counts], axis=1))
 
 
-@pytest.mark.skipif(not DECODE.exists(), reason=f"needs the parity fixtures: no {DECODE}")
 @pytest.mark.parametrize("count", [1, 32, 63])
-def test_the_masked_positions_are_maskgits(count):
-    fixture = np.load(DECODE)
+def test_the_masked_positions_are_maskgits(count, published):
+    fixture = published.arrays("maskgit_transformer_flax", "decode.npz")
     masked = jax.vmap(lambda row: lowest(row, jnp.asarray(count)))(jnp.asarray(fixture["confidence"]))
     np.testing.assert_array_equal(masked, fixture[f"masked_{count}"])
 
