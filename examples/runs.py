@@ -60,7 +60,7 @@ class TrainingOptions:
     learning_rate: float | None = None
     """Peak; default the paper's 1e-4 with `--preset`, else a high one for small models."""
     accumulation: int = 1
-    """Batches whose gradients make one optimiser step."""
+    """Parts that a batch is split into to save memory; the step is that of the whole batch."""
     ema_decay: float | None = None
     """Of the averaged parameters; default 0.9999 with `--preset`, else a lower one for short runs."""
     label_drop: float = 0.1
@@ -128,15 +128,14 @@ class Run:
 
     @property
     def optimizer_config(self) -> OptimizerConfig:
-        options, recipe, model = self.options, self.recipe, self.task.model
-        updates = max(recipe.steps // options.accumulation, 1)
+        recipe, model = self.recipe, self.task.model
         if recipe.small:
-            optimizer = OptimizerConfig.digits(total_steps=updates)
+            optimizer = OptimizerConfig.digits(total_steps=recipe.steps)
         elif model.family == "dit":
-            optimizer = OptimizerConfig.dit(total_steps=updates)
+            optimizer = OptimizerConfig.dit(total_steps=recipe.steps)
         else:
-            optimizer = OptimizerConfig.maskgit(total_steps=updates, large=model.dim >= 1280)
-        return dataclasses.replace(optimizer, learning_rate=recipe.learning_rate, accumulation=options.accumulation)
+            optimizer = OptimizerConfig.maskgit(total_steps=recipe.steps, large=model.dim >= 1280)
+        return dataclasses.replace(optimizer, learning_rate=recipe.learning_rate)
 
 
 class Trained(NamedTuple):
@@ -215,6 +214,7 @@ def train_one(name: Objective, run: Run, stop: threading.Event, row: int) -> Tra
         ema_decay=recipe.ema_decay,
         precision=Precision(jnp.dtype(options.precision)),
         dropout=task.model.dropout > 0.0,
+        accumulation=options.accumulation,
         prepare=task.representation.prepare,
     )
     with (

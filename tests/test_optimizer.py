@@ -49,6 +49,15 @@ def test_presets_are_the_papers():
 def test_bad_values_are_listed():
     with pytest.raises(ValueError, match=r"got learning_rate=0\.0, b2=1\.0"):
         OptimizerConfig(learning_rate=0.0, total_steps=10, b2=1.0)
+    with pytest.raises(ValueError, match=r"got learning_rate=inf, weight_decay=nan"):
+        OptimizerConfig(learning_rate=float("inf"), total_steps=10, weight_decay=float("nan"))
+
+
+def test_a_cosine_needs_a_step_after_the_warm_up():
+    with pytest.raises(ValueError, match="leaves no step for the cosine"):
+        OptimizerConfig(learning_rate=1.0, total_steps=10, warmup_steps=10, decay=Decay.COSINE)
+    for warmup, decay in ((9, Decay.COSINE), (10, Decay.CONSTANT)):
+        OptimizerConfig(learning_rate=1.0, total_steps=10, warmup_steps=warmup, decay=decay).schedule()
 
 
 def test_ema_warms_up_and_matches_a_loop():

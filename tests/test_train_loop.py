@@ -6,14 +6,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from elt_zoo import ILSDLoss
-from elt_zoo.corruption import DiffusionCorruption, ShiftedCosineSchedule
+from elt_zoo.corruption import AbstractCorruption, Corrupted, DiffusionCorruption, MaskedTarget, ShiftedCosineSchedule
 from elt_zoo.data import ArraySource, Batch, training_batches
 from elt_zoo.diagnostics import exit_losses
-from elt_zoo.families import DiTConfig
-from elt_zoo.objectives import DeepSupervisionLoss, RandomDepthLoss, SigmoidWeightedMSE, VanillaLoss
+from elt_zoo.families import DiTConfig, MaskGITConfig
+from elt_zoo.objectives import DeepSupervisionLoss, MaskedCrossEntropy, RandomDepthLoss, SigmoidWeightedMSE, VanillaLoss
 from elt_zoo.sharding import data_mesh, replicate, shard_batch
 from elt_zoo.training import (
     CheckpointError,
@@ -256,42 +257,92 @@ def test_exit_losses_are_deterministic_and_match_the_objective():
     assert float(losses[2]) == pytest.approx(float(last[0]), rel=1e-5)
 
 
-def test_accumulated_batches_make_the_step_of_one_large_batch():
-    config = OptimizerConfig(learning_rate=0.1, total_steps=10, accumulation=2, weight_decay=0.01)
-    once = make_optimizer(OptimizerConfig(learning_rate=0.1, total_steps=10, weight_decay=0.01))
-    twice = make_optimizer(config)
-    params = {"w": jnp.arange(3.0)}
-    gradients = [{"w": jnp.asarray([1.0, 2.0, 3.0])}, {"w": jnp.asarray([3.0, 0.0, -1.0])}]
-    with jax.numpy_dtype_promotion("standard"):
-        expected, _ = once.update(jax.tree.map(lambda a, b: (a + b) / 2, *gradients), once.init(params), params)
-        state = twice.init(params)
-        first, state = twice.update(gradients[0], state, params)
-        second, state = twice.update(gradients[1], state, params)
-    np.testing.assert_array_equal(first["w"], 0.0)
-    np.testing.assert_allclose(second["w"], expected["w"], rtol=1e-5)
+class UnequalMasks(AbstractCorruption):
+    """Masks 1 token of examples 0, 4, 8, …, 4 of examples 1, 5, 9, …, then 9, then 16."""
+
+    def __call__(self, examples, labels, *, key):
+        count = jnp.square(jnp.arange(len(labels)) % 4 + 1)
+        mask = jnp.reshape(jnp.arange(16)[None] < count[:, None], examples.shape)
+        return Corrupted(
+            (jnp.where(mask, 5, examples), labels), MaskedTarget(examples, mask), count.astype(jnp.float32)
+        )
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+@pytest.mark.parametrize("per_example", [False, True])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(per_example):
+    config = MaskGITConfig(
+        dim=8, num_layers=1, max_loops=3, num_heads=2, num_classes=4, grid=(4, 4), codebook_size=5, dropout=0.1
+    )
+    loss = MaskedCrossEntropy(0.1)
+    objective = ILSDLoss(loss, loss.distillation, max_loops=3, per_example=per_example)
+    rng, sgd = np.random.default_rng(0), optax.sgd(1.0)
+    batch = Batch(rng.integers(0, 5, (32, 4, 4)).astype(np.int32), (np.arange(32) % 4).astype(np.int32))
+    state = TrainState.create(eqx.filter_jit(config.build)(key=jax.random.key(0)), sgd, key=jax.random.key(1))
+    whole, parts = [
+        eqx.filter_jit(
+            make_train_step(
+                sgd, objective, UnequalMasks(), total_steps=9, ema_decay=0.9, dropout=True, accumulation=accumulation
+            )
+        )(state, batch)
+        for accumulation in (1, 4)
+    ]
+    assert whole[1].keys() == parts[1].keys()
+    for name in whole[1]:
+        assert float(parts[1][name]) == pytest.approx(float(whole[1][name]), rel=1e-5), name
+    assert int(parts[0].step) == 1
+    for a, b in zip(arrays((whole[0].model, whole[0].ema)), arrays((parts[0].model, parts[0].ema)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_accumulation_refuses_what_it_cannot_split_or_count():
+    thirds = make_train_step(OPTIMIZER, OBJECTIVE, CORRUPTION, total_steps=20, accumulation=3)
+    with pytest.raises(ValueError, match="cannot split a batch of 8 into 3 equal parts"):
+        eqx.filter_eval_shape(thirds, start(), next(batches()))
+    with pytest.raises(ValueError, match=r"accumulation=0, ema_decay=0\.9"):
+        make_train_step(OPTIMIZER, OBJECTIVE, CORRUPTION, total_steps=20, accumulation=0, ema_decay=0.9)
+    by_itself = optax.chain(optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation())
+    state = TrainState.create(build(), by_itself, key=jax.random.key(1))
+    with pytest.raises(ValueError, match=r"accumulates gradients \(`optax\.MultiSteps`\)"):
+        eqx.filter_eval_shape(make_train_step(by_itself, OBJECTIVE, CORRUPTION, total_steps=20), state, next(batches()))
+
+
+class SpyHead(eqx.Module):
+    """A head that notes the dtypes of what passes through it."""
+
+    head: eqx.Module
+    seen: list = eqx.field(static=True)
+
+    def embed(self, x_t, time, label, *, key=None):
+        self.seen.append((x_t.dtype, time.dtype))
+        return self.head.embed(x_t, time, label, key=key)
+
+    def __call__(self, *arguments, **options):
+        output = self.head(*arguments, **options)
+        self.seen.append(output.dtype)
+        return output
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_times_and_parameters_in_float32():
     objective, precision = VanillaLoss(LOSS, max_loops=2), Precision(jnp.bfloat16)
-    seen = []
-
-    class Spy(eqx.Module):
-        model: eqx.Module
-
-        def __call__(self, *inputs, **options):
-            output = self.model(*inputs, **options)
-            seen.append(output.dtype)
-            return output
-
-    state = TrainState.create(Spy(build()), OPTIMIZER, key=jax.random.key(1))
+    model, seen = build(), []
+    model = eqx.tree_at(lambda model: model.head, model, SpyHead(model.head, seen))
+    state = TrainState.create(model, OPTIMIZER, key=jax.random.key(1))
     step = eqx.filter_jit(make_train_step(OPTIMIZER, objective, CORRUPTION, total_steps=20, precision=precision))
     # JAX itself promotes when it lowers a bfloat16 product that accumulates in float32.
     with jax.numpy_dtype_promotion("standard"):
         state, metrics = step(state, next(batches()))
-    assert seen == [jnp.bfloat16] and metrics["loss"].dtype == jnp.float32
+    assert seen == [(jnp.bfloat16, jnp.float32), jnp.bfloat16] and metrics["loss"].dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(eqx.filter(state.model, eqx.is_array))} == {jnp.dtype("float32")}
     with pytest.raises(ValueError, match="must be float32 or bfloat16"):
         Precision(jnp.float16)
+
+
+def test_the_time_that_a_bfloat16_network_is_told_is_the_targets():
+    examples, labels = jnp.zeros((256, 4, 4, 1)), jnp.zeros(256, jnp.int32)
+    corrupted = eqx.filter_jit(CORRUPTION)(examples, labels, key=jax.random.key(0))
+    x_t, time, _ = Precision(jnp.bfloat16).cast_inputs(corrupted.inputs)
+    assert x_t.dtype == jnp.bfloat16 and len(np.unique(time)) == 256
+    np.testing.assert_allclose(jax.vmap(CORRUPTION.schedule.log_snr)(time), corrupted.target.log_snr, rtol=1e-5)
 
 
 def test_data_parallel_steps_equal_one_device(plain_step):

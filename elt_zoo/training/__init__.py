@@ -1,4 +1,4 @@
-"""Training: state, step, loop, checkpoints and sharding, for any model, objective and data."""
+"""Training: state, step, loop, optimiser and checkpoints, for any model, objective and data."""
 
 from ._checkpoints import CheckpointError as CheckpointError
 from ._checkpoints import Checkpoints as Checkpoints
@@ -16,6 +16,8 @@ from ._optimizer import decay_mask as decay_mask
 from ._optimizer import make_optimizer as make_optimizer
 from ._precision import Precision as Precision
 from ._state import TrainState as TrainState
+from ._step import HasExits as HasExits
+from ._step import LabelledBatch as LabelledBatch
 from ._step import batch_loss as batch_loss
 from ._step import jit_step as jit_step
 from ._step import make_train_step as make_train_step

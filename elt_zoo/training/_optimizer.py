@@ -1,5 +1,6 @@
 import dataclasses
 import enum
+import math
 
 import equinox as eqx
 import jax
@@ -18,18 +19,17 @@ class Decay(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (1711.05101) with warm-up, clipping and accumulation.
+    """AdamW (1711.05101) with warm-up, a schedule and clipping.
 
     **Fields:**
 
     - `learning_rate`: the peak.
-    - `total_steps`: optimiser steps of the run, for the decay.
+    - `total_steps`: steps of the run, for the decay.
     - `warmup_steps`: steps of linear warm-up from 0.
     - `decay`: the schedule after it.
     - `b1`, `b2`: AdamW's averages.
     - `weight_decay`: decoupled decay, on the weights that [`decay_mask`][elt_zoo.training.decay_mask] names.
     - `clip_norm`: the largest global gradient norm; `None` for no clipping.
-    - `accumulation`: batches whose gradients are averaged for one optimiser step.
 
     **Raises:** `ValueError` for values outside their range.
     """
@@ -42,24 +42,27 @@ class OptimizerConfig:
     b2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float | None = None
-    accumulation: int = 1
 
     def __post_init__(self):
         checks = {
-            "learning_rate": self.learning_rate > 0.0,
+            "learning_rate": 0.0 < self.learning_rate < math.inf,
             "total_steps": self.total_steps >= 1,
             "warmup_steps": 0 <= self.warmup_steps <= self.total_steps,
             "b1": 0.0 <= self.b1 < 1.0,
             "b2": 0.0 <= self.b2 < 1.0,
-            "weight_decay": self.weight_decay >= 0.0,
+            "weight_decay": 0.0 <= self.weight_decay < math.inf,
             "clip_norm": self.clip_norm is None or self.clip_norm > 0.0,
-            "accumulation": self.accumulation >= 1,
         }
         wrong = [f"{name}={getattr(self, name)}" for name, good in checks.items() if not good]
         if wrong:
             raise ValueError(
                 f"`OptimizerConfig` got {', '.join(wrong)}: rates and counts must be positive, b1 and b2 in [0, 1), "
                 f"and the warm-up no longer than the {self.total_steps} steps of the run."
+            )
+        if self.decay == Decay.COSINE and self.warmup_steps == self.total_steps:
+            raise ValueError(
+                f"`OptimizerConfig(decay='cosine', warmup_steps={self.warmup_steps}, total_steps={self.total_steps})` "
+                "leaves no step for the cosine. Use a shorter warm-up or `Decay.CONSTANT`."
             )
 
     @classmethod
@@ -98,7 +101,7 @@ class OptimizerConfig:
         )
 
     def schedule(self) -> optax.Schedule:
-        """Learning rate as a function of the optimiser step."""
+        """Learning rate as a function of the step."""
         if self.decay == Decay.COSINE:
             return optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.warmup_steps, self.total_steps)
         if self.warmup_steps == 0:
@@ -107,14 +110,11 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optax transformation of a config: clip, AdamW, and accumulation around both."""
+    """The optax transformation of a config: clipping, then AdamW."""
     adamw = optax.adamw(
         config.schedule(), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask
     )
-    chain = adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-    if config.accumulation == 1:
-        return chain
-    return optax.MultiSteps(chain, every_k_schedule=config.accumulation).gradient_transformation()
+    return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
 def decay_mask(model: PyTree) -> PyTree:

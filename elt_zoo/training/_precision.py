@@ -21,6 +21,19 @@ class Precision:
             raise ValueError(f"`Precision(compute={self.compute!r})` must be float32 or bfloat16.")
 
     def cast(self, tree: PyTree) -> PyTree:
-        """Casts the floating-point arrays of a tree to the compute dtype."""
+        """Casts the floating-point arrays of a tree, such as a model, to the compute dtype."""
+        return self._cast(tree, least_axes=0)
+
+    def cast_inputs(self, inputs: PyTree) -> PyTree:
+        """Casts the floating-point inputs of a batch to the compute dtype, except numbers of whole examples, (batch,).
+
+        Such a number, like the time of diffusion, costs nothing in float32, and bfloat16 would round it to one of 128
+        between 0.5 and 1. Samplers pass times in float32 too.
+        """
+        return self._cast(inputs, least_axes=2)
+
+    def _cast(self, tree: PyTree, *, least_axes: int) -> PyTree:
         dtype = jnp.dtype(self.compute)
-        return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, tree)
+        return jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) and leaf.ndim >= least_axes else leaf, tree
+        )

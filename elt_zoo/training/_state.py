@@ -12,7 +12,7 @@ class TrainState(eqx.Module):
     ema: PyTree
     optimizer_state: PyTree
     step: Int[Array, ""]
-    """Steps taken."""
+    """Steps taken, each of one batch and one update of the optimiser."""
     skipped: Int[Array, ""]
     """Steps whose loss or gradient was not finite; their updates were not applied."""
     key: PRNGKeyArray

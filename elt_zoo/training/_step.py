@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -14,11 +14,45 @@ from ._precision import Precision
 from ._state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
+
+
+@runtime_checkable
+class HasExits(Protocol):
+    """A model with a prediction after every loop, for one example: [`ElasticModel`][elt_zoo.ElasticModel], or your own.
+
+    Training calls only the methods that the objective's `exits` needs.
+    """
+
+    def __call__(self, *inputs: Any, loops: Any, key: PRNGKeyArray | None = None) -> Any:
+        """The prediction after `loops` loops."""
+
+    def at_exit(self, *inputs: Any, loops: Any, max_loops: int, key: PRNGKeyArray | None = None) -> Any:
+        """The prediction after `loops` loops, an array of at most `max_loops`."""
+
+    def student_and_teacher(
+        self, *inputs: Any, student_loops: Any, max_loops: int, key: PRNGKeyArray | None = None
+    ) -> tuple[Any, Any]:
+        """The predictions after `student_loops` and after `max_loops` loops, from one pass."""
+
+    def trajectory(self, *inputs: Any, loops: int, key: PRNGKeyArray | None = None) -> Any:
+        """The predictions after 1 to `loops` loops, stacked."""
+
+
+class LabelledBatch(Protocol):
+    """What a training step reads of a batch, such as [`Batch`][elt_zoo.data.Batch]."""
+
+    @property
+    def examples(self) -> PyTree[Array]:
+        """Clean examples, with a batch axis."""
+
+    @property
+    def labels(self) -> Int[Array, " batch"]:
+        """Their classes."""
 
 
 def predict_exits(
-    model: Any,
+    model: HasExits,
     inputs: tuple[PyTree[Array], ...],
     exits: Exits,
     *,
@@ -28,8 +62,10 @@ def predict_exits(
 ) -> tuple[PyTree[Array], ...]:
     """The predictions that an objective asks for, for one example, from one forward pass.
 
-    **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel] or anything with its methods; `inputs`: of one
-    example; `exits`: what is asked for; `student_loops`: the sampled exit; `max_loops`: L_max; `key`: turns dropout on.
+    **Arguments:** `model`: anything with exits; `inputs`: of one example; `exits`: which predictions;
+    `student_loops`: the sampled exit; `max_loops`: L_max; `key`: turns dropout on.
+
+    **Returns:** the predictions in the order in which the objective takes them.
     """
     match exits:
         case Exits.FINAL:
@@ -43,18 +79,29 @@ def predict_exits(
 
 
 def batch_loss(
-    model: Any,
+    model: HasExits,
     corrupted: Corrupted,
     objective: AbstractObjective,
     *,
     student_loops: Int[Array, "..."],
     progress: Float[Array, ""],
     keys: PRNGKeyArray | None = None,
+    total_weight: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The objective over a batch: the sum of the examples' losses over the sum of their weights, and every term alike.
+    """The objective over a batch: the sum of the examples' losses over the sum of their weights, and so each term.
 
-    **Arguments:** `corrupted`: the batch; `student_loops`: one count, or one per example; `progress`: share of training
-    done; `keys`: one per example turns dropout on.
+    **Arguments:**
+
+    - `model`: anything with exits.
+    - `corrupted`: the batch.
+    - `objective`: what to train for.
+    - `student_loops`: the sampled exit: one count, or one per example.
+    - `progress`: share of training done, in [0, 1].
+    - `keys`: turn dropout on; one per example.
+    - `total_weight`: what the sums are divided by; default the batch's own sum of weights. With that of a larger batch,
+      the losses of its parts add up to its loss.
+
+    **Returns:** the loss and its terms.
     """
 
     def one(inputs, target, loops, key):
@@ -66,12 +113,11 @@ def batch_loss(
     # An exit that all examples share stays unbatched: selecting it then costs one comparison.
     axes = (0, 0, 0 if student_loops.ndim else None, None if keys is None else 0)
     losses, terms = jax.vmap(one, in_axes=axes)(corrupted.inputs, corrupted.target, student_loops, keys)
-    total = jnp.sum(corrupted.weight)
-    weight = terms.pop("lambda", None)
-    metrics = {name: jnp.sum(term) / total for name, term in terms.items()}
-    if weight is not None:
-        metrics["lambda"] = jnp.mean(weight)
-    return jnp.sum(losses) / total, metrics
+    total = jnp.sum(corrupted.weight) if total_weight is None else total_weight
+    if "lambda" in terms:
+        # A coefficient and not a sum over what is masked: its weighted mean.
+        terms["lambda"] = terms["lambda"] * corrupted.weight
+    return jnp.sum(losses) / total, {name: jnp.sum(term) / total for name, term in terms.items()}
 
 
 def make_train_step(
@@ -83,31 +129,44 @@ def make_train_step(
     ema_decay: float = 0.9999,
     precision: Precision | None = None,
     dropout: bool = False,
-    prepare: Callable[[Any, PRNGKeyArray], Any] | None = None,
+    accumulation: int = 1,
+    prepare: Callable[[Any, PRNGKeyArray], LabelledBatch] | None = None,
 ) -> TrainStep:
     """The training step as a pure function of state and batch; wrap it in [`jit_step`][elt_zoo.training.jit_step].
 
-    Every random number of step t comes from the state's key folded with t, so a resumed run repeats nothing and misses
-    nothing. An update that is not finite is not applied, and counted in `state.skipped`.
+    A step is one batch and one update of the optimiser, the average of the parameters and the schedules. Every random
+    number of step t comes from the state's key folded with t, so a resumed run repeats nothing and misses nothing. An
+    update that is not finite is not applied, and is counted in `state.skipped`.
 
     **Arguments:**
 
     - `optimizer`: an optax transformation.
     - `objective`: which exits to train, and how.
     - `corruption`: clean batch → inputs and target.
-    - `total_steps`: steps of the run, for the objective's progress.
-    - `ema_decay`: of the average of the parameters.
+    - `total_steps`: steps of the run, for the objective's progress; at least 1.
+    - `ema_decay`: of the average of the parameters, in [0, 1).
     - `precision`: compute dtype; default float32.
     - `dropout`: whether the model has dropout to turn on.
-    - `prepare`: `(batch, key) -> batch`, what is left to do on the device, such as turning bytes into pixels
-      ([`to_pixels`][elt_zoo.data.to_pixels]) or drawing latents ([`sample_latents`][elt_zoo.data.sample_latents]).
+    - `accumulation`: number of equal parts that the batch is split into. Their gradients are computed one after another
+      and added, which saves memory; the update is that of the whole batch up to rounding, with masked losses too.
+    - `prepare`: `(batch, key) -> batch`, the first part of the compiled step, such as turning bytes into pixels
+      ([`to_pixels`][elt_zoo.data.to_pixels]) or sampling latents ([`sample_latents`][elt_zoo.data.sample_latents]).
 
     **Returns:** `train_step(state, batch) -> (state, metrics)`, `batch` after `prepare` with fields `examples` and
     `labels`. Metrics are float32 scalars: `loss`, the objective's terms and `gradient_norm`.
+
+    **Raises:** `ValueError` for counts below 1 or a decay outside [0, 1); when the step is called, for a batch that
+    `accumulation` does not divide, or an optimiser that accumulates by itself.
     """
+    if total_steps < 1 or accumulation < 1 or not 0.0 <= ema_decay < 1.0:
+        raise ValueError(
+            f"`make_train_step(total_steps={total_steps}, accumulation={accumulation}, ema_decay={ema_decay})`: counts "
+            "must be at least 1, and the decay in [0, 1)."
+        )
     precision = Precision() if precision is None else precision
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        _refuse_multi_steps(state.optimizer_state)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), 4)
         corrupt_key, loops_key, dropout_key, prepare_key = keys
         if prepare is not None:
@@ -117,19 +176,22 @@ def make_train_step(
         student_loops = objective.sample_loops(loops_key, size)
         dropout_keys = jax.random.split(dropout_key, size) if dropout else None
         progress = state.step.astype(jnp.float32) / total_steps
+        total_weight = jnp.sum(corrupted.weight)
 
-        def loss_of(model):
-            compute = corrupted._replace(inputs=precision.cast(corrupted.inputs))
+        def loss_of(model, corrupted, student_loops, dropout_keys):
             return batch_loss(
                 precision.cast(model),
-                compute,
+                corrupted._replace(inputs=precision.cast_inputs(corrupted.inputs)),
                 objective,
                 student_loops=student_loops,
                 progress=progress,
                 keys=dropout_keys,
+                total_weight=total_weight,
             )
 
-        (loss, metrics), gradient = eqx.filter_value_and_grad(loss_of, has_aux=True)(state.model)
+        (loss, metrics), gradient = _value_and_gradient(
+            loss_of, state.model, (corrupted, student_loops, dropout_keys), parts=accumulation, size=size
+        )
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         # Optax's counters rely on implicit promotion, which a caller may have made strict.
@@ -151,9 +213,48 @@ def make_train_step(
     return train_step
 
 
+def _value_and_gradient(loss_of: Callable, model: PyTree, batch: PyTree, *, parts: int, size: int):
+    """`((loss, metrics), gradient)`, summed over parts of the batch. Arrays without a batch axis go to every part."""
+    graded = eqx.filter_value_and_grad(loss_of, has_aux=True)
+    if parts == 1:
+        return graded(model, *batch)
+    if size % parts:
+        raise ValueError(
+            f"`make_train_step(accumulation={parts})` cannot split a batch of {size} into {parts} equal parts. Use a "
+            f"batch size that is a multiple of {parts}."
+        )
+
+    def split(leaf):
+        # Part i is every `parts`-th example from i on: of a batch laid out over devices, each device keeps its own.
+        return jnp.swapaxes(jnp.reshape(leaf, (size // parts, parts, *leaf.shape[1:])), 0, 1)
+
+    batched, shared = eqx.partition(batch, lambda leaf: leaf.ndim > 0)
+
+    def add(gradient, part):
+        value, fresh = graded(model, *eqx.combine(part, shared))
+        return jax.tree.map(jnp.add, gradient, fresh), value
+
+    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+    gradient, values = jax.lax.scan(add, zeros, jax.tree.map(split, batched))
+    return jax.tree.map(lambda value: jnp.sum(value, axis=0), values), gradient
+
+
+def _refuse_multi_steps(optimizer_state: PyTree) -> None:
+    def accumulates(node):
+        return isinstance(node, optax.MultiStepsState)
+
+    if any(accumulates(node) for node in jax.tree.leaves(optimizer_state, is_leaf=accumulates)):
+        raise ValueError(
+            "`make_train_step` got an optimiser that accumulates gradients (`optax.MultiSteps`): the average of the "
+            "parameters and the schedules would move at every part of its step. Use `make_train_step(accumulation=…)`."
+        )
+
+
 def jit_step(train_step: TrainStep) -> TrainStep:
-    """Compiles a step and, but on CPUs, donates the state's buffers to it: the state passed in must not be used again.
-    The batch may be.
+    """Compiles a step. Except on CPUs, the step takes over the memory of the state that it is given, so that state must
+    not be used again. Batches may be used again.
+
+    **Returns:** the compiled step, with the same signature.
     """
 
     # Batches are often NumPy arrays, whose memory is not ours to give away. On CPUs (jaxlib 0.10.2) two runs with
