@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shard_files import EXAMPLES, contents, ids_of, token_plan, token_records, write
 
 from elt_zoo.data import (
     DataError,
     ShardedLatents,
     ShardedTokens,
-    ShardOptions,
     UnreadableExample,
     UnreadableLog,
-    Views,
     Visit,
     open_shards,
     sample_latents,
@@ -24,44 +23,8 @@ from elt_zoo.data import (
 from elt_zoo.data.shards._fingerprint import fingerprint
 from elt_zoo.data.shards._index import ShardPlan
 from elt_zoo.data.shards._source import draw_views
-from elt_zoo.data.shards._write import Skipped, write_shards
+from elt_zoo.data.shards._write import Skipped
 from elt_zoo.tokenizers import GreyLevels, PatchCodebook
-
-EXAMPLES = 50
-
-
-def token_plan(**changes):
-    settings = {
-        "kind": "tokens",
-        "fields": {"ids": ("<u2", (2, 3, 3))},
-        "class_names": ("cat", "dog", "owl"),
-        "examples": EXAMPLES,
-        "shard_size": 16,
-        "views": Views.FLIP,
-        "input_shape": (12, 12, 3),
-        "codebook_size": 1024,
-        "fingerprint": "0" * 64,
-    }
-    return ShardPlan(**settings | changes)
-
-
-def ids_of(example):
-    """Ids that tell the example and the view."""
-    return (10 * example + np.arange(18).reshape(2, 3, 3)).astype(np.uint16)
-
-
-def token_records(plan):
-    def entries(rows):
-        for row in rows:
-            record = np.zeros((), plan.record)
-            record["label"], record["ids"] = row % 3, ids_of(row)
-            yield [record.tobytes()]
-
-    return entries
-
-
-def write(folder, plan, entries=None, **options):
-    return write_shards(folder, plan, token_records(plan) if entries is None else entries, ShardOptions(**options))
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +37,6 @@ def written(tmp_path_factory):
 @pytest.fixture
 def folder(written, tmp_path):
     return shutil.copytree(written, tmp_path / "shards")
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_every_record_comes_back(written):
