@@ -19,8 +19,7 @@ from ..storage import (
     assemble,
     named_arrays,
     own_names,
-    read_description,
-    read_tensors,
+    read_folder,
     refuse_to_overwrite,
     write_folder,
 )
@@ -106,12 +105,12 @@ def load(
     folder = Path(path)
     if not folder.exists() and str(path) in bundled_names():
         folder = _ASSETS / str(path)
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(
-            f"No model at {str(path)!r}: expected a folder with {WEIGHTS} and {CONFIG}, or a bundled model, one of "
+            f"No model at {str(path)!r}: expected a folder with {WEIGHTS}, or a bundled model, one of "
             f"{', '.join(bundled_names()) or '(none)'}."
         )
-    description = read_description(folder)
+    description, tensors = read_folder(folder)
     try:
         config = config_from_dict(description["model"], family=family)
         settings = settings_from_dict(description["sampler"], config)
@@ -125,9 +124,9 @@ def load(
         if skeleton is None:
             skeleton = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / CONFIG} cannot be used: {error}") from error
+        raise WeightsError(f"{folder / WEIGHTS} cannot be used: {error}") from error
     both = {"model": skeleton, "tokenizer": tokenizer}
-    loaded = assemble(both, own_names(both), read_tensors(folder / WEIGHTS), dtype=dtype, sharding=sharding)
+    loaded = assemble(both, own_names(both), tensors, dtype=dtype, sharding=sharding)
     return Generator(loaded["model"], config, loaded["tokenizer"], settings, metadata)
 
 

@@ -12,13 +12,17 @@ from ._atomic import require_writable as require_writable
 from ._atomic import write_json as write_json
 from ._folder import CONFIG as CONFIG
 from ._folder import WEIGHTS as WEIGHTS
+from ._folder import StoredFolder as StoredFolder
 from ._folder import read_description as read_description
+from ._folder import read_folder as read_folder
 from ._folder import refuse_to_overwrite as refuse_to_overwrite
 from ._folder import write_folder as write_folder
+from ._from_json import from_json as from_json
 from ._hash import hash_arrays as hash_arrays
 from ._lock import FolderLock as FolderLock
 from ._lock import FolderLocked as FolderLocked
 from ._read import read_tensors as read_tensors
+from ._safetensors import write_safetensors as write_safetensors
 from ._tensor_file import StoredTensor as StoredTensor
 from ._tensor_file import TensorFile as TensorFile
 from ._tensor_file import WeightsError as WeightsError

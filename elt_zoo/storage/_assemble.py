@@ -21,22 +21,30 @@ def assemble(
     *,
     dtype: DTypeLike | None = None,
     sharding: Shardings | None = None,
+    allow_nonfinite: bool = False,
 ) -> _Tree:
     """Fills an abstract tree from a file, by a table of names, or refuses the file as a whole.
 
     **Arguments:**
 
-    - `abstract`: the tree with `jax.ShapeDtypeStruct` leaves, from `equinox.filter_eval_shape`.
+    - `abstract`: the tree with `jax.ShapeDtypeStruct` leaves, from `equinox.filter_eval_shape`; arrays do as well, and
+      only their shapes and types count. What is no array stays as it is.
     - `rows`: where every tensor goes. Together their regions fill each leaf once.
     - `file`: the tensors.
     - `dtype`: of all floating-point leaves; default that of the abstract tree.
     - `sharding`: where the leaves go, for all of them or as a function of a leaf's name and shape.
+    - `allow_nonfinite`: whether NaN and infinite numbers may pass, to look at a run that diverged.
 
     **Returns:** the tree with arrays.
 
     **Raises:** [`WeightsError`][elt_zoo.storage.WeightsError] with all that is missing, unused, of another shape
-    or of another type; floating-point numbers may be narrower than the leaf's.
+    or of another type (floating-point numbers may be narrower than the leaf's), with all leaves that hold NaN or
+    infinite numbers, or if a tensor's bytes are damaged; `ValueError` if `dtype` is no floating-point type.
     """
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"`dtype={jnp.dtype(dtype).name}`: weights are read as floating-point numbers, such as bfloat16 or float32."
+        )
     paths, structure = jax.tree.flatten_with_path(abstract)
     names = [path_name(path) for path, _ in paths]
     leaves = dict(zip(names, (leaf for _, leaf in paths), strict=True))
@@ -45,6 +53,8 @@ def assemble(
     for row in rows:
         rows_of.setdefault(row.target, []).append(row)
 
+    nonfinite: list[str] = []
+
     def filled(name: str, leaf: Any) -> Any:
         if not hasattr(leaf, "dtype"):
             return leaf
@@ -52,11 +62,21 @@ def assemble(
         array = aligned_empty(leaf.shape, np.dtype(dtype if dtype is not None and floating else leaf.dtype))
         for row in rows_of[name]:
             _fill(array[row.region] if row.region else array, row, file)
+        if floating and not allow_nonfinite and not _all_finite(array):
+            nonfinite.append(name)
         to = sharding(name, leaf.shape) if callable(sharding) else sharding
         # On a CPU the array keeps the memory that the file was read into; nothing else holds on to it.
         return jax.device_put(array, to, may_alias=True)
 
-    return jax.tree.unflatten(structure, [filled(name, leaf) for name, leaf in leaves.items()])
+    tree = jax.tree.unflatten(structure, [filled(name, leaf) for name, leaf in leaves.items()])
+    if nonfinite:
+        given = "" if dtype is None else f" as {jnp.dtype(dtype).name}"
+        raise WeightsError(
+            f"{file.path} holds NaN or infinite numbers{given} in {len(nonfinite)} of {len(leaves)} leaves: "
+            f"{', '.join(nonfinite[:5])}{', …' if len(nonfinite) > 5 else ''}. Did the training diverge? "
+            "`storage.assemble(allow_nonfinite=True)` reads it all the same."
+        )
+    return tree
 
 
 def check_fit(leaves: dict[str, Any], rows: Sequence[Placement], file: TensorFile) -> None:
@@ -89,10 +109,27 @@ def _fill(region: np.ndarray, row: Placement, file: TensorFile) -> None:
         # Straight into its place: no second copy of a large file in memory.
         stored.fill(bytes_of(region))
     else:
-        region[...] = row.arranged(stored.read()).astype(region.dtype, copy=False)
+        with np.errstate(over="ignore"):  # Infinite numbers are found afterwards.
+            region[...] = row.arranged(stored.read()).astype(region.dtype, copy=False)
+
+
+# The exponent of numbers that are not finite, by the name of their type.
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000}
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    if array.dtype.name not in _EXPONENTS:
+        return bool(np.isfinite(array.astype(np.float32)).all())
+    # Whole numbers compare faster, in pieces that stay in the processor's cache.
+    bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")
+    exponent = bits.dtype.type(_EXPONENTS[array.dtype.name])
+    pieces = (bits[start : start + (1 << 16)] for start in range(0, len(bits), 1 << 16))
+    return not any((piece & exponent == exponent).any() for piece in pieces)
 
 
 def _region_shape(shape: tuple[int, ...], region: tuple[int | slice, ...]) -> tuple[int, ...]:
+    if not region:
+        return shape
     # No memory behind it: only its shape is wanted.
     return np.broadcast_to(np.zeros((), np.int8), shape)[region].shape
 
@@ -110,9 +147,18 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def named_arrays(tree: PyTree) -> dict[str, Any]:
-    """The arrays of a tree, abstract or not, by attribute path."""
+    """The arrays of a tree, abstract or not, by attribute path.
+
+    **Raises:** `ValueError` if two have the same, as `{"a.b": x, "a": {"b": y}}`.
+    """
     leaves, _ = jax.tree.flatten_with_path(tree)
-    return {path_name(path): leaf for path, leaf in leaves if hasattr(leaf, "dtype")}
+    named: dict[str, Any] = {}
+    for path, leaf in leaves:
+        if hasattr(leaf, "dtype"):
+            if (name := path_name(path)) in named:
+                raise ValueError(f"two arrays of this {type(tree).__name__} have the name {name!r}. Rename a field.")
+            named[name] = leaf
+    return named
 
 
 def own_names(tree: PyTree) -> list[Placement]:

@@ -2,6 +2,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         remove_abandoned(target.parent)
         temporary = target.with_name(temporary_name(target.suffix))
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         try:
             yield temporary
@@ -42,6 +44,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             with _one_line(path):
                 raise
         with _one_line(path):
+            # Some libraries put a private file of their own in its place.
+            temporary.chmod(mode)
             _flush(temporary)
             os.replace(temporary, target)
             _flush(target.parent)

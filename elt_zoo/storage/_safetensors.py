@@ -1,11 +1,19 @@
+import errno
 import json
 import math
+import os
+import re
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
-from ._tensor_file import BFLOAT16, StoredTensor, TensorFile, WeightsError, in_file
+from ._atomic import atomic_write, unique_keys
+from ._tensor_file import BFLOAT16, OpenFile, StoredTensor, TensorFile, WeightsError, bytes_of, check_tensor, in_file
 
 _DTYPES = {
     "F64": np.dtype("<f8"),
@@ -22,25 +30,31 @@ _DTYPES = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+_MAX_HEADER = 100_000_000
+# Name of our metadata: the checksums of the other metadata and of the tensors.
+_CHECKSUMS = "crc32"
 
 
-def read_safetensors(path: Path) -> TensorFile:
-    """Reads the header of a safetensors file: eight bytes of length, JSON, then the tensors without gaps.
+def read_safetensors(file: OpenFile) -> TensorFile:
+    """Reads the header of a safetensors file: eight bytes of length, JSON, then the tensors without gaps. Checksums
+    that [`write_safetensors`][] has put into it are compared when a tensor is read.
 
     The `safetensors` package would copy each tensor once more than [`assemble`][] needs.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise WeightsError(f"{path} is truncated or not a safetensors file: its header would have {length} bytes.")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise WeightsError(f"{path} has a damaged safetensors header: {error}") from error
+    path, size = file.path, file.size
+    length = int.from_bytes(file.read(0, 8), "little")
+    if size < 8 or length > min(size - 8, _MAX_HEADER):
+        raise WeightsError(f"{path} is truncated or not a safetensors file: its header would have {length} bytes.")
+    try:
+        header = json.loads(file.read(8, length), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} has a damaged safetensors header: {error}") from error
     if not isinstance(header, dict):
         raise WeightsError(f"{path} has a damaged safetensors header: it is not a table of tensors.")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise WeightsError(f"{path} has a damaged safetensors header: its metadata are not texts by name.")
+    checksums = _checksums(path, metadata, header)
     tensors: dict[str, StoredTensor] = {}
     end, order = 0, []
     for name, entry in header.items():
@@ -49,16 +63,24 @@ def read_safetensors(path: Path) -> TensorFile:
             if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
                 raise ValueError("sizes and offsets must be whole numbers")
         except (TypeError, KeyError, ValueError) as error:
-            raise WeightsError(f"{path}: the entry of the tensor {name!r} is damaged: {entry!r}") from error
-        if dtype not in _DTYPES:
-            raise WeightsError(f"{path}: the tensor {name!r} is of type {dtype!r}; known are {', '.join(_DTYPES)}.")
+            raise WeightsError(
+                f"{path}: the entry of the tensor {name[:80]!r} is damaged: {str(entry)[:200]}"
+            ) from error
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise WeightsError(
+                f"{path}: the tensor {name!r} is of type {str(dtype)[:80]!r}; known are {', '.join(_DTYPES)}."
+            )
+        check_tensor(path, name, shape, _DTYPES[dtype])
         if stop - start != math.prod(shape) * _DTYPES[dtype].itemsize:
             raise WeightsError(
                 f"{path}: the tensor {name!r} has {stop - start} bytes, but {dtype}{list(shape)} takes "
                 f"{math.prod(shape) * _DTYPES[dtype].itemsize}."
             )
         order.append((start, stop, name))
-        tensors[name] = in_file(path, name, 8 + length + start, shape, _DTYPES[dtype])
+        before = _crc32_of_layout(shape, _DTYPES[dtype])
+        tensors[name] = in_file(
+            file, name, 8 + length + start, shape, _DTYPES[dtype], crc32=checksums.get(name), crc32_before=before
+        )
     for start, stop, name in sorted(order):
         if start != end:
             raise WeightsError(f"{path}: the tensor {name!r} starts at byte {start}, but the one before ends at {end}.")
@@ -68,11 +90,54 @@ def read_safetensors(path: Path) -> TensorFile:
             f"{path} is truncated or has been appended to: its tensors take {end} bytes, but it holds "
             f"{size - 8 - length}."
         )
-    return TensorFile(path, tensors)
+    return TensorFile(path, tensors, metadata, file=file)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
+def write_safetensors(
+    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file whole or not at all, with checksums (CRC-32) that
+    [`read_tensors`][elt_zoo.storage.read_tensors] compares.
+
+    **Arguments:** `path`: of the file; `tensors`: by name; `metadata`: texts by name, to be found in
+    `TensorFile.metadata`.
+
+    **Raises:** `OSError` in one line if it cannot be written.
+    """
+    tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    checksums = {
+        name: zlib.crc32(bytes_of(array), _crc32_of_layout(array.shape, array.dtype)) for name, array in tensors.items()
+    }
+    text = json.dumps({"metadata": _crc32_of_metadata(metadata or {}), "tensors": checksums})
+    with atomic_write(path) as file:
+        try:
+            save_file(tensors, file, {**(metadata or {}), _CHECKSUMS: text})
+        except SafetensorError as error:
+            # It gives the system's error in words only.
+            code = re.search(r"code: (\d+)", str(error))
+            number = int(code[1]) if code else errno.EIO
+            raise OSError(number, os.strerror(number)) from error
+
+
+def _checksums(path: Path, metadata: Mapping[str, str], header: Mapping[str, Any]) -> dict[str, int]:
+    """The checksums of the tensors, if the file has any; those of the metadata are compared at once."""
+    if _CHECKSUMS not in metadata:
+        return {}
+    try:
+        table = json.loads(metadata[_CHECKSUMS])
+        of_metadata, of_tensors = table["metadata"], table["tensors"]
+        if not isinstance(of_tensors, dict) or of_tensors.keys() != header.keys():
+            raise ValueError("they are of other tensors")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WeightsError(f"{path} has a damaged header: its checksums cannot be used: {error!r}") from error
+    if of_metadata != _crc32_of_metadata({name: text for name, text in metadata.items() if name != _CHECKSUMS}):
+        raise WeightsError(f"{path} has a damaged header: the checksum of its metadata does not match. Restore it.")
+    return of_tensors
+
+
+def _crc32_of_layout(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return zlib.crc32(f"{dtype.name}{list(shape)}".encode())
+
+
+def _crc32_of_metadata(metadata: Mapping[str, str]) -> int:
+    return zlib.crc32(json.dumps(metadata, sort_keys=True).encode())

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import checked
 from ..nn import Conv, GroupNorm, SelfAttention, UpsampleConv
+from ..storage import from_json
 from ._blocks import Grid, ResBlock, Shortcut, check_divides, check_sizes
 
 
@@ -33,7 +35,9 @@ class AutoencoderKLConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self):
-        check_sizes(self, levels=self.block_out_channels)
+        check_sizes(self, levels=self.block_out_channels, blocks=self.layers_per_block)
+        if not 0.0 < self.scaling_factor < math.inf:
+            raise ValueError(f"`AutoencoderKLConfig(scaling_factor={self.scaling_factor})` must be positive.")
 
     @property
     def downsampling(self) -> int:
@@ -46,7 +50,8 @@ class AutoencoderKLConfig:
 
         **Raises:** `ValueError` for settings that ask for another network, naming all of them.
         """
-        levels = len(settings.get("block_out_channels", ()))
+        channels = settings.get("block_out_channels", ())
+        levels = len(channels) if isinstance(channels, list | tuple) else 0
         supported = {
             "_class_name": "AutoencoderKL",
             "act_fn": "silu",
@@ -68,13 +73,14 @@ class AutoencoderKLConfig:
                 f"This AutoencoderKL is not of Stable Diffusion's kind: {other or 'no block_out_channels'}. Supported "
                 f"is {supported}."
             )
-        return cls(
-            block_out_channels=tuple(settings["block_out_channels"]),
-            layers_per_block=settings.get("layers_per_block", 1),
-            latent_channels=settings.get("latent_channels", 4),
-            groups=settings.get("norm_num_groups", 32),
-            scaling_factor=settings.get("scaling_factor", 0.18215),
-        )
+        fields = {
+            "block_out_channels": settings["block_out_channels"],
+            "layers_per_block": settings.get("layers_per_block", 1),
+            "latent_channels": settings.get("latent_channels", 4),
+            "groups": settings.get("norm_num_groups", 32),
+            "scaling_factor": settings.get("scaling_factor", 0.18215),
+        }
+        return from_json(cls, fields)
 
     def build(self, *, key: PRNGKeyArray) -> "AutoencoderKL":
         """The autoencoder with fresh parameters (float32)."""

@@ -165,9 +165,20 @@ class VQDecoder(eqx.Module):
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 
-def check_sizes(config: Any, *, levels: Sequence[int]) -> None:
-    """Refuses a config of no levels, or of any number of things below one."""
+# Networks are built block by block, which takes time without end for numbers that no tokenizer has.
+_MAX_LEVELS, _MAX_BLOCKS = 16, 256
+
+
+def check_sizes(config: Any, *, levels: Sequence[int], blocks: int) -> None:
+    """Refuses a config of no levels, of any number of things below one, or of more levels, or residual blocks of each,
+    than there can be.
+    """
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if type(value) is int and value < 1}
+    if len(levels) > _MAX_LEVELS or blocks > _MAX_BLOCKS:
+        raise ValueError(
+            f"A {type(config).__name__} has at most {_MAX_LEVELS} levels with {_MAX_BLOCKS} residual blocks each, not "
+            f"{len(levels)} with {blocks}."
+        )
     if numbers or len(levels) < 2 or min(levels) < 1:
         raise ValueError(
             f"`{config}`: a convolutional tokenizer needs two levels or more, and sizes of at least one"

@@ -35,7 +35,7 @@ class VQGANConfig:
     shortcut: Shortcut = Shortcut.BRANCH
 
     def __post_init__(self):
-        check_sizes(self, levels=self.channel_multipliers)
+        check_sizes(self, levels=self.channel_multipliers, blocks=self.num_res_blocks)
         if self.image_size < 1 or self.image_size % self.downsampling:
             raise ValueError(
                 f"`VQGANConfig(image_size={self.image_size})` must be a multiple of {self.downsampling}, by which "

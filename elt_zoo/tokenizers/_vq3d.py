@@ -38,13 +38,14 @@ class VQ3DConfig:
     groups: int = 32
 
     def __post_init__(self):
-        check_sizes(self, levels=self.channel_multipliers)
+        blocks = max(self.num_enc_res_blocks, self.num_dec_res_blocks)
+        check_sizes(self, levels=self.channel_multipliers, blocks=blocks)
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
             raise ValueError(
                 f"`VQ3DConfig(temporal_downsample={self.temporal_downsample})` needs one entry for each of the "
                 f"{len(self.channel_multipliers) - 1} levels that shrink the grid."
             )
-        if any(size % factor for size, factor in zip(self.shape, self.downsampling, strict=True)):
+        if any(size < 1 or size % factor for size, factor in zip(self.shape, self.downsampling, strict=True)):
             raise ValueError(
                 f"`VQ3DConfig(shape={self.shape})` must be a multiple of {self.downsampling} (frames, height, width), "
                 "by which the levels shrink a clip."
