@@ -80,7 +80,7 @@ def _converted(value: Any, hint: Any) -> Any:
         return from_json(typing.cast(type, hint), value)
     if hint is int and type(value) is int and abs(value) <= _MAX_INT:
         return value
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and isinstance(value, int | float) and type(value) is not bool and math.isfinite(value):
         return float(value)
     if hint in (bool, str) and type(value) is hint:
         return value
