@@ -3,7 +3,7 @@ from types import ModuleType
 
 
 def optional_import(module: str) -> ModuleType:
-    """A module of the optional extra `data`. **Raises:** `ImportError` that says how to install it."""
+    """Imports a module of the optional extra `data`. **Raises:** `ImportError` that says how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
