@@ -4,8 +4,7 @@ A modality-free trunk that loops, heads that give it a modality at both ends, an
 and plain typed functions that put them together.
 """
 
-import importlib.metadata
-
+from ._version import __version__ as __version__
 from .generator import Generator as Generator
 from .generator import load as load
 from .generator import save as save
@@ -15,5 +14,3 @@ from .looped import LoopedTransformer as LoopedTransformer
 from .looped import Remat as Remat
 from .models import ElasticModel as ElasticModel
 from .objectives import ILSDLoss as ILSDLoss
-
-__version__ = importlib.metadata.version("elt_zoo")

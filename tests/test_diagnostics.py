@@ -1,6 +1,8 @@
 """What the loops of a model do: identities first, then predictions made by hand, then tiny models of both families."""
 
+import functools
 import itertools
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -16,11 +18,17 @@ from elt_zoo.corruption import (
     ShiftedCosineSchedule,
 )
 from elt_zoo.diagnostics import (
+    AbstractExits,
+    ExitColumn,
+    HasExits,
+    HasStates,
     LossByExit,
     compare_diffusion_exits,
     compare_token_exits,
     diffusion_exits,
     exit_losses,
+    held_out_exits,
+    held_out_losses,
     sample_at_exits,
     sampling_update_norms,
     token_exits,
@@ -28,7 +36,7 @@ from elt_zoo.diagnostics import (
 )
 from elt_zoo.families import DiTConfig, MaskGITConfig
 from elt_zoo.models import BatchedPredict
-from elt_zoo.objectives import MaskedCrossEntropy
+from elt_zoo.objectives import MaskedCrossEntropy, SigmoidWeightedMSE
 from elt_zoo.sampling import DDIM, ConstantGuidance, DiffusionSampler, MaskedSampler
 
 MASKED = MaskGITConfig(dim=16, num_layers=1, max_loops=2, num_heads=2, num_classes=4, grid=(3, 3), codebook_size=6)
@@ -240,6 +248,156 @@ def test_exits_of_diffusion_are_those_of_the_clean_arrays_in_the_prediction(clip
     assert np.all(np.asarray(exits.rms_change) > 0.0)
 
 
+# Tables of exits
+
+
+def test_rows_hold_the_columns_of_their_class_and_nothing_where_there_is_no_exit_before():
+    tokens = token_exits(build(MASKED), masks(), ids(), LABELS, loops=3, key=jax.random.key(2))
+    arrays = compare_diffusion_exits(jnp.asarray([3.0, 1.0, 2.0])[:, None], jnp.zeros(1))
+    for exits, measure, change, compared in (
+        (tokens, tokens.accuracy, tokens.flips, "flips"),
+        (arrays, arrays.rms_error, arrays.rms_change, "rms_change"),
+    ):
+        rows = exits.rows()
+        assert [row["exit"] for row in rows] == [1, 2, 3]
+        np.testing.assert_allclose([row[exits.columns()[0].name] for row in rows], measure)
+        assert rows[0][compared] is None
+        np.testing.assert_allclose([row[compared] for row in rows[1:]], change)
+    assert (tokens.share_of, arrays.share_of) == ("masked tokens", "examples")
+
+
+class CountedExits(AbstractExits):
+    """Exits of a family of one's own."""
+
+    share_of: ClassVar[str] = "pixels"
+    num: jax.Array
+    hits: jax.Array
+
+    def columns(self):
+        hits = self.hits / self.num
+        return [ExitColumn("hits", "hit", hits, ".0%"), ExitColumn("gain", "gain", hits[1:] - hits[:-1], "+.2f", "won")]
+
+
+def test_exits_of_a_family_of_ones_own_are_tables_too():
+    one = CountedExits(num=jnp.asarray(4), hits=jnp.asarray([1, 3]))
+    both = one + CountedExits(num=jnp.asarray(6), hits=jnp.asarray([1, 2]))
+    assert both.rows() == [
+        {"exit": 1, "hits": pytest.approx(0.2), "gain": None},
+        {"exit": 2, "hits": pytest.approx(0.5), "gain": pytest.approx(0.3)},
+    ]
+    assert [line.split() for line in str(both).splitlines()] == [
+        ["exit", "hit", "gain"],
+        ["1", "20%"],
+        ["2", "50%", "+0.30"],
+    ]
+
+
+# Held-out sets, batch by batch
+
+
+def held_out(config, count):
+    labels = jnp.arange(count) % 4
+    if config is MASKED:
+        return masks(), MaskedCrossEntropy(), jax.random.randint(jax.random.key(5), (count, 3, 3), 0, 6), labels
+    corruption = DiffusionCorruption(
+        ShiftedCosineSchedule(), prediction=config.prediction, null_label=4, label_drop=0.0
+    )
+    loss = SigmoidWeightedMSE(config.prediction)
+    return corruption, loss, jax.random.normal(jax.random.key(5), (count, 4, 4, 1)), labels
+
+
+@pytest.mark.parametrize("config", [MASKED, DIFFUSION])
+def test_held_out_losses_are_those_of_one_batch_with_the_same_corruption(config):
+    """The last batch is smaller than the others and counts like them: by the weights of its examples."""
+    model, key = build(config), jax.random.key(2)
+    corruption, loss, examples, labels = held_out(config, 5)
+    losses = held_out_losses(
+        model, loss, corruption, np.asarray(examples), np.asarray(labels), loops=3, batch_size=4, key=key
+    )
+    parts = [
+        corruption(examples[:4], labels[:4], key=key),
+        corruption(examples[4:], labels[4:], key=jax.random.fold_in(key, 4)),
+    ]
+    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    expected = exit_losses(model, loss, lambda *_, key: whole, examples, labels, loops=3, key=key)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    first = exit_losses(model, loss, corruption, examples[:4], labels[:4], loops=3, key=key)
+    assert np.all(np.abs(losses / first - 1.0) > 1e-4)
+
+
+def test_a_held_out_set_of_one_batch_gives_the_losses_of_its_exits():
+    model, key = build(MASKED), jax.random.key(2)
+    corruption, loss, examples, labels = held_out(MASKED, 5)
+    losses = held_out_losses(model, loss, corruption, examples, labels, loops=2, batch_size=64, key=key)
+    np.testing.assert_array_equal(losses, exit_losses(model, loss, corruption, examples, labels, loops=2, key=key))
+    twice = held_out_losses(model, loss, corruption, examples, labels, loops=2, copies=2, batch_size=64, key=key)
+    tiled = (jnp.tile(examples, (2, 1, 1)), jnp.tile(labels, 2))
+    np.testing.assert_array_equal(twice, exit_losses(model, loss, corruption, *tiled, loops=2, key=key))
+
+
+@pytest.mark.parametrize("config", [MASKED, DIFFUSION])
+def test_held_out_exits_are_sums_over_all_batches(config):
+    model, key = build(config), jax.random.key(2)
+    corruption, _, examples, labels = held_out(config, 5)
+    compare = functools.partial(token_exits if config is MASKED else diffusion_exits, model, corruption, loops=3)
+    exits = held_out_exits(compare, examples, labels, copies=2, batch_size=4, key=key)
+    order = np.arange(10) % 5
+    parts = [
+        compare(examples[rows], labels[rows], key=part_key)
+        for rows, part_key in (
+            (order[:4], key),
+            (order[4:8], jax.random.fold_in(key, 4)),
+            (order[8:], jax.random.fold_in(key, 8)),
+        )
+    ]
+    for mine, theirs in zip(jax.tree.leaves(exits), jax.tree.leaves(parts[0] + parts[1] + parts[2]), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [{"copies": 0}, {"batch_size": 0}])
+def test_a_held_out_set_without_batches_is_refused(counts):
+    corruption, loss, examples, labels = held_out(MASKED, 2)
+    with pytest.raises(ValueError, match=r"`held_out_losses\(copies=.*got 2 examples: each must be at least 1"):
+        held_out_losses(build(MASKED), loss, corruption, examples, labels, loops=1, key=jax.random.key(0), **counts)
+
+
+# Models of one's own
+
+
+class Wrapped(eqx.Module):
+    """No `ElasticModel`, but with what the diagnostics ask for."""
+
+    inner: eqx.Module
+
+    @property
+    def head(self):
+        return self.inner.head
+
+    @property
+    def trunk(self):
+        return self.inner.trunk
+
+    def __call__(self, *inputs, loops):
+        return self.inner(*inputs, loops=loops)
+
+    def trajectory(self, *inputs, loops):
+        return self.inner.trajectory(*inputs, loops=loops)
+
+
+def test_a_model_of_ones_own_is_measured_like_the_librarys():
+    model, sampler, key = build(MASKED), sampler_of(MASKED), jax.random.key(4)
+    own = Wrapped(model)
+    assert isinstance(own, HasExits) and isinstance(own, HasStates) and isinstance(model, HasExits)
+    for measure in (
+        lambda model: exit_losses(model, MaskedCrossEntropy(), masks(), ids(), LABELS, loops=2, key=key),
+        lambda model: token_exits(model, masks(), ids(), LABELS, loops=2, key=key),
+        lambda model: sampling_update_norms(model, sampler, LABELS, loops=2, key=key),
+        lambda model: sample_at_exits(model, sampler, LABELS, exits=(1, 2), key=key),
+    ):
+        for mine, theirs in zip(jax.tree.leaves(measure(own)), jax.tree.leaves(measure(model)), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+
+
 # Past the loops of training
 
 
@@ -274,7 +432,7 @@ def test_samples_at_exits_are_those_drawn_one_by_one(config):
     alone = sampler(BatchedPredict(model), LABELS, loops=3, key=key)
     np.testing.assert_allclose(last, alone, rtol=1e-4, atol=1e-5)
     assert np.any(np.asarray(first) != np.asarray(last))
-    with pytest.raises(ValueError, match=r"exits=\[\]\)` draws nothing"):
+    with pytest.raises(ValueError, match=r"exits=\[\]\)` samples nothing"):
         sample_at_exits(model, sampler, LABELS, exits=(), key=key)
 
 

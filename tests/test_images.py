@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from image_files import encode, smooth, write_folders
 from PIL import Image
 
+from elt_zoo._optional import optional_import
 from elt_zoo.data import (
     DataError,
     ImageSource,
@@ -21,7 +22,6 @@ from elt_zoo.data import (
     image_folder,
     training_batches,
 )
-from elt_zoo.data._optional import optional_import
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
 CENTER = ImageTransform(32)

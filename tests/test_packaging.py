@@ -19,6 +19,8 @@ ROOMS = sorted(
     for path in PACKAGE.iterdir()
     if not path.name.startswith("_") and (path.suffix == ".py" or (path / "__init__.py").exists())
 )
+# Private modules that every room may use.
+SHARED = ("_checks", "_optional", "_version")
 # Import name → name of the distribution, where they differ.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "orbax": "orbax-checkpoint"}
 
@@ -70,7 +72,7 @@ def test_a_room_imports_what_the_architecture_page_says(room):
             assert name != "elt_zoo", f"{file.relative_to(ROOT)} imports the top level, which stands above all rooms"
             if name.startswith("elt_zoo."):
                 used.add(name.split(".")[1])
-    assert used - {room, "_checks"} == _documented_rooms()[room]
+    assert used - {room, *SHARED} == _documented_rooms()[room]
 
 
 def test_every_third_party_import_is_a_declared_dependency():
@@ -100,7 +102,7 @@ def test_private_helpers_have_one_way_out():
         here = ".".join(["elt_zoo", *file.relative_to(PACKAGE).parts[:-1]])
         for name in _imports(file):
             owner, private, _ = name.partition("._")
-            if name.startswith("elt_zoo.") and private and name != "elt_zoo._checks":
+            if name.startswith("elt_zoo.") and private and name not in {f"elt_zoo.{module}" for module in SHARED}:
                 inside = owner != "elt_zoo" and f"{here}.".startswith(f"{owner}.")
                 assert inside, f"{file.relative_to(ROOT)} imports {name}"
 
@@ -186,3 +188,29 @@ def test_every_public_name_has_a_docstring():
             if (isinstance(value, type) or callable(value)) and not hasattr(value, "__args__") and not value.__doc__:
                 missing.append(f"elt_zoo.{room}.{name}")
     assert missing == []
+
+
+def _folder_imports(folder):
+    """`(file, module)` of every import of the scripts in a folder."""
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((file, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield file, "." * node.level + (node.module or "")
+
+
+@pytest.mark.parametrize("folder", ["examples", "benchmarks", "reproduction"])
+def test_what_stands_on_the_package_imports_nothing_but_its_public_names(folder):
+    siblings = {file.stem for file in (ROOT / folder).glob("*.py")}
+    for file, module in _folder_imports(folder):
+        parts = module.split(".")
+        if parts[0] == "elt_zoo":
+            assert not any(part.startswith("_") for part in parts), f"{file.name} imports {module}"
+        elif folder == "examples":
+            assert parts[0] not in siblings, f"{file.name} imports the example {module}"
+        assert parts[0] not in {"examples", "benchmarks", "tests"}, f"{file.name} imports {module}"
+
+
+def test_the_examples_are_thin():
+    assert sum(len(file.read_text().splitlines()) for file in (ROOT / "examples").glob("*.py")) <= 1000

@@ -12,8 +12,8 @@ from PIL import Image
 from video_files import decode_all, frames_of, write_frames
 
 import elt_zoo.data.videos._decode as module
+from elt_zoo._optional import optional_import
 from elt_zoo.data import UnreadableExample, write_video
-from elt_zoo.data._optional import optional_import
 from elt_zoo.data.videos._decode import Cut, VideoInfo, probe_video, read_frames
 from elt_zoo.data.videos._index import index_videos
 

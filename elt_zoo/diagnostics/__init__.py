@@ -6,7 +6,13 @@ from ._diffusion_exits import DiffusionExits as DiffusionExits
 from ._diffusion_exits import compare_diffusion_exits as compare_diffusion_exits
 from ._diffusion_exits import diffusion_exits as diffusion_exits
 from ._exit_losses import exit_losses as exit_losses
+from ._exits import AbstractExits as AbstractExits
+from ._exits import ExitColumn as ExitColumn
+from ._held_out import held_out_exits as held_out_exits
+from ._held_out import held_out_losses as held_out_losses
 from ._loss_by_exit import LossByExit as LossByExit
+from ._protocols import HasExits as HasExits
+from ._protocols import HasStates as HasStates
 from ._sample_at_exits import sample_at_exits as sample_at_exits
 from ._token_exits import TokenExits as TokenExits
 from ._token_exits import compare_token_exits as compare_token_exits

@@ -1,16 +1,18 @@
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
 from ..corruption import DiffusionCorruption, alpha_sigma
-from ..models import ElasticModel
-from ._sums import AbstractSums, table, total
+from ._exits import AbstractExits, ExitColumn
+from ._protocols import HasExits
+from ._sums import total
 
 
-class DiffusionExits(AbstractSums):
+class DiffusionExits(AbstractExits):
     """What the exits of a diffusion model say about the same noisy examples, and what each loop changes. Add two to
     merge batches; `str` of it is a table.
 
@@ -28,6 +30,8 @@ class DiffusionExits(AbstractSums):
     - `num_improved`, `num_worsened`: examples whose error falls, rises.
     - `num_best`: examples whose error is least at this exit, the first of equal ones.
     """
+
+    share_of: ClassVar[str] = "examples"
 
     num_examples: Int[Array, ""]
     total_squared_error: Float[Array, " loops"]
@@ -61,18 +65,14 @@ class DiffusionExits(AbstractSums):
         """Share of examples for which this exit is the best one."""
         return self.num_best / self.num_examples
 
-    def __str__(self) -> str:
-        header = ("exit", "rms error of x0", "best of all", "rms change", "improved", "worsened")
-        rows = []
-        for index in range(len(self.num_best)):
-            row = [str(index + 1), f"{float(self.rms_error[index]):.4f}", f"{float(self.best[index]):.1%}"]
-            if index == 0:
-                row += ["", "", ""]
-            else:
-                row += [f"{float(self.rms_change[index - 1]):.4f}"]
-                row += [f"{np.asarray(rate)[index - 1]:.1%}" for rate in (self.self_correction, self.overthinking)]
-            rows.append(row)
-        return table(header, rows)
+    def columns(self) -> list[ExitColumn]:
+        return [
+            ExitColumn("rms_error", "rms error of x0", self.rms_error, ".4f"),
+            ExitColumn("best_of_all", "best of all", self.best, ".1%"),
+            ExitColumn("rms_change", "rms change", self.rms_change, ".4f"),
+            ExitColumn("self_correction", "improved", self.self_correction, ".1%", "error falls (self-correction)"),
+            ExitColumn("overthinking", "worsened", self.overthinking, ".1%", "error rises (overthinking)"),
+        ]
 
 
 @checked
@@ -98,7 +98,7 @@ def compare_diffusion_exits(x0: Float[Array, "loops *shape"], target: Float[Arra
 @eqx.filter_jit
 @checked
 def diffusion_exits(
-    model: ElasticModel,
+    model: HasExits,
     corruption: DiffusionCorruption,
     examples: Float[Array, "batch *shape"],
     labels: Int[Array, " batch"],

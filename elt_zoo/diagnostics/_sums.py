@@ -1,3 +1,5 @@
+"""Measurements of batches that add up."""
+
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -9,9 +11,9 @@ _Sums = TypeVar("_Sums", bound="AbstractSums")
 
 
 class AbstractSums(eqx.Module):
-    """Sums over examples, whose ratios are rates. `a + b` is what both batches give together, weighted as it should be.
+    """Sums over examples, whose ratios are rates. `a + b` belongs to the two batches together.
 
-    Kept as sums because the mean of two batches' rates is not the rate of both.
+    They are kept as sums because the mean of two batches' rates is not the rate of both batches.
     """
 
     def __add__(self: _Sums, other: _Sums) -> _Sums:

@@ -1,16 +1,18 @@
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
 from ..corruption import MaskedCorruption, MaskedTarget
-from ..models import ElasticModel
-from ._sums import AbstractSums, table, total
+from ._exits import AbstractExits, ExitColumn
+from ._protocols import HasExits
+from ._sums import total
 
 
-class TokenExits(AbstractSums):
+class TokenExits(AbstractExits):
     r"""What the exits of a masked model say about the same masked tokens, and what each loop changes. Add two to merge
     batches; `str` of it is a table.
 
@@ -31,6 +33,8 @@ class TokenExits(AbstractSums):
     - `num_corrected`, `num_overthought`: wrong, then right; right, then wrong.
     - `total_divergence`: sum of KL(p_{l+1} ‖ p_l) in nats.
     """
+
+    share_of: ClassVar[str] = "masked tokens"
 
     num_tokens: Int[Array, ""]
     num_same: Int[Array, "loops loops"]
@@ -77,20 +81,16 @@ class TokenExits(AbstractSums):
         """Mean KL(p_{l+1} ‖ p_l) in nats per token: how far a loop moves the whole distribution."""
         return self.total_divergence / self.num_tokens.astype(jnp.float32)
 
-    def __str__(self) -> str:
-        header = ("exit", "accuracy", "forgotten", "same as last", "flips", "corrected", "overthought", "KL (nats)")
-        percent = (self.accuracy, self.forgotten, self.agreement[:, -1])
-        changes = (self.flips, self.self_correction, self.overthinking)
-        rows = []
-        for index in range(len(self.num_right)):
-            row = [str(index + 1), *(f"{rate[index]:.1%}" for rate in map(np.asarray, percent))]
-            if index == 0:
-                row += ["", "", "", ""]
-            else:
-                row += [f"{rate[index - 1]:.1%}" for rate in map(np.asarray, changes)]
-                row += [f"{float(self.divergence[index - 1]):.4f}"]
-            rows.append(row)
-        return table(header, rows)
+    def columns(self) -> list[ExitColumn]:
+        return [
+            ExitColumn("accuracy", "accuracy", self.accuracy, ".1%"),
+            ExitColumn("forgotten", "forgotten", self.forgotten, ".1%"),
+            ExitColumn("same_as_last", "same as last", self.agreement[:, -1], ".1%"),
+            ExitColumn("flips", "flips", self.flips, ".1%", "answer changes (flips)"),
+            ExitColumn("self_correction", "corrected", self.self_correction, ".1%", "wrong → right (self-correction)"),
+            ExitColumn("overthinking", "overthought", self.overthinking, ".1%", "right → wrong (overthinking)"),
+            ExitColumn("kl", "KL (nats)", self.divergence, ".4f"),
+        ]
 
 
 @checked
@@ -122,7 +122,7 @@ def compare_token_exits(logits: Float[Array, "loops *grid codebook"], target: Ma
 @eqx.filter_jit
 @checked
 def token_exits(
-    model: ElasticModel,
+    model: HasExits,
     corruption: MaskedCorruption,
     ids: Int[Array, "batch *grid"],
     labels: Int[Array, " batch"],

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
-from ..models import BatchedPredict, ElasticModel
+from ..models import BatchedPredict
 from ..sampling import DiffusionSampler, Loops, MaskedSampler
+from ._protocols import HasStates
 
 
 class UpdateNorms(NamedTuple):
@@ -20,10 +21,11 @@ class UpdateNorms(NamedTuple):
 
 
 @checked
-def update_norms(model: ElasticModel, *inputs: Any, loops: int) -> UpdateNorms:
+def update_norms(model: HasStates, *inputs: Any, loops: int) -> UpdateNorms:
     """How far every loop moves the state, for one example (2604.09168, figure 14).
 
-    **Arguments:** `model`; `inputs`: those of the head's `embed`; `loops`: how many to measure, past L_max too.
+    **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel], or any with such a `head` and `trunk`; `inputs`:
+    the arguments of the head's `embed`; `loops`: loops to measure, beyond L_max too.
 
     **Returns:** [`UpdateNorms`][elt_zoo.diagnostics.UpdateNorms] of `loops` entries, in float32.
 
@@ -38,7 +40,7 @@ def update_norms(model: ElasticModel, *inputs: Any, loops: int) -> UpdateNorms:
 
 @checked
 def sampling_update_norms(
-    model: ElasticModel,
+    model: HasStates,
     sampler: DiffusionSampler | MaskedSampler,
     labels: Int[Array, " batch"],
     *,
@@ -48,19 +50,19 @@ def sampling_update_norms(
 ) -> UpdateNorms:
     """How far every loop moves the state at every step of sampling (2604.09168, figure 14). Batched.
 
-    It samples first and looks afterwards: the network is asked once more what it was asked at each step of the run that
-    `sampler` makes with this key, now for its states. Under guidance it is the conditional branch that is measured.
+    It samples first, then runs the network again on the inputs of every step and keeps the states. Under guidance it
+    measures the conditional branch.
 
     **Arguments:**
 
-    - `model`, `sampler`, `labels`, `key`: as for drawing samples.
-    - `loops`: how many to measure at every step.
-    - `budget`: the `loops` that sampling spends; default `loops`. Give it to look past the loops that were drawn with.
+    - `model`, `sampler`, `labels`, `key`: as for sampling.
+    - `loops`: loops to measure at every step.
+    - `budget`: the `loops` to sample with; default `loops`. Give a smaller one to measure loops beyond it.
 
-    **Returns:** [`UpdateNorms`][elt_zoo.diagnostics.UpdateNorms] of shape (steps, batch, loops). The figure shows their
-    mean over the batch.
+    **Returns:** [`UpdateNorms`][elt_zoo.diagnostics.UpdateNorms] of shape (steps, batch, loops). The paper's figure
+    shows their mean over the batch.
 
-    **Raises:** what the sampler raises.
+    **Raises:** the sampler's errors.
     """
     budget = loops if budget is None else budget
     asked = sampler.step_inputs(BatchedPredict(model), labels, loops=budget, key=key)
@@ -68,9 +70,7 @@ def sampling_update_norms(
 
 
 @eqx.filter_jit
-def _at_every_step(
-    model: ElasticModel, asked: tuple[Array, ...], labels: Int[Array, " batch"], loops: int
-) -> UpdateNorms:
+def _at_every_step(model: HasStates, asked: tuple[Array, ...], labels: Int[Array, " batch"], loops: int) -> UpdateNorms:
     def of_batch(inputs):
         return jax.vmap(lambda *example: update_norms(model, *example, loops=loops))(*inputs, labels)
 

@@ -152,6 +152,7 @@ class ModelConfig(abc.ABC):
     def compare_exits(
         self,
         model: ElasticModel,
+        corruption: Any,
         examples: Array,
         labels: Int[Array, " batch"],
         *,

@@ -178,6 +178,7 @@ class DiTConfig(ModelConfig):
     def compare_exits(
         self,
         model: ElasticModel,
+        corruption: Any,
         examples: Array,
         labels: Int[Array, " batch"],
         *,
@@ -187,9 +188,7 @@ class DiTConfig(ModelConfig):
     ) -> DiffusionExits:
         """What the exits predict of the clean arrays, clipped as the sampler clips them."""
         settings = of_type(DiffusionSamplerSettings, self.sampler_settings() if settings is None else settings)
-        return diffusion_exits(
-            model, self.corruption(), examples, labels, loops=loops, clip_x0=settings.clip_x0, key=key
-        )
+        return diffusion_exits(model, corruption, examples, labels, loops=loops, clip_x0=settings.clip_x0, key=key)
 
     def training_defaults(self) -> TrainingDefaults:
         """The paper's: 500,000 steps, β = (0.9, 0.99), weight decay 0.01, a constant rate of 1e-4. Clipping is ours."""

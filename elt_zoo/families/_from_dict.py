@@ -1,11 +1,10 @@
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
-from beartype.door import is_bearable
+from beartype.door import TypeHint
 
 from ._config import ModelConfig, SamplerSettings
 from ._diffusion import DiTConfig
@@ -63,17 +62,17 @@ def from_fields(kind: type[_Dataclass], values: Mapping[str, Any]) -> _Dataclass
 
 def _decoded(value: Any, hint: Any) -> Any:
     """A value of JSON's types as a field of type `hint` holds it. **Raises:** `ValueError` if it cannot be one."""
-    options: tuple[Any, ...] = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
+    for option in typing.get_args(hint) or (hint,):
         if isinstance(option, type) and issubclass(option, Enum):
             return option(value)
     if isinstance(value, list):
         value = tuple(value)
     # JSON writes a whole float without its point, and bool is an int to Python.
-    if isinstance(value, int) and not isinstance(value, bool) and not is_bearable(value, hint):
+    fits = TypeHint(hint).is_bearable
+    if isinstance(value, int) and not isinstance(value, bool) and not fits(value):
         value = float(value)
     parts = value if isinstance(value, tuple) else (value,)
-    if not is_bearable(value, hint) or (hint is not bool and any(isinstance(part, bool) for part in parts)):
+    if not fits(value) or (hint is not bool and any(isinstance(part, bool) for part in parts)):
         raise ValueError(value)
     return value
 

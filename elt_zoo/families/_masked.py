@@ -121,6 +121,7 @@ class MaskGITConfig(ModelConfig):
     def compare_exits(
         self,
         model: ElasticModel,
+        corruption: Any,
         examples: Array,
         labels: Int[Array, " batch"],
         *,
@@ -129,7 +130,7 @@ class MaskGITConfig(ModelConfig):
         key: PRNGKeyArray,
     ) -> TokenExits:
         """What the exits answer at the masked positions."""
-        return token_exits(model, self.corruption(), examples, labels, loops=loops, key=key)
+        return token_exits(model, corruption, examples, labels, loops=loops, key=key)
 
     def training_defaults(self) -> TrainingDefaults:
         """The paper's: 675,000 steps, β = (0.9, 0.96), weight decay 0.045, five times that from scale H on.

@@ -134,17 +134,13 @@ class Generator:
         sampler = self.sampler(steps=steps, guidance=guidance)
         eqx.filter_eval_shape(self.decode, self.config.example)  # refuses a missing tokenizer before any work
         mesh = data_mesh(jax.local_devices()[:1]) if mesh is None else mesh
-        if batch_size is None:
-            least = -(-len(labels) // mesh.size)
-            batch_size = mesh.size * min(2 ** math.ceil(math.log2(least)), max(_LARGEST_BATCH // mesh.size, 1))
-        if batch_size < 1 or batch_size % mesh.size:
-            raise ValueError(
-                f"`batch_size={batch_size}` must be a positive multiple of the {mesh.size} device(s) of the mesh."
-            )
-        loops = _traced(self.config.max_loops if loops is None else loops)
-        network = replicate((BatchedPredict(self.model), self.tokenizer), mesh)
-        sampler, loops, key = replicate((sampler, loops, key), mesh)
-        return self._drawn(sampler, network, labels, loops, key, batch_size, mesh)
+        size = _batch_size(len(labels), mesh.size) if batch_size is None else batch_size
+        if size < 1 or size % mesh.size:
+            raise ValueError(f"`batch_size={size}` must be a positive multiple of the {mesh.size} device(s).")
+        budget = _traced(self.config.max_loops if loops is None else loops)
+        network = (BatchedPredict(self.model), self.tokenizer)
+        sampler, network, budget, key = replicate((sampler, network, budget, key), mesh)
+        return self._drawn(sampler, network, labels, budget, key, size, mesh)
 
     def _drawn(
         self, sampler: Any, network: Any, labels: np.ndarray, loops: Loops, key: Any, batch_size: int, mesh: Mesh
@@ -183,10 +179,20 @@ class Generator:
         return labels.astype(np.int32)
 
 
+def _batch_size(count: int, devices: int) -> int:
+    """The next power of two of samples for every device, so that few programs are compiled, and no large batch."""
+    each = 2 ** math.ceil(math.log2(-(-count // devices)))
+    return devices * min(each, max(_LARGEST_BATCH // devices, 1))
+
+
 def _traced(loops: Loops) -> Loops:
     """Counts as arrays, which share one program."""
     if isinstance(loops, LoopBudget):
-        return LoopBudget(_traced(loops.conditional), _traced(loops.unconditional))
+        return LoopBudget(_traced_count(loops.conditional), _traced_count(loops.unconditional))
+    return _traced_count(loops)
+
+
+def _traced_count(loops: Any) -> Any:
     if isinstance(loops, bool | np.bool_):
         raise TypeError(f"`loops={loops}` is a bool: pass a number of loops.")
     if isinstance(loops, int) and loops < 1:

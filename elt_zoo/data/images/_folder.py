@@ -11,7 +11,7 @@ _SPLITS = {"test", "train", "training", "val", "valid", "validation"}
 
 
 class FolderFiles:
-    """Image files below a folder."""
+    """Files below a folder."""
 
     def __init__(self, root: Path, names: Sequence[str]):
         self._root = root
@@ -21,11 +21,11 @@ class FolderFiles:
         return len(self._names)
 
     def read(self, index: int) -> bytes:
-        """Returns the bytes of a file."""
+        """The whole file."""
         return (self._root / self._names[index]).read_bytes()
 
     def name(self, index: int) -> str:
-        """Returns the path of a file."""
+        """The file's path."""
         return str(self._root / self._names[index])
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..._optional import optional_import
 from ...storage import atomic_write, remove_abandoned, write_json
-from .._optional import optional_import
 from .._source import DataError
 from ._index import INDEX_FILE, Shard, ShardIndex, ShardPlan, file_size, read_index_file, read_plan, write_plan
 from ._lock import other_entries

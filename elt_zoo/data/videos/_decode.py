@@ -8,25 +8,25 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..._checks import checked
-from .._optional import optional_import
+from ..._optional import optional_import
 from .._source import UnreadableExample
 
 
 class VideoInfo(NamedTuple):
-    """Properties of a video that are needed to read frames by number."""
+    """What reading frames of a file by their number takes to know."""
 
     frames: int
     height: int
     width: int
     rate: float
     times: Sequence[int] | None
-    """Time of each frame in ticks of the stream; `None` if the file does not say it reliably."""
+    """When each frame is shown, in the stream's ticks; `None` if the file does not say so reliably."""
 
 
 class Cut(NamedTuple):
-    """A square crop of `size` pixels, after the shorter side of the frame is resized to `size`.
+    """A square window: where it lies, as fractions of the room there is from the top and from the left, and its size.
 
-    `top` and `left` are its position, as fractions of the possible offsets.
+    The frame is first resized so that its shorter side is `size`.
     """
 
     size: int
@@ -35,11 +35,11 @@ class Cut(NamedTuple):
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
-    """Decodes a video once, to learn how many frames it has and when each is shown.
+    """Decodes a video once, to know how many frames it really has and when each of them is shown.
 
-    Headers and packets do not tell: some packets hold no frame and others two, and AVI stores no times.
+    Headers and packets do not tell: some packets hold no frame and others two, and AVI has no times of its own.
 
-    **Raises:** `UnreadableExample` if the file is not a video or is damaged anywhere.
+    **Raises:** `UnreadableExample` if that is no video or is damaged anywhere.
     """
     with _open(path) as (container, stream):
         times = [frame.pts for frame in container.decode(stream)]
@@ -81,7 +81,7 @@ def read_frames(
 
 
 def _trusted(times: list[int | None]) -> Sequence[int] | None:
-    """Returns the times if they increase, else `None`: AVI may give reordered frames times that do not."""
+    """The times by frame if they go forward, which those that AVI gives to reordered frames need not."""
     known = [time for time in times if time is not None]
     if len(known) < len(times) or any(later <= earlier for earlier, later in itertools.pairwise(known)):
         return None
@@ -91,7 +91,7 @@ def _trusted(times: list[int | None]) -> Sequence[int] | None:
 
 @contextlib.contextmanager
 def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
-    """Opens a container and its first video stream. Errors of the codec become `UnreadableExample`."""
+    """A container and its first video stream. Whatever the codec complains of becomes an `UnreadableExample`."""
     av = optional_import("av")
     try:
         with av.open(os.fspath(path)) as container:
@@ -106,7 +106,7 @@ def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
 
 
 def _reason(path: str | os.PathLike, error: Exception) -> str:
-    """Says what is wrong with a file in plain words, where that is known."""
+    """Says what is wrong in the words of a user where that can be known."""
     if not os.path.exists(path):
         return "is missing"
     if os.path.getsize(path) == 0:
@@ -115,7 +115,7 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
 
 
 class _Converter:
-    """Converts decoded frames to RGB, resized and cropped. Keeps the scaler's tables between frames."""
+    """Frames of the codec → RGB, resized and cut. Keeps the scaler's tables from frame to frame."""
 
     def __init__(self, info: VideoInfo, cut: Cut | None):
         scaling = optional_import("av.video.reformatter")
@@ -141,7 +141,7 @@ class _Converter:
 
 
 def _seek_frames(container: Any, stream: Any, times: Sequence[int], wanted: range, convert: _Converter) -> list | None:
-    """Reads frames from the keyframe before them on. Returns `None` if one of them is not met."""
+    """The frames from the keyframe before them on, or `None` if that does not meet every one of them."""
     container.seek(times[wanted[0]], stream=stream)
     expected = [times[index] for index in wanted]
     frames: list[np.ndarray] = []
@@ -159,7 +159,7 @@ def _seek_frames(container: Any, stream: Any, times: Sequence[int], wanted: rang
 
 
 def _first_frames(container: Any, stream: Any, wanted: range, convert: _Converter) -> list:
-    """Reads frames by counting from the first."""
+    """The frames by counting from the first."""
     frames = []
     for index, frame in enumerate(container.decode(stream)):
         if index in wanted:

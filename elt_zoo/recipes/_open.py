@@ -1,11 +1,10 @@
-"""Data sets by the name or path that a command line gives."""
-
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from elt_zoo.data import (
+from ..data import (
     AbstractSource,
     ClipTransform,
     DataError,
@@ -70,13 +69,38 @@ def open_source(
     return ShardedImages(root, transform) if is_shards(root) else open_image_files(root, transform, split=split)
 
 
-def open_images(data: str, *, size: int, heldout: int, exact: bool = False, tokenizer: Any = None) -> Opened:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What training does to images: random crops, flips, and whether resizing is exact.
+
+    **Fields:**
+
+    - `random_crop`: scale the shorter side at random and keep a random square.
+    - `flip`: mirror half of the images.
+    - `exact_resize`: resize as ADM did, to the last bit, instead of fast.
+    """
+
+    random_crop: bool = True
+    flip: bool = True
+    exact_resize: bool = False
+
+
+def open_images(
+    data: str,
+    *,
+    size: int,
+    heldout: int,
+    augmentation: Augmentation = Augmentation(),
+    tokenizer: Any = None,
+) -> Opened:
     """Images from files or packed, or tokens or latents precomputed from them, with a held-out part: ImageNet's
     validation images where they are there, else `heldout` examples that are kept from training.
 
     Precomputed data must have been made with `tokenizer`, if one is given.
     """
-    augmented, plain = (ImageTransform(size, random_crop=each, flip=each, exact=exact) for each in (True, False))
+    exact = augmentation.exact_resize
+    augmented = ImageTransform(size, random_crop=augmentation.random_crop, flip=augmentation.flip, exact=exact)
+    plain = ImageTransform(size, exact=exact)
     root = existing(data)
     if is_shards(root):
         if open_shards(root).kind == "images":
@@ -144,7 +168,7 @@ def parted_shards(root: Path, tokenizer: Any, *, heldout: int) -> Opened:
         case "latents":
             shards = ShardedLatents(root, tokenizer=tokenizer)
         case _:
-            raise DataError(f"{root} holds packed images; what is needed are tokens: run `precompute.py` on it.")
+            raise DataError(f"{root} holds packed images; what is needed are tokens: run `elt-zoo precompute` on it.")
     return parted(shards, shards, heldout=heldout)._replace(shards=shards)
 
 
@@ -155,9 +179,9 @@ def existing(data: str) -> Path:
     return Path(data)
 
 
-def is_shards(root: Path) -> bool:
-    """Whether `precompute.py` wrote the folder."""
-    return (root / "index.json").is_file()
+def is_shards(root: str | Path) -> bool:
+    """Whether the folder holds shards that `elt-zoo precompute` wrote."""
+    return (Path(root) / "index.json").is_file()
 
 
 def has_split(root: Path, split: str) -> bool:

@@ -1,5 +1,3 @@
-"""What samples are measured with, by the kind of samples: digits, images or clips."""
-
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,13 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import open_source
-from generation import Samples
 from tqdm import tqdm
 
-from elt_zoo.data import AbstractSource, Clips, Visit, digits_to_pixels, load_digits
-from elt_zoo.metrics import (
+from ..data import AbstractSource, Clips, Visit, digits_to_pixels, load_digits
+from ..metrics import (
     AbstractExtractor,
+    ClassifierExtractor,
     DigitsEvaluator,
     I3DExtractor,
     InceptionExtractor,
@@ -25,18 +22,22 @@ from elt_zoo.metrics import (
     reference_statistics,
     set_statistics,
 )
-from elt_zoo.pretrained import catalog, load_i3d, load_inception
+from ..pretrained import catalog, load_i3d, load_inception
+from ..recipes import DIGITS, open_source
+from ._samples import Samples
 
 DIGITS_DISTANCE = "digits Fréchet distance (not FID)"
-DIGIT = (8, 8, 1)
+"""The name of the distance that samples of the digits are measured in."""
 # Features of more real images fill the memory, and precision and recall grow with the product of both sets.
 _KEPT_FEATURES = 50_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluatorOptions:
-    """What to compare samples with. Digits need none of it."""
+    """What to compare samples with. The digits need none of it."""
 
+    extractor: Literal["published", "classifier"] = "published"
+    """Images: the published Inception, or a small classifier that is trained on `--reference-data` first."""
     inception: Path | None = None
     """Images: the weights of FID's Inception."""
     resize: Literal["tensorflow", "pytorch-fid"] = "tensorflow"
@@ -50,14 +51,29 @@ class EvaluatorOptions:
     reference_data: str | None = None
     """Instead of `--reference`: a folder of real images or videos, measured first."""
     extractor_batch: int | None = None
-    """Images that go through Inception at a time, or clips through I3D; by default 64, or 16."""
+    """Images that go through Inception at a time, or clips through I3D; default 64, or 16."""
     allow_few: bool = False
     """Measure even if the samples are too few for a covariance; such distances only show that everything runs."""
+
+    def __post_init__(self):
+        if self.extractor_batch is not None and self.extractor_batch < 1:
+            raise ValueError(f"`--extractor-batch {self.extractor_batch}` must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Samples → figures. `distance` is the name of the one that matters, `card` all that it depends on."""
+    """What measures samples: batches of them → named scores.
+
+    **Fields:**
+
+    - `extractor`, `reference`: features, and those of real data.
+    - `distance`: the name of the score that matters most.
+    - `card`: all that the scores depend on, of JSON's types.
+    - `allow_few`: whether fewer samples than features are measured.
+    - `floors`: what real data that were not compared with score, by name. A distance falls with the number of examples,
+      so theirs is part of the name.
+    - `digits`: for the handwritten digits, what else measures them.
+    """
 
     extractor: AbstractExtractor
     reference: SetStatistics
@@ -65,12 +81,10 @@ class Evaluator:
     card: dict[str, Any]
     allow_few: bool
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """What real data that were not compared with score, by their names. A distance falls with the number of examples,
-    so theirs is part of the name."""
     digits: DigitsEvaluator | None = None
 
     def check(self, samples: int) -> None:
-        """**Raises:** `ValueError` if so many samples are too few, before any is drawn."""
+        """**Raises:** `ValueError` if so many samples are too few, before any is sampled."""
         if samples <= self.extractor.num_features and not self.allow_few:
             raise ValueError(
                 f"`--samples {samples}` are too few for a covariance of {self.extractor.num_features} features. Use "
@@ -78,6 +92,7 @@ class Evaluator:
             )
 
     def __call__(self, batches: Iterable[Samples]) -> dict[str, float]:
+        """The scores of a set of samples."""
         kept: list[Samples] = []
 
         def pixels() -> Iterator[np.ndarray]:
@@ -86,28 +101,40 @@ class Evaluator:
                     kept.append(batch)
                 yield batch.pixels
 
-        figures = evaluate_samples(self.extractor, pixels(), self.reference, allow_few=self.allow_few).figures
+        scores = evaluate_samples(self.extractor, pixels(), self.reference, allow_few=self.allow_few).figures
         if self.digits is None:
-            return figures
+            return scores
         quality = self.digits(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
         mine = {
             self.distance: quality.frechet_distance,
             "accuracy of the intended class": quality.accuracy,
             "distance to the nearest training digit": quality.nearest_distance,
         }
-        return mine | {name: value for name, value in figures.items() if name in ("precision", "recall")}
+        return mine | {name: value for name, value in scores.items() if name in ("precision", "recall")}
 
 
-def make_evaluator(options: EvaluatorOptions, shape: tuple[int, ...], folder: Path) -> Evaluator:
-    """The evaluator for samples of `shape`. Statistics of `--reference-data` are kept beside `folder`.
+def make_evaluator(options: EvaluatorOptions, *, data: str | None, shape: tuple[int, ...], folder: Path) -> Evaluator:
+    """The evaluator of samples.
 
-    **Raises:** `ValueError` if weights or a reference are missing, saying where they are.
+    **Arguments:**
+
+    - `options`: what to compare with.
+    - `data`: the name of the data set that the generator was trained on, as its metadata says; `digits` have their own
+      evaluator.
+    - `shape`: of one sample's pixels.
+    - `folder`: of the results; statistics of `--reference-data` are kept beside it.
+
+    **Raises:** `ValueError` if weights or a reference are missing, saying where they are, or given to no use.
     """
-    if shape == DIGIT:
+    if data == DIGITS:
+        given = [name for name in ("inception", "i3d", "reference", "reference_data") if getattr(options, name)]
+        if given:
+            raise ValueError(
+                f"`--{given[0].replace('_', '-')}` has no use here: digits are compared with the training digits "
+                "in the features of a classifier of digits. Leave it out."
+            )
         return _of_digits(options)
     images = len(shape) == 3
-    weights = _weights(options.inception, "--inception", "inception-fid") if images else None
-    weights = weights or _weights(options.i3d, "--i3d", "i3d-kinetics")
     if (options.reference is None) == (options.reference_data is None):
         raise ValueError(
             "Give one of `--reference`, a file of statistics of real data (ADM's are listed at "
@@ -115,16 +142,9 @@ def make_evaluator(options: EvaluatorOptions, shape: tuple[int, ...], folder: Pa
             "real data."
         )
     batch = options.extractor_batch or (64 if images else 16)
-    extractor: AbstractExtractor
-    if images:
-        extractor = InceptionExtractor(
-            load_inception(weights), resize=InceptionResize(options.resize), batch_size=batch
-        )
-    else:
-        protocol = VideoProtocol.magvit() if options.protocol == "magvit" else VideoProtocol.stylegan_v()
-        extractor = I3DExtractor(load_i3d(weights), protocol, batch_size=batch)
+    extractor, weights = _extractor(options, shape, batch)
     reference, described = _reference(options, extractor, shape, folder, batch)
-    card = {"weights": _hashed(weights), "reference": described, "protocol": extractor.description}
+    card = {"weights": weights, "reference": described, "protocol": extractor.description}
     return Evaluator(
         extractor=extractor,
         reference=reference,
@@ -132,6 +152,26 @@ def make_evaluator(options: EvaluatorOptions, shape: tuple[int, ...], folder: Pa
         card={"name": extractor.name, **card},
         allow_few=options.allow_few,
     )
+
+
+def _extractor(options: EvaluatorOptions, shape: tuple[int, ...], batch: int) -> tuple[AbstractExtractor, Any]:
+    """The extractor, and what says which weights it has."""
+    images = len(shape) == 3
+    if options.extractor == "classifier":
+        if not images or options.reference_data is None:
+            raise ValueError(
+                "`--extractor classifier` measures images and is trained on `--reference-data`: give both."
+            )
+        source = open_source(options.reference_data, split="train", size=shape[-2])
+        images, labels = (np.concatenate(parts) for parts in zip(*_read(source, batch, shape[-1]), strict=True))
+        return ClassifierExtractor(images, labels, dataset=Path(options.reference_data).name), None
+    if images:
+        weights = _weights(options.inception, "--inception", "inception-fid", images=True)
+        resize = InceptionResize(options.resize)
+        return InceptionExtractor(load_inception(weights), resize=resize, batch_size=batch), _hashed(weights)
+    weights = _weights(options.i3d, "--i3d", "i3d-kinetics", images=False)
+    protocol = VideoProtocol.magvit() if options.protocol == "magvit" else VideoProtocol.stylegan_v()
+    return I3DExtractor(load_i3d(weights), protocol, batch_size=batch), _hashed(weights)
 
 
 def _of_digits(options: EvaluatorOptions) -> Evaluator:
@@ -147,12 +187,14 @@ def _of_digits(options: EvaluatorOptions) -> Evaluator:
     )
 
 
-def _weights(path: Path | None, option: str, name: str) -> Path:
+def _weights(path: Path | None, option: str, name: str, *, images: bool) -> Path:
     if path is not None:
         return path
     known = catalog()[name]
+    hint = " Or measure small images with `--extractor classifier`, which needs no download." if images else ""
     raise ValueError(
         f"`{option}` is missing: the file {known.files[0].name} ({known.network}). It is published at {known.source}."
+        + hint
     )
 
 
@@ -171,18 +213,21 @@ def _reference(
     if file.exists():
         return load_statistics(file, extractor=extractor.name), described
     keep = len(source) <= _KEPT_FEATURES
-    statistics = set_statistics(extractor, _read(source, batch), keep=keep)
+    # A classifier of grey images reads one of three equal channels.
+    channels = shape[-1] if options.extractor == "classifier" else 3
+    statistics = set_statistics(extractor, (images for images, _ in _read(source, batch, channels)), keep=keep)
     folder.parent.mkdir(parents=True, exist_ok=True)
     statistics.save(file)
     return statistics, described
 
 
-def _read(source: AbstractSource, batch_size: int) -> Iterator[np.ndarray]:
-    """Every example once, in order: bytes."""
+def _read(source: AbstractSource, batch_size: int, channels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every example once, in order: bytes and labels."""
     for start in tqdm(range(0, len(source), batch_size), desc="reference", unit="batch", disable=None):
         visits = [Visit(index) for index in range(start, min(start + batch_size, len(source)))]
         batch = source.read_batch(visits)
-        yield np.asarray(batch.clips if isinstance(batch, Clips) else batch.images)
+        pictures = np.asarray(batch.clips if isinstance(batch, Clips) else batch.images)
+        yield pictures[..., :channels], np.asarray(batch.labels)
 
 
 def _hashed(path: Path) -> dict[str, str]:

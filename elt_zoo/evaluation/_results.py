@@ -1,14 +1,11 @@
-"""The files that say what an evaluation found."""
-
 import csv
 from pathlib import Path
 from typing import Any
 
-from cells import write_json
-from evaluators import Evaluator
-from plots import plot_pareto
-
-from elt_zoo.metrics import pareto_front
+from ..figures import plot_pareto
+from ..metrics import pareto_front
+from ..storage import atomic_write, write_json
+from ._evaluator import Evaluator
 
 
 def save_results(folder: Path, name: str, results: list[dict[str, Any]], evaluator: Evaluator) -> str:
@@ -46,6 +43,7 @@ def save_results(folder: Path, name: str, results: list[dict[str, Any]], evaluat
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows of one set of columns as a table in Markdown."""
     lines = ["| " + " | ".join(name.replace("_", " ") for name in rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(map(_text, row.values())) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -76,7 +74,8 @@ def notes(results: list[dict[str, Any]], evaluator: Evaluator) -> str:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as handle:
+    """Writes rows of one set of columns."""
+    with atomic_write(path) as file, file.open("w", newline="") as handle:
         writer = csv.DictWriter(handle, rows[0])
         writer.writeheader()
         writer.writerows(rows)

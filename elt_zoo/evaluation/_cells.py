@@ -1,16 +1,15 @@
-"""A grid of ways to sample, and the folder that remembers the cells that are measured."""
-
 import dataclasses
 import itertools
 import json
-import os
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from elt_zoo.sampling import LoopBudget, Loops, linear_budget
-from elt_zoo.training import config_differences
+from ..sampling import LoopBudget, Loops, linear_budget
+from ..storage import foreign_entries, read_json, write_json
+from ..training import config_differences
 
 _BRANCH = r"\d+(?:-\d+)?"
 _LOOPS = re.compile(rf"{_BRANCH}(?:/{_BRANCH})?")
@@ -26,6 +25,12 @@ class Cell:
     guidance: float
 
     def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"`--steps {self.steps}` must be at least 1.")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"`--guidance {self.guidance}` must be a finite number; 1 is no guidance.")
+        if re.search(r"(?<!\d)0+(?!\d)", self.loops):
+            raise ValueError(f"`--loops {self.loops}` asks for no loop at all: use at least 1.")
         if not _LOOPS.fullmatch(self.loops):
             raise ValueError(
                 f"`--loops {self.loops}` is no loop schedule: 4 is a count, 1-4 a ramp from the first sampling step to "
@@ -75,24 +80,29 @@ class CellStore:
 
         **Raises:** `ValueError` if the folder holds cells of another protocol, with every difference, or other files.
         """
+        self.check(folder, protocol)
         self.folder = folder
         self.protocol = json.loads(json.dumps(protocol))
-        file = folder / _PROTOCOL
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        if not (folder / _PROTOCOL).exists():
+            write_json(folder / _PROTOCOL, self.protocol)
+
+    @staticmethod
+    def check(folder: Path, protocol: Mapping[str, Any]) -> None:
+        """Refuses a folder that `CellStore` would refuse, and changes nothing."""
+        file, protocol = folder / _PROTOCOL, json.loads(json.dumps(protocol))
         if file.exists():
-            if differences := config_differences(read_json(file), self.protocol):
+            if differences := config_differences(read_json(file), protocol):
                 raise ValueError(
                     f"{folder} holds an evaluation under another protocol, which differs in:\n  "
                     + "\n  ".join(differences)
-                    + "\nFigures of both do not compare. Use the same settings to go on with it, or another `--out`. "
+                    + "\nMeasures of both do not compare. Use the same settings to go on with it, or another `--out`. "
                     "Nothing was changed."
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif set(foreign_entries(folder)) - {"cells"}:
             raise ValueError(
                 f"{folder} is not empty and holds no evaluation. Choose another `--out`; nothing was changed."
             )
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            write_json(file, self.protocol)
 
     def __contains__(self, cell: Cell) -> bool:
         return self._file(cell).exists()
@@ -116,18 +126,3 @@ class CellStore:
 
     def _file(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.key}.json"
-
-
-def read_json(file: Path) -> Any:
-    """**Raises:** `ValueError` if it is not JSON, saying what to do."""
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}). Delete it to have it measured again.") from error
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Whole or not at all: written beside and moved."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False))
-    os.replace(temporary, file)

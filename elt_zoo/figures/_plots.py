@@ -1,22 +1,18 @@
-"""Plots of what `evaluate.py` measures."""
-
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator
+
+from ..diagnostics import AbstractExits
+from ._figure import new_figure, save_figure
 
 _SCALES = ((1e15, "PFLOPs"), (1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"))
 _MARKERS = "osD^vPX*"
 
 
 def plot_pareto(
-    path: Path,
+    path: str | os.PathLike,
     rows: Sequence[dict[str, Any]],
     *,
     metric: str,
@@ -27,7 +23,8 @@ def plot_pareto(
     guidance; the points of the Pareto front are ringed and joined by steps. `floors` are what real data score, by name.
     """
     scale, unit = next(((scale, unit) for scale, unit in _SCALES if rows[0]["flops_per_sample"] >= scale), _SCALES[-1])
-    figure, axes = plt.subplots(figsize=(9.0, 4.6))
+    figure = new_figure(9.0, 4.6)
+    axes = figure.subplots()
     curves = dict.fromkeys((row["steps"], row["guidance"]) for row in rows)
     for index, (steps, guidance) in enumerate(curves):
         mine = [row for row in rows if (row["steps"], row["guidance"]) == (steps, guidance)]
@@ -50,54 +47,57 @@ def plot_pareto(
     axes.set_xlabel(f"{unit} per sample (2 per multiply-accumulate, matrix products only)")
     axes.set_ylabel(f"{metric}, lower is better")
     axes.margins(0.12)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    from matplotlib import ticker  # late, as it is slow to import
+
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     axes.minorticks_off()
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _points(rows: Sequence[dict[str, Any]], metric: str, scale: float) -> tuple[list[float], list[float]]:
     return [row["flops_per_sample"] / scale for row in rows], [row[metric] for row in rows]
 
 
-def plot_exits(path: Path, rows: Sequence[dict[str, Any]], *, max_loops: int) -> None:
-    """Held-out loss by exit, and how many answers each loop mends and spoils."""
-    exits = [row["exit"] for row in rows]
-    masked = "flips" in rows[0]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.8))
-    left.plot(exits, [row["heldout_loss"] for row in rows], marker="o", label="held-out loss")
+def plot_exits(path: str | os.PathLike, losses: Sequence[float], exits: AbstractExits, *, max_loops: int) -> None:
+    """Held-out loss by exit, and how many answers each loop mends and spoils.
+
+    **Arguments:** `path`: of a PNG; `losses`: of exits 1, 2, …; `exits`: compared on the same examples; `max_loops`:
+    L_max.
+    """
+    numbers = list(range(1, len(losses) + 1))
+    figure = new_figure(9.0, 3.8)
+    left, right = figure.subplots(1, 2)
+    left.plot(numbers, losses, marker="o", label="held-out loss")
     left.set_ylabel("held-out loss")
-    curves = {
-        "self_correction": "wrong → right (self-correction)" if masked else "error falls (self-correction)",
-        "overthinking": "right → wrong (overthinking)" if masked else "error rises (overthinking)",
-    }
-    if masked:
-        curves = {"flips": "answer changes (flips)", **curves}
-    for name, label in curves.items():
-        right.plot(exits[1:], [row[name] for row in rows[1:]], marker="o", label=label)
-    right.set_ylabel("share of masked tokens" if masked else "share of examples")
+    for column in exits.columns():
+        if column.curve is not None:
+            values = np.asarray(column.values)
+            right.plot(numbers[-len(values) :], values, marker="o", label=column.curve)
+    right.set_ylabel(f"share of {exits.share_of}")
     right.set_ylim(bottom=0.0)
     for axes in (left, right):
         axes.axvline(max_loops, color="0.7", linestyle=":", label="L_max in training")
         axes.set_xlabel("exit (loops)")
-        axes.set_xticks(exits)
+        axes.set_xticks(numbers)
         axes.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
-def plot_update_norms(path: Path, norms: np.ndarray, *, max_loops: int) -> None:
+def plot_update_norms(path: str | os.PathLike, norms: np.ndarray, *, max_loops: int) -> None:
     """How far every loop moves the state at every sampling step, a curve for each loop: `norms` of shape (steps,
     loops). On a log scale, because the first loop moves it many times as far as the last.
     """
     steps, loops = norms.shape
-    figure, axes = plt.subplots(figsize=(7.0, 4.2))
-    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.9, loops))
+    from matplotlib import colormaps
+
+    figure = new_figure(7.0, 4.2)
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0.0, 0.9, loops))
     for loop in range(loops):
         past = loop >= max_loops
         label = f"loop {loop + 1}" + (", past L_max" if past else "")
@@ -108,5 +108,4 @@ def plot_update_norms(path: Path, norms: np.ndarray, *, max_loops: int) -> None:
     axes.set_ylabel(r"$\Vert x_l - x_{l-1} \Vert \, / \, \Vert x_{l-1} \Vert$")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)

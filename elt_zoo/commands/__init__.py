@@ -1,0 +1,20 @@
+"""Commands: `elt-zoo train`, `sample`, `evaluate` and the others. They parse, call the rooms below, and print."""
+
+from ._convert import ConvertOptions as ConvertOptions
+from ._convert import convert as convert
+from ._evaluate import EvaluateOptions as EvaluateOptions
+from ._evaluate import evaluate as evaluate
+from ._main import COMMANDS as COMMANDS
+from ._main import main as main
+from ._main import run as run
+from ._precompute import PrecomputeOptions as PrecomputeOptions
+from ._precompute import precompute as precompute
+from ._profile import ProfileOptions as ProfileOptions
+from ._profile import profile as profile
+from ._sample import SampleOptions as SampleOptions
+from ._sample import sample as sample
+from ._train import TrainOptions as TrainOptions
+from ._train import train as train
+from ._train_tokenizer import TrainTokenizerOptions as TrainTokenizerOptions
+from ._train_tokenizer import tokenizer_for_moving_digits as tokenizer_for_moving_digits
+from ._train_tokenizer import train_tokenizer as train_tokenizer

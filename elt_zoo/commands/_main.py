@@ -1,0 +1,95 @@
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .._version import __version__
+from ..data import DataError
+from ..storage import FolderLocked, WeightsError
+from ..training import CheckpointError, TrainingDiverged
+from ._convert import ConvertOptions, convert
+from ._evaluate import EvaluateOptions, evaluate
+from ._precompute import PrecomputeOptions, precompute
+from ._profile import ProfileOptions, profile
+from ._sample import SampleOptions, sample
+from ._train import TrainOptions, train
+from ._train_tokenizer import TrainTokenizerOptions, train_tokenizer
+
+_WRONG_USE = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_FAILED = (DataError, WeightsError, FolderLocked, CheckpointError, TrainingDiverged, ImportError, OSError)
+
+
+class Command(NamedTuple):
+    """What a word after `elt-zoo` does."""
+
+    options: type
+    """A dataclass, whose fields are the command's options."""
+    function: Callable[[Any], None]
+    summary: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command(TrainOptions, train, "train an elastic model and measure every exit"),
+    "sample": Command(SampleOptions, sample, "sample a saved model at any number of loops"),
+    "evaluate": Command(EvaluateOptions, evaluate, "measure a saved model over loops, steps and guidance"),
+    "profile": Command(ProfileOptions, profile, "count what a model costs before it is built"),
+    "precompute": Command(PrecomputeOptions, precompute, "encode a data set once, into shards"),
+    "train-tokenizer": Command(TrainTokenizerOptions, train_tokenizer, "train a tokenizer with a learned codebook"),
+    "convert": Command(ConvertOptions, convert, "convert published weights, optionally into a looped model"),
+}
+"""The commands by name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`elt-zoo COMMAND …`: runs a command; without one, or with `--help`, lists them.
+
+    Exits with 2 for wrong use, 1 for what went wrong on the way, 130 for an interruption.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: elt-zoo COMMAND [OPTIONS]\n")
+        print("\n".join(f"  {word:<{width}}  {command.summary}" for word, command in COMMANDS.items()))
+        print("\n`elt-zoo COMMAND --help` lists the options of a command.")
+        return
+    if name == "--version":
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        raise SystemExit(2)
+    command = COMMANDS[name]
+    run(command.function, command.options, prog=f"elt-zoo {name}", arguments=arguments[1:])
+
+
+def run(
+    function: Callable[[Any], None],
+    options: type,
+    *,
+    description: str | None = None,
+    prog: str | None = None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Parses the fields of a dataclass from a command line, calls a function with it, and says errors in one line.
+
+    **Arguments:** `function`: what to do; `options`: the dataclass; `description`, `prog`: for the help, default the
+    dataclass's docstring and the script's name; `arguments`: default those of the process.
+    """
+    import tyro  # late, as it is slow to import
+
+    # A cluster's SIGTERM is a keyboard's Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        function(tyro.cli(options, description=description, prog=prog, args=arguments))
+    except _WRONG_USE as error:
+        raise _stop(f"error: {error}", 2) from None
+    except _FAILED as error:
+        raise _stop(f"error: {error}", 1) from None
+    except KeyboardInterrupt as error:
+        raise _stop(f"\n{error or 'Interrupted.'} What was saved is kept; the same command goes on.", 130) from None
+
+
+def _stop(message: str, code: int) -> SystemExit:
+    print(message, file=sys.stderr)
+    return SystemExit(code)

@@ -1,0 +1,148 @@
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ..data import (
+    ShardIndex,
+    ShardOptions,
+    ShardProgress,
+    UnreadableLog,
+    Views,
+    decode_image,
+    pack_images,
+)
+from ..data import precompute as write_shards
+from ..recipes import Split, open_source
+from ..sharding import data_mesh, replicate, shard_batch
+from ..tokenizers import VQ3D, AutoencoderKL, GreyLevels, MaskGITVQGAN, PatchCodebook, load_tokenizer
+from ..training import stop_on_signals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrecomputeOptions:
+    """Encode a data set once, so that training reads tokens or latents and not pictures."""
+
+    data: str
+    """`digits`, `moving-digits`, or the path of images or videos."""
+    out: Path
+    """The folder of shards to write, or to go on with."""
+    tokenizer: Path | None = None
+    """The folder of a tokenizer or an autoencoder; without one, image files are packed as they are."""
+    split: Split = "train"
+    """Where the data has one."""
+    size: int = 256
+    """Height and width of images for an autoencoder; other tokenizers have one size."""
+    views: Literal["one", "flip", "ten_crops"] = "flip"
+    """Of each example, to draw from in training."""
+    margin: float = 1.1
+    """How much larger than the crop the pictures for ten crops are."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of means and log-variances."""
+    batch_size: int = 64
+    """Views to encode at once on each device."""
+    shard_size: int = 8192
+    """Examples of a file."""
+    workers: int | None = None
+    """Threads that read; by default one for each core, 16 at most."""
+    max_unreadable: int = 100
+    """Examples that may be unreadable before it gives up."""
+    process_index: int = 0
+    """To share the work among processes: the number of this one."""
+    process_count: int = 1
+    """How many share the work."""
+
+    def __post_init__(self):
+        for name in ("size", "batch_size", "shard_size", "process_count"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name.replace('_', '-')} {getattr(self, name)}` must be at least 1.")
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(f"`--process-index {self.process_index}` must be in [0, {self.process_count}).")
+        if self.margin < 1.0:
+            raise ValueError(f"`--margin {self.margin}` must be at least 1.")
+
+
+def precompute(options: PrecomputeOptions) -> None:
+    """`elt-zoo precompute`."""
+    with stop_on_signals() as stop, progress_bar() as on_progress:
+        shards = ShardOptions(
+            shard_size=options.shard_size,
+            workers=options.workers,
+            process_index=options.process_index,
+            process_count=options.process_count,
+            description={"data": Path(options.data).name, "split": options.split},
+            unreadable=UnreadableLog(options.max_unreadable),
+            on_progress=on_progress,
+            stop=stop,
+        )
+        index = pack(options, shards) if options.tokenizer is None else encode(options, options.tokenizer, shards)
+    if index is None:
+        print("Not complete yet. Run the same command again to resume.")
+        return
+    print(
+        f"{len(index)} examples ({index.kind}) in {index.num_shards} shards of {index.num_bytes / 1e6:.1f} MB in all."
+    )
+    for name, reason in index.skipped.items():
+        print(f"skipped {name}: {reason}")
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[ShardProgress], None]]:
+    """A bar that appears with the first report. What earlier runs did is in it, but does not count as speed."""
+    bar = None
+
+    def show(progress: ShardProgress) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=progress.total, initial=progress.done, unit="example")
+        bar.set_postfix(skipped=progress.skipped, refresh=False)
+        bar.update(progress.done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def encode(options: PrecomputeOptions, folder: Path, shards: ShardOptions) -> ShardIndex | None:
+    """Shards of tokens or latents."""
+    mesh = data_mesh(jax.local_devices())
+    tokenizer = load_tokenizer(folder)
+    frames, size = None, options.size
+    match tokenizer:
+        case VQ3D():
+            frames, size, _ = tokenizer.config.shape
+        case MaskGITVQGAN():
+            size = tokenizer.config.image_size
+        case AutoencoderKL():
+            pass
+        case PatchCodebook() | GreyLevels():
+            size = tokenizer.shape[0]
+    views = Views(options.views)
+    # Whole examples on every device.
+    batch_size = max(options.batch_size // views.count, 1) * views.count * mesh.size
+    larger = int(options.margin * size) if views is Views.TEN_CROPS else size
+    source = open_source(options.data, split=options.split, size=larger, frames=frames, exact=True)
+    return write_shards(
+        source,
+        replicate(tokenizer, mesh),
+        options.out,
+        size=size,
+        views=views,
+        dtype=np.dtype(options.dtype),
+        batch_size=batch_size,
+        put=lambda batch: shard_batch(batch, mesh),
+        options=shards,
+    )
+
+
+def pack(options: PrecomputeOptions, shards: ShardOptions) -> ShardIndex | None:
+    """Shards of image files."""
+    source = open_source(options.data, split=options.split, size=options.size)
+    return pack_images(source, options.out, check=decode_image, options=shards)

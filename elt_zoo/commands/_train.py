@@ -1,0 +1,166 @@
+import dataclasses
+import time
+from pathlib import Path
+from typing import Literal
+
+from ..evaluation import ReportOptions, report_run, watch
+from ..families import ModelConfig
+from ..profile import profile
+from ..recipes import (
+    DIGITS,
+    MOVING_DIGITS,
+    Augmentation,
+    Run,
+    Task,
+    TokenizerOptions,
+    TrainingOptions,
+    clip_task,
+    digits_task,
+    image_task,
+)
+from ..recipes import train as train_run
+from ..tokenizers import Tokenizer, load_tokenizer
+from ._train_tokenizer import tokenizer_for_moving_digits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainingOptions):
+    """Train an elastic looped transformer, sample it at every loop count, and measure what each count is worth."""
+
+    data: str = DIGITS
+    """`digits`, `moving-digits`, or a path: ImageNet (folders or tar files), a folder of class folders with images or,
+    with a video preset, with videos, UCF-101, or shards."""
+    family: Literal["dit", "maskgit"] = "dit"
+    """Diffusion over pixels or latents, or masked generation over tokens. Clips are always tokens."""
+    tokenizer: Path | None = None
+    """A folder that `convert` or `train-tokenizer` wrote: a VQGAN or 3D-VQ (masked), or an autoencoder (latents)."""
+    heldout: int = 256
+    """Examples to measure the loss on, kept from training where the data has no such part."""
+    image_size: int | None = None
+    """Height and width of the images, in pixels; default what preset and tokenizer want."""
+    random_crop: bool = True
+    """Images: crop at random."""
+    flip: bool = True
+    """Images: mirror half of them."""
+    exact_resize: bool = False
+    """Images: resize as ADM did, to the last bit, instead of fast."""
+    tokens: Literal["patches", "pixels"] = "patches"
+    """Masked generation of digits: 16 tokens of 2 × 2 pixels from a codebook, or 64 single pixels."""
+    stride: int = 1
+    """Clips: frames of a video from one frame of a clip to the next."""
+    fold: int = 1
+    """Clips: which of UCF-101's three splits."""
+    clips: int = 4096
+    """Moving digits: different clips to train on."""
+    samples: int | None = None
+    """Samples per loop count to measure quality on, as many of each class; default 1,000 digits, else what is shown."""
+    sample_seeds: int = 1
+    """Sets of samples, each from its own noise, to average scores over."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("heldout", "image_size", "stride", "clips", "samples", "sample_seeds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
+        if self.fold not in (1, 2, 3):
+            raise ValueError(f"`--fold {self.fold}`: UCF-101 has the splits 1, 2 and 3.")
+        if self.data == DIGITS and self.samples is not None and (self.samples < 100 or self.samples % 10):
+            raise ValueError(f"`--samples {self.samples}` must be a multiple of the 10 classes, and at least 100.")
+        if self.data == DIGITS and self.tokenizer is not None:
+            raise ValueError(f"`--tokenizer {self.tokenizer}` goes with `--data`; digits have their own tokens.")
+
+    @property
+    def config(self) -> ModelConfig:
+        """The config before its sizes follow the data."""
+        if self.data == MOVING_DIGITS:
+            return self.model("tiny-ucf101")
+        pixels = self.data == DIGITS and self.family == "maskgit" and self.tokens == "pixels"
+        small = f"{'digits' if self.data == DIGITS else 'tiny'}-{self.family}{'-pixels' if pixels else ''}"
+        config = self.model(small)
+        if len(config.example.shape) < 4 and not video(config) and config.family != self.family:
+            raise ValueError(f"Preset {self.preset!r} is for `--family {config.family}`, not {self.family}.")
+        return config
+
+
+def video(config: ModelConfig) -> bool:
+    """Whether a config is for tokens of clips."""
+    return len(config.example.shape) == 3 and config.family == "maskgit"
+
+
+def open_task(options: TrainOptions, tokenizer: Tokenizer | None) -> Task:
+    """The task that the options name: the config fitted to the data."""
+    config, given = options.config, options.sampler.given
+    described = {"tokenizer": str(options.tokenizer)}
+    if options.data == DIGITS:
+        return digits_task(config, pixels=options.tokens == "pixels", settings=given)
+    if video(config):
+        return clip_task(
+            config,
+            options.data,
+            tokenizer=tokenizer,
+            heldout=options.heldout,
+            stride=options.stride,
+            fold=options.fold,
+            clips=options.clips,
+            settings=given,
+            described=described,
+        )
+    return image_task(
+        config,
+        options.data,
+        tokenizer=tokenizer,
+        heldout=options.heldout,
+        augmentation=Augmentation(
+            random_crop=options.random_crop, flip=options.flip, exact_resize=options.exact_resize
+        ),
+        size=options.image_size,
+        settings=given,
+        described=described,
+    )
+
+
+def train(options: TrainOptions) -> None:
+    """`elt-zoo train`."""
+    started = time.perf_counter()
+    config = options.config  # first, so that an unknown one is refused before anything is trained
+    tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
+    if options.data == MOVING_DIGITS and tokenizer is None:
+        if options.dry_run:
+            print(describe(options, config, None))
+            return
+        name = f"{MOVING_DIGITS}-vq"
+        folder = Path("runs") / name if options.out is None else options.out.with_name(name)
+        tokenizer = tokenizer_for_moving_digits(TokenizerOptions(data=MOVING_DIGITS, out=folder, seed=options.seed))
+        if tokenizer is None:
+            return
+    task = open_task(options, tokenizer)
+    if options.dry_run:
+        print(describe(options, task.config, task))
+        return
+    run = Run.of(options, task)
+    results = train_run(run, on_evaluate=watch(run))
+    if not all(trained.finished for trained in results.values()):
+        print(f"Stopped on request; the state is saved. Run the same command again to resume {run.folder}.")
+        return
+    table = report_run(run, results, ReportOptions.of(task, samples=options.samples, sample_seeds=options.sample_seeds))
+    seconds = time.perf_counter() - started
+    print(f"\n{table}\nPictures, table, metrics and model are in {run.folder} ({seconds:.0f} s).")
+
+
+def describe(options: TrainOptions, config: ModelConfig, task: Task | None) -> str:
+    """What a run would be: its data, its sampler, and what the model costs with the chosen batch and precision."""
+    settings = config.sampler_settings() if task is None else task.settings
+    costs = profile(
+        config,
+        batch=options.batch_size,
+        steps=settings.steps,
+        guidance=settings.guidance != 1.0,
+        dtype=options.precision,
+    )
+    lines = [str(costs)]
+    if task is not None:
+        lines.append(f"data: {len(task.train):,} examples of {task.train.num_classes} classes in {task.data}")
+    lines.append(f"sampler: {settings}")
+    lines.append(f"precision: {options.precision}, remat: {config.remat}")
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import write_video
+from ._figure import new_figure, save_figure
+from ._pictures import tile
+
+_CLIPS_SHOWN = 2
+_GIF_RATE = 8.0
+
+
+def save_grid(path: str | os.PathLike, samples: Mapping[str, np.ndarray], labels: Sequence[Any], *, title: str) -> None:
+    """One named row of images or of clips for each entry, as [`save_sample_grid`][elt_zoo.figures.save_sample_grid] or
+    [`save_clip_grid`][elt_zoo.figures.save_clip_grid] draws them.
+    """
+    clips = next(iter(samples.values())).ndim == 5
+    (save_clip_grid if clips else save_sample_grid)(path, samples, labels, title=title)
+
+
+def save_sample_grid(
+    path: str | os.PathLike, samples: Mapping[str, np.ndarray], labels: Sequence[Any], *, title: str
+) -> None:
+    """One named row of images for each entry, under their labels.
+
+    **Arguments:** `path`: of a PNG; `samples`: by the name of their row, pixels in [−1, 1] with one or three channels;
+    `labels`: of the columns; `title`: above all.
+
+
+    """
+    columns = max(len(images) for images in samples.values())
+    figure = new_figure(0.6 * columns + 1.0, 0.6 * len(samples) + 0.5)
+    axes = figure.subplots(len(samples), columns, squeeze=False)
+    for row, (name, images) in zip(axes, samples.items(), strict=True):
+        for axis in row:
+            axis.axis("off")
+        for axis, image in zip(row, images, strict=False):
+            axis.imshow((np.clip(image.squeeze(), -1.0, 1.0) + 1.0) / 2.0, cmap="gray", vmin=0.0, vmax=1.0)
+        row[0].text(-0.35, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+    for axis, label in zip(axes[0], labels, strict=False):
+        axis.set_title(str(label), fontsize=9 if len(str(label)) < 4 else 5)
+    height = figure.get_figheight()
+    figure.subplots_adjust(top=1.0 - 0.4 / height)
+    figure.suptitle(title, y=1.0 + 0.15 / height)
+    save_figure(figure, path, bbox_inches="tight")
+
+
+def save_clip_grid(
+    path: str | os.PathLike, samples: Mapping[str, np.ndarray], labels: Sequence[Any], *, title: str
+) -> None:
+    """Clips as pictures: at `path` the first clips of every row frame by frame, and beside it a GIF in which all move.
+
+    **Arguments:** as [`save_sample_grid`][elt_zoo.figures.save_sample_grid], with a frame axis after the first.
+    """
+    path = Path(path)
+    frames = {
+        f"{name}: {label}": clip
+        for name, clips in samples.items()
+        for label, clip in list(zip(labels, clips, strict=False))[:_CLIPS_SHOWN]
+    }
+    count = next(iter(frames.values())).shape[0]
+    save_sample_grid(path, frames, range(1, count + 1), title=title)
+    grid = np.stack(list(samples.values()))  # rows, columns, frames, height, width, channels
+    film = np.stack([tile(grid[:, :, frame]) for frame in range(count)])
+    write_video(path.with_suffix(".gif"), film, rate=_GIF_RATE)

@@ -1,0 +1,214 @@
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..families import ModelConfig, preset
+from ..looped import Remat
+from ..training import OptimizerConfig
+from ._open import DIGITS, MOVING_DIGITS
+
+ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
+# What a run may change without being another run: where it goes, and what is shown and saved on the way.
+_COSMETIC = frozenset(
+    {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
+    | {"evaluate_every", "sampler", "samples", "sample_seeds"}
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """How to sample. What is not given is the default of the family and the data."""
+
+    steps: int | None = None
+    """Sampling steps."""
+    guidance: float | None = None
+    """Scale of guidance: 1 is the conditional model alone, 0 the unconditional one."""
+    clip_x0: float | None = None
+    """Diffusion: the range to which steps clip their prediction."""
+    ancestral: bool | None = None
+    """Diffusion: DDPM's noisy steps instead of DDIM's deterministic ones."""
+    temperature_bias: float | None = None
+    temperature_scale: float | None = None
+    """Masked: the temperature falls from bias + scale to bias."""
+    confidence_noise: float | None = None
+    """Masked: noise on the confidence; more gives more varied, less clean samples."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that were given."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SizeOptions:
+    """Sizes that replace those of the preset."""
+
+    dim: int | None = None
+    """Width d."""
+    num_layers: int | None = None
+    """N, unique layers."""
+    max_loops: int | None = None
+    """L_max, loops in training."""
+    num_heads: int | None = None
+    """Attention heads, a divisor of the width."""
+    patch_size: int | None = None
+    """Diffusion: pixels along each side of a patch."""
+    codebook_size: int | None = None
+    """Masked, without a tokenizer: codes of the k-means codebook."""
+    dropout: float | None = None
+    remat: Remat | None = None
+    """What the backward pass computes again instead of storing."""
+    noise_shift: float | None = None
+    """Diffusion: shift of the cosine noise schedule."""
+    loss_bias: float | None = None
+    """Diffusion: b of the sigmoid weighting."""
+    label_smoothing: float | None = None
+    """Masked: of the cross-entropy."""
+
+    def applied(self, config: ModelConfig) -> ModelConfig:
+        """The config with these sizes.
+
+        **Raises:** `ValueError` for a size that the family does not have.
+        """
+        given = {name: value for name in _SIZES if (value := getattr(self, name)) is not None}
+        unknown = [name for name in given if not hasattr(config, name)]
+        if unknown:
+            raise ValueError(f"`--{unknown[0].replace('_', '-')}` is no size of the family {config.family!r}.")
+        return dataclasses.replace(config, **given)
+
+
+_SIZES = tuple(field.name for field in dataclasses.fields(SizeOptions))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions(SizeOptions):
+    """The knobs of a training run that do not depend on the data."""
+
+    objective: ObjectiveName = "ilsd"
+    """What to train for."""
+    compare: bool = True
+    """On the small data that comes with the library: also train the vanilla baseline, from the same start on the same
+    batches, and plot both. On other data give the baseline its own run, with `--objective vanilla`."""
+    preset: str | None = None
+    """A name of `elt_zoo.families.preset_names()`; default a small model. Its classes and sizes follow the data."""
+    out: Path | None = None
+    """Where the run goes; default `runs/<data>-<family>-<objective>`."""
+    dry_run: bool = False
+    """Open the data, build everything abstractly, print sizes, compute and memory, and stop."""
+
+    steps: int | None = None
+    """Training steps, each on one batch; the default depends on the data. More than before extend a finished run."""
+    batch_size: int = 64
+    seed: int = 0
+    learning_rate: float | None = None
+    """Peak; default the paper's 1e-4 with `--preset`, else a high one for small models."""
+    accumulation: int = 1
+    """Parts that a batch is split into to save memory; the step is that of the whole batch."""
+    ema_decay: float | None = None
+    """Of the averaged parameters; default 0.9999 with `--preset`, else a lower one for short runs."""
+    label_drop: float = 0.1
+    """Share of examples that lose their label, for guidance."""
+    min_loops: int = 1
+    """L_min, the student's earliest exit."""
+    per_example: bool = False
+    """Draw the student's exit for each example instead of once per batch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; parameters stay float32."""
+    init_from: str | None = None
+    """A saved or bundled model to start from: its parameters, where names and shapes agree."""
+    new_classes: bool = False
+    """With `--init-from`: start the class table afresh if the data has other classes."""
+
+    workers: int | None = None
+    """Threads that read ahead; default one for each core where files are decoded."""
+    max_unreadable: int = 100
+    """Files that may be unreadable before training stops; each is named in the log and another takes its place."""
+
+    sampler: SamplerOptions = dataclasses.field(default_factory=SamplerOptions)
+
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    log_every: int = 50
+    """Steps between two reports."""
+    evaluate_every: int | None = None
+    """Steps between two looks at held-out loss and samples while training; default at the end only."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "log_every", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"`--workers {self.workers}` must be 0 or more.")
+        if not 0.0 <= self.label_drop <= 1.0:
+            raise ValueError(f"`--label-drop {self.label_drop}` must be in [0, 1].")
+        if self.learning_rate is not None and not 0.0 < self.learning_rate < 1e6:
+            raise ValueError(f"`--learning-rate {self.learning_rate}` must be a positive number.")
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"`--ema-decay {self.ema_decay}` must be in [0, 1).")
+        if self.new_classes and self.init_from is None:
+            raise ValueError("`--new-classes` goes with `--init-from`.")
+
+    def model(self, default: str) -> ModelConfig:
+        """The preset that was named, or the default, with the sizes that were given."""
+        return self.applied(preset(default if self.preset is None else self.preset))
+
+    def defining(self) -> dict[str, Any]:
+        """All options that define the run, of JSON's types: everything that is not known to be cosmetic."""
+        known = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _COSMETIC and name not in _SIZES
+        }
+        return {name: str(value) if isinstance(value, Path) else value for name, value in known.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the options leave open until data and model are known.
+
+    **Fields:** `steps`, `learning_rate`, `ema_decay`: as in the options; `small`: a small model on a short run:
+    warm-up, then a cosine to zero, instead of the paper's schedule.
+    """
+
+    steps: int
+    learning_rate: float
+    ema_decay: float
+    small: bool
+
+    @classmethod
+    def of(cls, options: TrainingOptions, config: ModelConfig, data: str) -> "Recipe":
+        """The recipe of a run: what the options say, the paper's for a named preset, else what suits the small data."""
+        if options.preset is not None:
+            paper = config.training_defaults()
+            default = cls(steps=paper.steps, learning_rate=paper.learning_rate, ema_decay=paper.ema_decay, small=False)
+        else:
+            steps, rate, decay = _SMALL.get((data, config.family), _SMALL.get((data, ""), (1000, 2e-3, 0.995)))
+            default = cls(steps=steps, learning_rate=rate, ema_decay=decay, small=True)
+        given = {name: getattr(options, name) for name in ("steps", "learning_rate", "ema_decay")}
+        return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
+
+    def optimizer(self, config: ModelConfig) -> OptimizerConfig:
+        """AdamW as the recipe has it."""
+        if self.small:
+            return OptimizerConfig.digits(total_steps=self.steps, learning_rate=self.learning_rate)
+        paper = config.training_defaults()
+        return OptimizerConfig(
+            learning_rate=self.learning_rate,
+            total_steps=self.steps,
+            warmup_steps=min(paper.warmup_steps, self.steps // 10),
+            b1=paper.b1,
+            b2=paper.b2,
+            weight_decay=paper.weight_decay,
+            clip_norm=paper.clip_norm,
+        )
+
+
+# Steps, learning rate and decay of the average, by data and family.
+_SMALL: Mapping[tuple[str, str], tuple[int, float, float]] = {
+    (DIGITS, "dit"): (1000, 8e-3, 0.995),
+    (DIGITS, "maskgit"): (2000, 6e-3, 0.998),
+    (DIGITS, ""): (1000, 4e-3, 0.995),
+    (MOVING_DIGITS, ""): (2000, 6e-3, 0.998),
+}

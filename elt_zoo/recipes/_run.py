@@ -1,0 +1,245 @@
+import contextlib
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..data import UnreadableLog, training_batches
+from ..generator import load
+from ..models import ElasticModel
+from ..objectives import AbstractObjective, DeepSupervisionLoss, ILSDLoss, RandomDepthLoss, VanillaLoss
+from ..sharding import data_mesh, replicate, shard_batch
+from ..storage import FolderLock, read_json, write_json
+from ..training import (
+    Checkpoints,
+    FitResult,
+    Precision,
+    Report,
+    TrainState,
+    config_differences,
+    fit,
+    jit_step,
+    make_optimizer,
+    make_train_step,
+    stop_on_signals,
+)
+from ._folder import require_own
+from ._init_from import init_from
+from ._open import DIGITS, MOVING_DIGITS
+from ._options import ObjectiveName, Recipe, TrainingOptions
+from ._reports import metric_files, progress_bar
+from ._task import Task
+
+OnEvaluate = Callable[[str, int, ElasticModel], None]
+"""Called while training as `on_evaluate(objective, step, averaged_model)`."""
+_SHOWN = ("loss", "student", "teacher", "final", "distillation", "lambda", "gradient_norm")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run: what, on what, how and where.
+
+    **Fields:** `options`, `recipe`: the knobs; `task`: model and data; `folder`: where everything goes.
+    """
+
+    options: TrainingOptions
+    recipe: Recipe
+    task: Task
+    folder: Path
+
+    @classmethod
+    def of(cls, options: TrainingOptions, task: Task) -> "Run":
+        """The run that the options describe, in `options.out` or a folder named after what it is."""
+        family, data = task.config.family, Path(task.data).resolve().name
+        folder = options.out or Path("runs") / f"{data}-{family}-{options.objective}"
+        return cls(options=options, recipe=Recipe.of(options, task.config, task.data), task=task, folder=folder)
+
+    @property
+    def objectives(self) -> tuple[ObjectiveName, ...]:
+        """What to train for: the objective, and on the small data of the library the vanilla baseline beside it."""
+        objective = self.options.objective
+        compared = self.options.compare and self.task.data in (DIGITS, MOVING_DIGITS)
+        return (objective, "vanilla") if compared and objective != "vanilla" else (objective,)
+
+    def config(self, objective: ObjectiveName) -> dict[str, Any]:
+        """What two runs must share for one to resume the other: everything but what is known not to matter."""
+        return {
+            "objective": objective,
+            "model": self.task.config.to_dict(),
+            **self.options.defining(),
+            **dataclasses.asdict(self.recipe),
+            **self.task.described,
+        }
+
+
+class Trained(NamedTuple):
+    """What a run leaves: the averaged model, whether all steps were taken, and the pace."""
+
+    model: ElasticModel
+    finished: bool
+    seconds_per_step: float
+
+
+def make_objective(name: ObjectiveName, run: Run) -> AbstractObjective:
+    """The objective of a run, by its name.
+
+    **Raises:** `ValueError` for one that the model's loops do not allow.
+    """
+    loss, max_loops, options = run.task.config.loss(), run.task.config.max_loops, run.options
+    sampled = {"max_loops": max_loops, "min_loops": options.min_loops, "per_example": options.per_example}
+    match name:
+        case "ilsd":
+            return ILSDLoss(loss, loss.distillation, **sampled)
+        case "vanilla":
+            return VanillaLoss(loss, max_loops=max_loops)
+        case "deep_supervision":
+            return DeepSupervisionLoss(loss, max_loops=max_loops)
+        case "random_depth":
+            return RandomDepthLoss(loss, **sampled)
+
+
+def train(run: Run, *, on_evaluate: OnEvaluate | None = None) -> dict[ObjectiveName, Trained]:
+    """Trains with the run's objective and, to compare, its vanilla baseline; or resumes them.
+
+    **Arguments:** `run`; `on_evaluate`: called every `options.evaluate_every` steps.
+
+    **Returns:** what was trained, by objective.
+
+    **Raises:** `ValueError` if the folder is not empty and holds no run, or another one; `FolderLocked` if another
+    process trains in it; `TrainingDiverged`; `CheckpointError` if what was saved cannot be read. Nothing is changed
+    then.
+    """
+    prepared = [_Prepared(name, run) for name in run.objectives]  # refuses wrong options before anything is written
+    require_own(run.folder)
+    # Both at once: each leaves much of a small machine idle. A signal stops both after their running step.
+    with (
+        FolderLock(run.folder),
+        stop_on_signals() as stop,
+        ThreadPoolExecutor(len(prepared)) as pool,
+    ):
+        jobs = [pool.submit(one.train, stop, row, on_evaluate) for row, one in enumerate(prepared)]
+        try:
+            return {one.name: job.result() for one, job in zip(prepared, jobs, strict=True)}
+        except BaseException:
+            stop.set()
+            raise
+
+
+class _Prepared:
+    """A run with one objective, checked and ready."""
+
+    def __init__(self, name: ObjectiveName, run: Run):
+        self.name: ObjectiveName = name
+        self.run = run
+        options, recipe, task = run.options, run.recipe, run.task
+        if options.batch_size % options.accumulation:
+            raise ValueError(
+                f"`--batch-size {options.batch_size}` must be a multiple of `--accumulation {options.accumulation}`, "
+                "the parts that a batch is split into."
+            )
+        # Programs of two runs at once may not wait for each other on several devices.
+        alone = len(run.objectives) == 1
+        self.mesh = data_mesh() if jax.device_count() > 1 and alone else None
+        if self.mesh is not None and options.batch_size % self.mesh.size:
+            raise ValueError(
+                f"`--batch-size {options.batch_size}` cannot be split over {self.mesh.size} devices; use a multiple."
+            )
+        self.optimizer = make_optimizer(recipe.optimizer(task.config))
+        self.step = make_train_step(
+            self.optimizer,
+            make_objective(name, run),
+            task.config.corruption(label_drop=options.label_drop),
+            total_steps=recipe.steps,
+            ema_decay=recipe.ema_decay,
+            precision=Precision(jnp.dtype(options.precision)),
+            dropout=task.config.dropout > 0.0,
+            accumulation=options.accumulation,
+            prepare=task.representation.prepare,
+        )
+        self.batches = training_batches(
+            task.train,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            workers=options.workers,
+            unreadable=UnreadableLog(options.max_unreadable),
+            put=None if self.mesh is None else functools.partial(shard_batch, mesh=self.mesh),
+        )
+        self.source = None if options.init_from is None else load(options.init_from).model
+        eqx.filter_eval_shape(self.start)
+
+    def start(self) -> TrainState:
+        build_key, train_key = jax.random.split(jax.random.key(self.run.options.seed))
+        model = self.run.task.config.build(key=build_key)
+        if self.source is not None:
+            model = init_from(model, self.source, new_classes=self.run.options.new_classes)
+        return TrainState.create(model, self.optimizer, key=train_key)
+
+    def train(self, stop: threading.Event, row: int, on_evaluate: OnEvaluate | None) -> Trained:
+        run, steps = self.run, self.run.recipe.steps
+        folder, config = run.folder / "checkpoints" / self.name, run.config(self.name)
+        extend(folder / "run.json", config)
+        checkpoints = Checkpoints(folder, config, every=run.options.checkpoint_every)
+        if checkpoints.latest_step() is None:
+            state = self.start()
+        else:
+            state, position = checkpoints.restore(eqx.filter_eval_shape(self.start))
+            self.batches.set_state(position)
+        with (
+            progress_bar(self.name, steps=steps, taken=int(state.step), show=_SHOWN, row=row) as move,
+            metric_files(run.folder, self.name) as write,
+            contextlib.closing(checkpoints),
+            contextlib.closing(self.batches),
+        ):
+
+            def on_report(report: Report) -> None:
+                move(report)
+                write(report)
+
+            state = state if self.mesh is None else replicate(state, self.mesh)
+            result = FitResult(state, int(state.step) >= steps, 0.0)
+            step = jit_step(self.step)
+            for end in segments(int(state.step), steps, run.options.evaluate_every):
+                result = fit(
+                    result.state,
+                    step,
+                    self.batches,
+                    total_steps=end,
+                    log_every=run.options.log_every,
+                    on_report=on_report,
+                    checkpoints=checkpoints,
+                    encode=run.task.representation.encode,
+                    stop=stop,
+                )
+                if stop.is_set():
+                    break
+                if on_evaluate is not None and run.options.evaluate_every and end % run.options.evaluate_every == 0:
+                    on_evaluate(self.name, end, result.state.ema)
+        return Trained(result.state.ema, int(result.state.step) >= steps, result.seconds_per_step)
+
+
+def segments(taken: int, steps: int, every: int | None) -> Iterator[int]:
+    """Where a run pauses for a look at the model, its end included."""
+    if every is not None:
+        yield from range((taken // every + 1) * every, steps, every)
+    if taken < steps:
+        yield steps
+
+
+def extend(file: Path, config: Mapping[str, Any]) -> None:
+    """Lets a run go on to more steps: if a saved run config differs in nothing but fewer `steps`, the new one takes its
+    place. The learning rate and λ then follow the schedules of the longer run.
+    """
+    if not file.is_file():
+        return
+    saved = read_json(file)
+    if not isinstance(saved, dict) or not isinstance(saved.get("steps"), int):
+        return
+    if saved["steps"] < config["steps"] and not config_differences({**saved, "steps": config["steps"]}, config):
+        write_json(file, config)

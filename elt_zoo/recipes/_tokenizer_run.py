@@ -1,0 +1,234 @@
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..data import (
+    AbstractSource,
+    ArraySource,
+    Batch,
+    MovingDigits,
+    Visit,
+    digits_to_pixels,
+    load_digits,
+    to_pixels,
+    training_batches,
+)
+from ..pretrained import load_inception
+from ..storage import FolderLock
+from ..tokenizer_training import (
+    AbstractCodebookRule,
+    Adversary,
+    DiscriminatorConfig,
+    EMACodebook,
+    GradientCodebook,
+    ReconstructionLoss,
+    VQTokenizer,
+    create_tokenizer_state,
+    make_tokenizer_step,
+)
+from ..tokenizers import MaskGITVQGAN, VQ3DConfig, inflate, load_tokenizer
+from ..training import (
+    Checkpoints,
+    Decay,
+    OptimizerConfig,
+    Precision,
+    Report,
+    TrainState,
+    fit,
+    jit_step,
+    make_optimizer,
+    stop_on_signals,
+)
+from ._folder import require_own
+from ._open import DIGITS, MOVING_DIGITS, open_clips, open_images
+from ._reports import metric_files, progress_bar
+from ._tokenizer_options import TokenizerOptions
+
+
+class TokenizerData(NamedTuple):
+    """What to train on and what to measure on."""
+
+    train: AbstractSource
+    heldout: AbstractSource
+
+
+class TrainedTokenizer(NamedTuple):
+    """A tokenizer, the average over training; whether training is complete; and seconds per step."""
+
+    tokenizer: VQTokenizer
+    finished: bool
+    seconds_per_step: float
+
+
+def open_tokenizer_data(options: TokenizerOptions) -> TokenizerData:
+    """The sources that the options name."""
+    network = options.network
+    if options.data == MOVING_DIGITS:
+        frames, size = network.shape[:2] if isinstance(network, VQ3DConfig) else (8, network.image_size)
+        train = MovingDigits("train", frames=frames, size=size)
+        return TokenizerData(train, MovingDigits("heldout", frames=frames, size=size, augment=False))
+    if isinstance(network, VQ3DConfig):
+        opened = open_clips(options.data, shape=(*network.shape, 3), heldout=options.heldout)
+        return TokenizerData(opened.train, opened.heldout)
+    size = network.image_size
+    if options.data != DIGITS:
+        opened = open_images(options.data, size=size, heldout=options.heldout)
+        return TokenizerData(opened.train, opened.heldout)
+
+    def enlarged(split: Literal["train", "heldout"]) -> ArraySource:
+        digits = load_digits(split)
+        pixels = digits_to_pixels(digits.images)
+        shape = (len(pixels), size, size, 1)
+        smooth = np.asarray(jnp.clip(jax.image.resize(pixels, shape, "cubic"), -1.0, 1.0))
+        return ArraySource(np.repeat(smooth, 3, axis=-1), digits.labels)
+
+    return TokenizerData(enlarged("train"), enlarged("heldout"))
+
+
+def pixels_of(batch: Any, *, video: bool) -> Batch:
+    """A batch as the network wants it; for an image network every frame of a clip is an example."""
+    batch = batch if isinstance(batch, Batch) else to_pixels(batch)
+    clips = batch.examples
+    if video or clips.ndim == 4:
+        return batch
+    return Batch(clips.reshape(-1, *clips.shape[2:]), np.repeat(batch.labels, clips.shape[1]))
+
+
+def heldout_batches(options: TokenizerOptions, source: AbstractSource) -> Iterator[Batch]:
+    """The first held-out examples, in order."""
+    count = min(options.heldout, len(source))
+    for start in range(0, count, 32):
+        visits = [Visit(index) for index in range(start, min(start + 32, count))]
+        yield pixels_of(source.read_batch(visits), video=options.video)
+
+
+def make_codebook_rule(options: TokenizerOptions) -> AbstractCodebookRule:
+    family = EMACodebook if options.codebook == "ema" else GradientCodebook
+    return family(commitment=options.commitment, decay=options.code_decay, revive_below=options.revive_below)
+
+
+def make_loss(options: TokenizerOptions) -> ReconstructionLoss:
+    loss = ReconstructionLoss(l1=options.l1, l2=options.l2)
+    if options.inception is None:
+        return loss
+    inception = load_inception(options.inception)
+    return dataclasses.replace(
+        loss, perceptual=options.perceptual, features=lambda image: inception.activations(255.0 * image)
+    )
+
+
+def make_adversary(options: TokenizerOptions) -> tuple[Adversary | None, DiscriminatorConfig | None]:
+    if options.adversarial == 0.0:
+        return None, None
+    optimizer = OptimizerConfig(
+        learning_rate=options.recipe.learning_rate / 5.0,
+        total_steps=options.recipe.steps,
+        b1=0.0,
+        b2=0.99,
+        clip_norm=1.0,
+    )
+    adversary = Adversary(
+        optimizer=make_optimizer(optimizer),
+        weight=options.adversarial,
+        start=options.adversarial_start,
+        r1=options.r1,
+        lecam=options.lecam,
+    )
+    network = options.network
+    shape = network.shape if isinstance(network, VQ3DConfig) else (network.image_size,) * 2
+    multipliers = (2, 4) if options.preset == "small" else (2, 4, 4, 4)
+    return adversary, DiscriminatorConfig(shape=shape, filters=network.filters, channel_multipliers=multipliers)
+
+
+def first_tokenizer(options: TokenizerOptions, key: jax.Array) -> VQTokenizer:
+    """Fresh parameters, or those of an image tokenizer."""
+    network = options.network
+    if options.inflate is None:
+        return network.build(key=key)
+    image_model = load_tokenizer(options.inflate)
+    if not isinstance(image_model, MaskGITVQGAN):
+        raise ValueError(f"`--inflate {options.inflate}` holds a {type(image_model).__name__}; it must be a VQGAN.")
+    assert isinstance(network, VQ3DConfig)
+    return inflate(image_model, network)
+
+
+def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTokenizer:
+    """Trains a tokenizer in `options.folder`, or resumes it.
+
+    **Raises:** as [`train`][elt_zoo.recipes.train].
+    """
+    recipe = options.recipe
+    optimizer = make_optimizer(
+        OptimizerConfig(
+            learning_rate=recipe.learning_rate,
+            total_steps=recipe.steps,
+            warmup_steps=min(recipe.steps // 20, 5000),
+            decay=Decay.COSINE,
+            b2=0.99,
+            clip_norm=1.0,
+        )
+    )
+    rule = make_codebook_rule(options)
+    adversary, discriminator = make_adversary(options)
+    tokenizer_key, discriminator_key, state_key = jax.random.split(jax.random.key(options.seed), 3)
+    batches = training_batches(data.train, batch_size=recipe.batch_size, seed=options.seed)
+    step = make_tokenizer_step(
+        optimizer,
+        rule,
+        loss=make_loss(options),
+        adversary=adversary,
+        ema_decay=recipe.ema_decay,
+        precision=Precision(jnp.dtype(options.precision)),
+        prepare=lambda batch, key: pixels_of(batch, video=options.video),
+    )
+
+    def start() -> TrainState:
+        return create_tokenizer_state(
+            first_tokenizer(options, tokenizer_key),
+            optimizer,
+            rule,
+            codes_initialised=options.inflate is not None,
+            adversary=adversary,
+            discriminator=None if discriminator is None else discriminator.build(key=discriminator_key),
+            key=state_key,
+        )
+
+    abstract = eqx.filter_eval_shape(start)  # refuses wrong options before anything is written
+    folder = options.folder
+    require_own(folder)
+    with FolderLock(folder), stop_on_signals() as stop:
+        checkpoints = Checkpoints(folder / "checkpoints", options.defining(), every=options.checkpoint_every)
+        if checkpoints.latest_step() is None:
+            state = start()
+        else:
+            state, position = checkpoints.restore(abstract)
+            batches.set_state(position)
+        shown = ("psnr", "usage", "loss")
+        with (
+            metric_files(folder, "tokenizer") as write,
+            progress_bar("tokenizer", steps=recipe.steps, taken=int(state.step), show=shown) as move,
+            contextlib.closing(checkpoints),
+            contextlib.closing(batches),
+        ):
+
+            def on_report(report: Report) -> None:
+                write(report)
+                move(report)
+
+            result = fit(
+                state,
+                jit_step(step),
+                batches,
+                total_steps=recipe.steps,
+                log_every=options.log_every,
+                on_report=on_report,
+                checkpoints=checkpoints,
+                stop=stop,
+            )
+    return TrainedTokenizer(result.state.ema, result.finished, result.seconds_per_step)
