@@ -211,7 +211,7 @@ def test_tokens_of_another_size_or_tokenizer_are_refused(tmp_path):
     grey = GreyLevels((3, 3, 1), 17)
     write(tmp_path / "shards", token_plan(fingerprint=fingerprint(grey)))
     ShardedTokens(tmp_path / "shards", tokenizer=grey, shape=(3, 3))
-    with pytest.raises(DataError, match=r"of shape \(3, 3\), made from pictures of \(12, 12, 3\), but \(16, 16\) was"):
+    with pytest.raises(DataError, match=r"of shape \(3, 3\), made from images of \(12, 12, 3\), but \(16, 16\) was"):
         ShardedTokens(tmp_path / "shards", shape=(16, 16))
     with pytest.raises(DataError, match=r"made with another tokenizer: its fingerprint is .* Load the tokenizer that"):
         ShardedTokens(tmp_path / "shards", tokenizer=GreyLevels((3, 3, 1), 16))

@@ -17,10 +17,10 @@ class ArraySource(AbstractSource):
         labels: Int[np.ndarray, " examples"],
         class_names: tuple[str, ...] | None = None,
     ):
-        """**Arguments:** `examples`, `labels`: one of each; `class_names`: by default the numbers up to the largest
-        label.
+        """**Arguments:** `examples`, `labels`: arrays of equal length; `class_names`: by default "0", "1", … up to the
+        largest label.
 
-        **Raises:** `ValueError` if there is nothing, or not one label per example.
+        **Raises:** `ValueError` if there are no examples, or not one label per example.
         """
         if len(examples) == 0 or len(examples) != len(labels):
             raise ValueError(
@@ -34,14 +34,14 @@ class ArraySource(AbstractSource):
         return len(self._labels)
 
     def read(self, visit: Visit) -> Batch:
-        """One entry."""
+        """Returns one example and its label."""
         return Batch(self._examples[visit.index], self._labels[visit.index])
 
     def read_batch(self, visits: list[Visit]) -> Batch:
-        """Several entries, stacked."""
+        """Returns several examples, stacked."""
         rows = [visit.index for visit in visits]
         return Batch(self._examples[rows], self._labels[rows])
 
     def name(self, index: int) -> str:
-        """Its number."""
+        """Returns "example" and its number."""
         return f"example {index}"

@@ -1,4 +1,4 @@
-"""What the sources give: one example without, and a batch with, a leading axis on every array."""
+"""Types of examples. A batch has one more leading axis on every array than an example."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, UInt8
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images of one size as they are stored, and their classes. One byte a value until they are on the device, where
-    [`to_pixels`][elt_zoo.data.to_pixels] makes floats of them.
+    """Images of one size as bytes 0 to 255, and their classes. They stay bytes until they are on the device, where
+    [`to_pixels`][elt_zoo.data.to_pixels] converts them to floats.
     """
 
     images: UInt8[Array | np.ndarray, "*batch height width channels"]
@@ -22,7 +22,7 @@ class Images:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Video clips of one size as they are stored, and their classes; see [`to_pixels`][elt_zoo.data.to_pixels]."""
+    """Video clips of one size as bytes 0 to 255, and their classes; see [`to_pixels`][elt_zoo.data.to_pixels]."""
 
     clips: UInt8[Array | np.ndarray, "*batch frames height width channels"]
     labels: Int[Array | np.ndarray, "*batch"]
@@ -31,7 +31,7 @@ class Clips:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Precomputed ids of a discrete tokenizer, in [0, K), and the classes of what they stand for."""
+    """Precomputed ids of a discrete tokenizer, in [0, K), and the classes of the images or clips."""
 
     ids: Int[Array | np.ndarray, "*batch_and_grid"]
     labels: Int[Array | np.ndarray, "*batch"]
@@ -40,8 +40,8 @@ class Tokens:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Precomputed posteriors of an autoencoder, before its scaling, and the classes. Both moments are kept, so that
-    [`sample_latents`][elt_zoo.data.sample_latents] can draw anew each epoch.
+    """Precomputed posteriors of an autoencoder, before its scaling, and the classes. Both moments are stored, so that
+    [`sample_latents`][elt_zoo.data.sample_latents] can sample again in every epoch.
     """
 
     mean: Float[Array | np.ndarray, "*batch height width channels"]
@@ -50,7 +50,7 @@ class Latents:
 
 
 class Batch(NamedTuple):
-    """Examples as a model wants them, of any shape, and their labels, with a leading batch axis."""
+    """Examples of any shape, ready for a model, and their labels, with a leading batch axis."""
 
     examples: Any
     labels: Int[Any, " batch"]

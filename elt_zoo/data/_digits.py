@@ -13,21 +13,23 @@ DIGIT_CLASSES = tuple("0123456789")
 
 
 class Digits(NamedTuple):
-    """Handwritten digits: images with grey levels 0 to 16, and labels 0 to 9."""
+    """Images of handwritten digits with grey levels 0 to 16, and labels 0 to 9."""
 
     images: UInt8[np.ndarray, "examples 8 8 1"]
     labels: Int[np.ndarray, " examples"]
 
 
 def load_digits(split: Literal["train", "heldout"]) -> Digits:
-    """The 1,797 real digits of 8 × 8 pixels that come with scikit-learn, nothing to download (UCI optdigits, test
-    part).
+    """Loads the 1,797 real digits of 8 × 8 pixels that come with scikit-learn (the test part of UCI optdigits). There
+    is nothing to download.
 
-    The split is fixed: every class is shuffled with one seed, and a fifth of it is held out; 1,437 for training and 360
-    held out.
+    The split is fixed: 1,437 digits for training and 360 held out, a fifth of each class.
 
-    **Arguments:** `split`: "train" or "heldout". **Returns:** images and labels of that part. **Raises:** `ValueError`
-    for another name.
+    **Arguments:** `split`: "train" or "heldout".
+
+    **Returns:** images and labels of that part.
+
+    **Raises:** `ValueError` for another name.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"`load_digits({split!r})`: the parts are 'train' and 'heldout'.")
@@ -42,12 +44,12 @@ def load_digits(split: Literal["train", "heldout"]) -> Digits:
 
 
 def digits_to_pixels(levels: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Grey levels 0 to 16 → float32 pixels in [−1, 1]."""
+    """Converts grey levels 0 to 16 to float32 pixels in [−1, 1]."""
     return (levels / np.float32(8.0) - np.float32(1.0)).astype(np.float32)
 
 
 def pixels_to_digits(pixels: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Pixels in [−1, 1], clipped to that range → grey levels in [0, 16], float64 and not rounded."""
+    """Clips pixels to [−1, 1] and converts them to grey levels in [0, 16], in float64 and not rounded."""
     return (np.clip(np.asarray(pixels, np.float64), -1.0, 1.0) + 1.0) * 8.0
 
 
@@ -69,13 +71,13 @@ class DigitImages(AbstractSource):
         return len(self._labels)
 
     def label(self, index: int) -> int:
-        """The digit that an image shows."""
+        """Returns the digit that an image shows, without its pixels."""
         return int(self._labels[index])
 
     def name(self, index: int) -> str:
-        """Its number."""
+        """Returns "digit" and its number."""
         return f"digit {index}"
 
     def read(self, visit: Visit) -> Images:
-        """One image and its class."""
+        """Returns one image and its class."""
         return Images(self._images[visit.index], np.asarray(self._labels[visit.index]))

@@ -8,17 +8,18 @@ from ._digits import DIGIT_CLASSES, DIGIT_LEVELS, load_digits
 from ._source import AbstractSource, Visit
 
 _EXTENT = 0.55
-"""Side of a digit among that of the frame."""
+"""Side of a digit, as a fraction of the frame's."""
 _SMALLEST = 16
 _SPEEDS = (0.02, 0.06)
-"""Slowest and fastest, in sides of the frame per frame."""
+"""Slowest and fastest, as fractions of the side per frame."""
 
 
 class MovingDigits(AbstractSource):
-    """Clips of a real handwritten digit that moves straight on and bounces off the walls, white on black as RGB. Its
-    class is the label. Nothing to download: the digits are those of [`load_digits`][elt_zoo.data.load_digits].
+    """Renders clips of a real handwritten digit that moves in a straight line and bounces off the walls, white on black
+    in RGB. The label is the digit. The digits come from [`load_digits`][elt_zoo.data.load_digits], so there is nothing
+    to download.
 
-    The 8 × 8 grey levels are taken as samples of a smooth picture, which is drawn at every place between pixels.
+    The 8 × 8 grey levels are interpolated, so that a digit can be drawn at any position between pixels.
 
     ??? cite "Reference"
         The idea is Moving MNIST's: Srivastava, Mansimov, Salakhutdinov, *Unsupervised Learning of Video Representations
@@ -36,11 +37,11 @@ class MovingDigits(AbstractSource):
     ):
         """**Arguments:**
 
-        - `split`: which digits.
-        - `frames`, `size`: of a clip. A side of 16 is the least on which a digit can be told.
-        - `length`: clips of an epoch, by default one for each digit. More of them show digits several times, moving in
-          other ways.
-        - `augment`: whether the digits move in another way each epoch.
+        - `split`: "train" or "heldout" digits.
+        - `frames`: frames of a clip.
+        - `size`: height and width of a frame, at least 16 pixels: digits cannot be recognised in smaller ones.
+        - `length`: clips per epoch, by default one for each digit. More clips show the same digits on other paths.
+        - `augment`: whether digits take another path in every epoch.
 
         **Raises:** `ValueError` for another split, or if a number is too small.
         """
@@ -63,15 +64,15 @@ class MovingDigits(AbstractSource):
         return self._length
 
     def label(self, index: int) -> int:
-        """The digit of a clip, without rendering it."""
+        """Returns the digit of a clip, without rendering it."""
         return int(self._labels[index % len(self._labels)])
 
     def name(self, index: int) -> str:
-        """Its number."""
+        """Returns "moving digit" and its number."""
         return f"moving digit {index}"
 
     def read(self, visit: Visit) -> Clips:
-        """One clip; how the digit moves is decided by the visit alone, or by its index if not augmenting."""
+        """Returns one clip. The visit decides the path, or its index alone without `augment`."""
         row = visit.index % len(self._labels)
         rng = (visit if self._augment else Visit(visit.index)).rng()
         frames = draw_moving(self._images[row], _path(rng, self.frames), self.size)
@@ -79,7 +80,7 @@ class MovingDigits(AbstractSource):
 
 
 def _path(rng: np.random.Generator, frames: int) -> Float[np.ndarray, "{frames} 2"]:
-    """Corners of a digit by frame, in sides of the frame: begun anywhere, at any speed and in any direction."""
+    """Top left corners of a digit by frame, as fractions of the side. Start, speed and direction are random."""
     room = 1.0 - _EXTENT
     begin = room * rng.random(2)
     speed, angle = rng.uniform(*_SPEEDS), 2 * np.pi * rng.random()
@@ -91,7 +92,7 @@ def _path(rng: np.random.Generator, frames: int) -> Float[np.ndarray, "{frames} 
 def draw_moving(
     image: Float[np.ndarray, "rows columns"], corners: Float[np.ndarray, "frames 2"], size: int
 ) -> UInt8[np.ndarray, "frames {size} {size}"]:
-    """A picture in [0, 1] drawn with its top left corner at each of these places, in sides of the frame.
+    """Draws a picture in [0, 1] with its top left corner at each of these positions, as fractions of the side.
 
     Interpolation is separable, so that a frame is Aᵀ · image · B with a small matrix for each axis.
     """

@@ -11,7 +11,7 @@ _MOST_WORKERS = 16
 
 
 def default_workers() -> int:
-    """Threads to decode files with: one for each core, 16 at most."""
+    """Number of threads that decode files: one for each core, 16 at most."""
     return min(os.cpu_count() or 1, _MOST_WORKERS)
 
 

@@ -10,63 +10,63 @@ _LOGGER = logging.getLogger("elt_zoo.data")
 
 
 class Visit(NamedTuple):
-    """Which example is read, and when: all that its random crop, flip or clip may depend on."""
+    """Identifies one reading of an example. Random crops, flips and clips depend on nothing else."""
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     epoch: int = 0
     seed: int = 0
 
     def rng(self) -> np.random.Generator:
-        """Random numbers of this visit alone: the same on every process, with any number of workers."""
+        """Returns the random generator of this visit: the same on every process, with any number of workers."""
         return np.random.default_rng((self.seed, self.epoch, self.index))
 
 
 class UnreadableExample(ValueError):
-    """A file that holds no example: damaged, empty, too short, or gone."""
+    """An example cannot be read: its file is damaged, empty, too short or gone."""
 
 
 class DataError(ValueError):
-    """A data set that is not there, not laid out as expected, or too damaged to train on."""
+    """A data set is missing, not laid out as expected, or too damaged to train on."""
 
 
 class AbstractSource(abc.ABC):
     """Random access to labelled examples.
 
-    A source is Grain's `RandomAccessDataSource` (`len(source)`, `source[index]`) that is also told when it is read, so
-    that every epoch may crop anew. It is read by several threads at once.
+    A source is a `RandomAccessDataSource` of Grain (`len(source)`, `source[index]`) that also takes the epoch and the
+    seed, so that random crops differ between epochs. Several threads read it at once.
     """
 
     class_names: tuple[str, ...]
     """Names of the classes, by label."""
 
     batched: bool = False
-    """Whether `read_batch` is faster than reads one by one and stacking."""
+    """Whether `read_batch` is faster than reading one by one."""
 
     in_memory: bool = False
-    """Whether reading costs so little that no thread need do it ahead."""
+    """Whether reading is so fast that no thread has to read ahead."""
 
     @property
     def num_classes(self) -> int:
-        """Labels are 0 to `num_classes` − 1."""
+        """Number of classes; labels are 0 to `num_classes` − 1."""
         return len(self.class_names)
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Examples of an epoch."""
+        """Number of examples per epoch."""
 
     @abc.abstractmethod
     def read(self, visit: Visit) -> Any:
-        """One example, a pytree of NumPy arrays whose shapes are those of any other.
+        """Returns one example, a pytree of NumPy arrays. All examples have the same shapes.
 
-        **Raises:** `UnreadableExample`, naming the file and what is wrong with it.
+        **Raises:** `UnreadableExample` with the reason if it cannot be read.
         """
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
-        """Where the example comes from, for messages."""
+        """Returns where an example comes from, such as its path, for messages."""
 
     def read_batch(self, visits: list[Visit]) -> Any:
-        """The examples of several visits, stacked."""
+        """Returns the examples of several visits, stacked."""
         return jax.tree.map(lambda *leaves: np.stack(leaves), *map(self.read, visits))
 
     def __getitem__(self, index: int) -> Any:
@@ -74,25 +74,25 @@ class AbstractSource(abc.ABC):
 
 
 class UnreadableLog:
-    """Counts the examples that could not be read, names each once in the log `elt_zoo.data`, and stops the run when
-    there are too many of them.
+    """Counts the examples that could not be read, names each once in the log `elt_zoo.data`, and raises an error when
+    there are too many.
     """
 
     def __init__(self, limit: int = 100):
-        """**Arguments:** `limit`: examples that may be unreadable, 0 for none. **Raises:** `ValueError` if negative."""
+        """**Arguments:** `limit`: how many examples may be unreadable. **Raises:** `ValueError` if negative."""
         if limit < 0:
-            raise ValueError(f"`UnreadableLog(limit={limit})` must be at least 0: how many bad files to put up with.")
+            raise ValueError(f"`UnreadableLog(limit={limit})` must be at least 0: how many examples may be unreadable.")
         self.limit = limit
         self._names: dict[str, str] = {}
         self._lock = threading.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What was skipped so far."""
+        """Names of the examples that could not be read so far."""
         return tuple(self._names)
 
     def add(self, name: str, error: Exception) -> None:
-        """Notes one example. **Raises:** `DataError` past the limit, with the latest few names."""
+        """Counts one example. **Raises:** `DataError` beyond the limit, with the latest names."""
         with self._lock:
             if name in self._names:
                 return
@@ -109,9 +109,9 @@ class UnreadableLog:
 
 
 class SubstitutingReader:
-    """Reads visits, and in place of an example that cannot be read the next one that can.
+    """Reads visits, and replaces an example that cannot be read by the next one that can.
 
-    No place in the stream ever moves, so every process still sees its part of the same global batches.
+    No other example of the stream moves, so every process still sees its part of the same global batches.
     """
 
     def __init__(self, source: AbstractSource, unreadable: UnreadableLog):

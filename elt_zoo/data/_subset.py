@@ -7,11 +7,12 @@ from ._source import AbstractSource, SubstitutingReader, UnreadableLog, Visit
 
 
 class Subset(AbstractSource):
-    """Some examples of another source, in a given order; the classes stay those of the whole."""
+    """Some examples of another source, in a given order. The classes stay the same."""
 
     def __init__(self, source: AbstractSource, indices: Sequence[int] | np.ndarray):
-        """**Arguments:** `source`: the whole; `indices`: of the examples to keep. **Raises:** `ValueError` for an index
-        out of range.
+        """**Arguments:** `source`: all examples; `indices`: of the examples to keep.
+
+        **Raises:** `ValueError` for an index out of range.
         """
         wrong = [index for index in indices if not 0 <= index < len(source)]
         if wrong:
@@ -25,15 +26,15 @@ class Subset(AbstractSource):
         return len(self._indices)
 
     def read(self, visit: Visit) -> Any:
-        """The example at that place of the subset."""
+        """Returns one example of the subset."""
         return self._source.read(self._whole(visit))
 
     def read_batch(self, visits: list[Visit]) -> Any:
-        """Several of them, stacked."""
+        """Returns several examples, stacked."""
         return self._source.read_batch([self._whole(visit) for visit in visits])
 
     def name(self, index: int) -> str:
-        """What the whole calls it."""
+        """Returns the name that the other source gives it."""
         return self._source.name(self._indices[index])
 
     def _whole(self, visit: Visit) -> Visit:
@@ -41,7 +42,11 @@ class Subset(AbstractSource):
 
 
 def hold_out(count: int, heldout: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Parts the numbers 0 to `count` − 1 at random: what to train on and the `heldout` others, both sorted.
+    """Splits the indices 0 to `count` − 1 at random.
+
+    **Arguments:** `count`: examples in all; `heldout`: how many to hold out; `seed`: of the split.
+
+    **Returns:** the indices to train on, and the `heldout` others, both sorted.
 
     **Raises:** `ValueError` if nothing would be left for training.
     """
@@ -52,8 +57,8 @@ def hold_out(count: int, heldout: int, *, seed: int = 0) -> tuple[np.ndarray, np
 
 
 def first_examples(source: AbstractSource, count: int, *, unreadable: UnreadableLog | None = None) -> Any:
-    """The first `count` examples of a source, or all if there are fewer, stacked. Those that cannot be read are
-    replaced and counted as in [`training_batches`][elt_zoo.data.training_batches].
+    """Reads the first `count` examples of a source, or all if there are fewer, and stacks them. Examples that cannot
+    be read are replaced and counted as in [`training_batches`][elt_zoo.data.training_batches].
     """
     reader = SubstitutingReader(source, UnreadableLog() if unreadable is None else unreadable)
     return reader.read_batch([Visit(index) for index in range(min(count, len(source)))])

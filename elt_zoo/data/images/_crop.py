@@ -1,4 +1,4 @@
-"""ADM's resizing (guided-diffusion, `image_datasets.py`): as published, and a faster one that is close to it."""
+"""The resizing of ADM (guided-diffusion, `image_datasets.py`), as published and in a faster approximation."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -8,8 +8,8 @@ from ._decode import Decoded
 
 
 def resized_shape(shape: tuple[int, int], short: int) -> tuple[int, int]:
-    """Height and width once ADM has scaled the shorter side to `short`: halved, rounding down, while at least twice as
-    much is left, then scaled.
+    """Returns height and width after ADM has scaled the shorter side to `short`: it halves, rounding down, while the
+    image is at least twice as large, then scales.
     """
     while min(shape) >= 2 * short:
         shape = (shape[0] // 2, shape[1] // 2)
@@ -18,8 +18,8 @@ def resized_shape(shape: tuple[int, int], short: int) -> tuple[int, int]:
 
 
 def resize_exactly(decoded: Decoded, shape: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
-    """Resizes with Pillow as ADM does: halves with a box filter while at least twice as much is left, then resamples
-    with a bicubic filter that widens when it shrinks.
+    """Resizes with Pillow as ADM does: halves with a box filter while the image is at least twice as large, then
+    resamples with a bicubic filter that widens when it shrinks.
     """
     pillow = optional_import("PIL.Image")
     picture = pillow.fromarray(decoded.image)
@@ -29,11 +29,11 @@ def resize_exactly(decoded: Decoded, shape: tuple[int, int]) -> UInt8[np.ndarray
 
 
 def resize_fast(decoded: Decoded, shape: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
-    """Resizes with OpenCV what may have been halved by the decoder.
+    """Resizes with OpenCV an image that the decoder may have halved.
 
-    OpenCV's bicubic filter is vectorised but does not widen, so that it lets through what a smaller image cannot show.
-    After the halvings the image is less than twice too large: resampled to twice the shape it does not shrink, and
-    averaging 2 × 2 pixels does. That is nearer to Pillow's filter than OpenCV's area filter is (0.6 against 0.8 grey
+    OpenCV's bicubic filter is vectorised but does not widen, so that it aliases when it shrinks. After the halvings the
+    image is less than twice too large. Resampling it to twice the shape therefore does not shrink it, and averaging 2 ×
+    2 pixels then does. The result is closer to Pillow's filter than that of OpenCV's area filter (0.6 against 0.8 grey
     levels), in half the time.
     """
     cv2 = optional_import("cv2")

@@ -14,7 +14,7 @@ _MOST_HALVINGS = 3
 
 
 class Decoded(NamedTuple):
-    """Pixels of an image of `shape`, perhaps halved a few times, rounding up."""
+    """The pixels of an image of `shape`, halved `halvings` times, rounding up."""
 
     image: UInt8[np.ndarray, "h w 3"]
     shape: tuple[int, int]
@@ -22,23 +22,22 @@ class Decoded(NamedTuple):
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """The bytes of an image file → its pixels in RGB.
+    """Decodes an image file to RGB.
 
-    Ordinary JPEGs are decoded by libjpeg-turbo, to the same bytes that Pillow gives. CMYK, and what is no JPEG whatever
-    its name, goes through Pillow. Grey is repeated, palettes are looked
-    up, transparency is dropped, and of 16 bits the upper 8 are kept. The orientation in EXIF is ignored, as it was when
-    the published generators and classifiers were trained.
+    libjpeg-turbo decodes ordinary JPEGs, to the same bytes as Pillow; Pillow decodes CMYK and all other formats,
+    whatever the file is called. Grey is repeated, palettes are looked up, transparency is dropped, and the upper 8 of
+    16 bits are kept. The orientation in EXIF is ignored, as in the training of published generators and classifiers.
 
-    **Arguments:** `data`: a whole file.
+    **Arguments:** `data`: the bytes of a file.
 
-    **Raises:** `UnreadableExample` if the file is empty, cut off, damaged or no image.
+    **Raises:** `UnreadableExample` if the file is empty, truncated, damaged or not an image.
     """
     return decode_reduced(data, None).image
 
 
 def decode_reduced(data: bytes, shortest: int | None) -> Decoded:
-    """`decode_image`, which may halve a JPEG on the way while both sides keep at least `shortest` pixels. That is
-    faster, and close to averaging 2 × 2 pixels.
+    """Decodes like `decode_image`, and halves a JPEG while both sides keep at least `shortest` pixels. That is faster,
+    and close to averaging 2 × 2 pixels.
     """
     if not data:
         raise UnreadableExample("an empty file (0 bytes)")

@@ -11,7 +11,7 @@ _SPLITS = {"test", "train", "training", "val", "valid", "validation"}
 
 
 class FolderFiles:
-    """Files below a folder."""
+    """Image files below a folder."""
 
     def __init__(self, root: Path, names: Sequence[str]):
         self._root = root
@@ -21,11 +21,11 @@ class FolderFiles:
         return len(self._names)
 
     def read(self, index: int) -> bytes:
-        """The whole file."""
+        """Returns the bytes of a file."""
         return (self._root / self._names[index]).read_bytes()
 
     def name(self, index: int) -> str:
-        """The file's path."""
+        """Returns the path of a file."""
         return str(self._root / self._names[index])
 
 

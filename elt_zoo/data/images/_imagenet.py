@@ -25,8 +25,8 @@ _META = "data/meta.mat"
 
 
 def imagenet_classes() -> Mapping[str, str]:
-    """The 1,000 classes of ImageNet (ILSVRC 2012): WordNet id → its words, in the order of the labels in general use,
-    which is that of the sorted ids.
+    """Returns the 1,000 classes of ImageNet (ILSVRC 2012) as WordNet id → words, in the order of the labels that all
+    published models use: sorted by id.
     """
     text = importlib.resources.files("elt_zoo.data.images").joinpath("imagenet_classes.txt").read_text()
     return dict(line.split("\t") for line in text.splitlines() if not line.startswith("#"))
@@ -40,9 +40,9 @@ def imagenet(
     classes: Sequence[str] | None = None,
     index: Path | None = None,
 ) -> ImageSource:
-    """ImageNet (ILSVRC 2012) as it lies in `root`, unpacked or in its original archives.
+    """Reads ImageNet (ILSVRC 2012), unpacked or in its original archives.
 
-    Of these the first that is there is read:
+    It reads the first of these that exists:
 
     | split | in `root` |
     |---|---|
@@ -52,21 +52,20 @@ def imagenet(
     | val | `val/ILSVRC2012_val_*.JPEG` and the development kit |
     | val | `ILSVRC2012_img_val.tar` and the development kit |
 
-    The development kit is `ILSVRC2012_devkit_t12.tar.gz`, or the folder `ILSVRC2012_devkit_t12` in it. Its numbers of
-    classes are in an order of its own; they are translated. Classes are sorted by WordNet id, and `class_names` are
-    their words. If some classes are not there, the labels are those of the ones that are.
+    The development kit is `ILSVRC2012_devkit_t12.tar.gz`, or the folder `ILSVRC2012_devkit_t12` from it. It numbers
+    classes in another order, which is translated: labels are sorted by WordNet id, and `class_names` are the words. If
+    only some classes exist, the labels number these.
 
     **Arguments:**
 
-    - `root`: folder.
+    - `root`: the folder.
     - `split`: training or validation images.
-    - `transform`: how to decode and crop.
-    - `classes`: WordNet ids in the order of their labels, by default those found; see
+    - `transform`: how images are decoded and cropped.
+    - `classes`: WordNet ids in the order of their labels, by default the sorted ids that exist; see
       [`image_folder`][elt_zoo.data.image_folder].
     - `index`: see [`image_tar`][elt_zoo.data.image_tar].
 
-    **Raises:** `ValueError` if there is no such split. `DataError` if nothing of the above is there, or what is there
-    is not complete.
+    **Raises:** `ValueError` for another split. `DataError` if none of the above exists, or it is not complete.
     """
     if split not in ("train", "val"):
         raise ValueError(f"`imagenet(split={split!r})`: the splits are 'train' and 'val'.")
@@ -94,7 +93,7 @@ def imagenet(
 
 
 def _validation(root: Path, images: Sequence[str], call: str) -> list[str]:
-    """WordNet ids of the images, by the number in their names: line n of the ground truth is of image n."""
+    """Returns the WordNet id of each image by the number in its name: line n of the ground truth is of image n."""
     truth = [int(line) for line in _devkit_file(root, _GROUND_TRUTH, call).split()]
     meta = io.BytesIO(_devkit_file(root, _META, call))
     synsets = np.atleast_1d(optional_import("scipy.io").loadmat(meta, squeeze_me=True)["synsets"])

@@ -13,39 +13,40 @@ IMAGE_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is taken for an image: by its extension, in capitals or not, unless it is hidden."""
+    """Whether a file counts as an image: by its extension in any case, unless it is hidden."""
     return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
 
 
 class ImageFiles(Protocol):
-    """Where the encoded images are: in a folder or in an archive."""
+    """Encoded images in a folder or an archive."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """The whole file. **Raises:** `OSError` if it cannot be read. Several threads may call this."""
+        """Returns the bytes of a file. Several threads may call this. **Raises:** `OSError` if it cannot be read."""
         ...
 
     def name(self, index: int) -> str:
-        """The file's path."""
+        """Returns the path of a file."""
         ...
 
 
 class ImageSource(AbstractSource):
-    """Encoded images, decoded and cropped when they are read.
+    """A source of encoded images, which are decoded and cropped when they are read.
 
     [`image_folder`][elt_zoo.data.image_folder], [`image_tar`][elt_zoo.data.image_tar] and
     [`imagenet`][elt_zoo.data.imagenet] make one.
 
     **Arguments:**
 
-    - `files`: the encoded images.
-    - `class_of_each`: the class of each file, as the data set calls it (a folder's name, a WordNet id).
-    - `transform`: how to decode and crop.
-    - `classes`: all classes, in the order of their labels; by default those that occur, sorted.
-    - `names`: readable names of the classes, for `class_names`; a class that is not in it keeps its own.
+    - `files`: any object with a length, `read(index)`, which returns the bytes of a file or raises `OSError`, and
+      `name(index)`, which returns its path.
+    - `class_of_each`: the class of each file as the data set calls it (the name of a folder, a WordNet id).
+    - `transform`: how images are decoded and cropped.
+    - `classes`: all classes in the order of their labels, by default sorted from `class_of_each`.
+    - `names`: readable names of classes, for `class_names`; other classes keep theirs.
 
-    **Raises:** `ValueError` if there is not one class per file. `DataError` if a class is not among the `classes`.
+    **Raises:** `ValueError` if there is not one class per file. `DataError` if a class is not among `classes`.
     """
 
     classes: tuple[str, ...]
@@ -82,24 +83,24 @@ class ImageSource(AbstractSource):
         return len(self._files)
 
     def label(self, index: int) -> int:
-        """The class of one image."""
+        """Returns the label of one image, without reading it."""
         return int(self._labels[index])
 
     def with_transform(self, transform: ImageTransform) -> "ImageSource":
-        """The same images, decoded and cropped otherwise."""
+        """Returns the same images with another transform."""
         other = copy.copy(self)
         other.transform = transform
         return other
 
     def encoded(self, index: int) -> bytes:
-        """One file as it is stored. **Raises:** `UnreadableExample` if it is gone."""
+        """Returns the bytes of one file. **Raises:** `UnreadableExample` if it cannot be read."""
         try:
             return self._files.read(index)
         except OSError as error:
             raise UnreadableExample(f"a file that cannot be read ({error.strerror or error})") from error
 
     def read(self, visit: Visit) -> Images:
-        """One image, cropped, and its class."""
+        """Returns one image, cropped for this visit, and its label. **Raises:** `UnreadableExample`."""
         try:
             image = self.transform(self.encoded(visit.index), visit.rng())
         except UnreadableExample as error:
@@ -108,5 +109,5 @@ class ImageSource(AbstractSource):
         return Images(image, np.asarray(self._labels[visit.index]))
 
     def name(self, index: int) -> str:
-        """The path of the file, within its archive if it is in one."""
+        """Returns the path of a file, with its archive if it is in one."""
         return self._files.name(index)

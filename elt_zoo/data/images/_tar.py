@@ -19,11 +19,11 @@ _LOGGER = logging.getLogger("elt_zoo.data")
 
 
 class TarFiles:
-    """Images inside a tar archive, or inside tar archives inside it, read where they lie.
+    """Image files inside a tar archive, or in tar archives inside it, read without unpacking.
 
-    Finding them means reading every header once. What was found is kept in a file beside the archive.
+    To find them, every header is read once. The positions are kept in a file beside the archive.
 
-    **Raises:** `DataError` if the archive is missing, cut off, compressed or without images.
+    **Raises:** `DataError` if the archive is missing, truncated, compressed or without images.
     """
 
     def __init__(self, path: Path, index: Path | None = None):
@@ -43,18 +43,18 @@ class TarFiles:
         return len(self._names)
 
     def read(self, index: int) -> bytes:
-        """The whole file."""
+        """Returns the bytes of a file."""
         data = os.pread(self._descriptor, int(self._sizes[index]), int(self._offsets[index]))
         if len(data) < self._sizes[index]:
             raise OSError(f"{self._path} has become shorter")
         return data
 
     def name(self, index: int) -> str:
-        """The path of the archive and that within it."""
+        """Returns the path of the archive and the path within it."""
         return f"{self._path}/{self.member(index)}"
 
     def member(self, index: int) -> str:
-        """The path within the archive; a file of `cat.tar` is in `cat`."""
+        """Returns the path within the archive; a file of `cat.tar` is in `cat`."""
         return os.fsdecode(self._names[index])
 
 
@@ -66,16 +66,17 @@ def image_tar(
     names: Mapping[str, str] | None = None,
     index: Path | None = None,
 ) -> ImageSource:
-    """Images in a tar archive that is not unpacked: one folder per class, or one tar per class as in ImageNet's.
+    """Reads images from a tar archive without unpacking it. The archive holds one folder per class, or one tar archive
+    per class as ImageNet's.
 
     **Arguments:**
 
     - `path`: an uncompressed tar archive.
     - `transform`, `classes`, `names`: as in [`image_folder`][elt_zoo.data.image_folder].
-    - `index`: where to keep the places of the images, so that the archive is searched once; by default beside it, as
-      `….tar.index.npz`. It is made anew when the archive has changed.
+    - `index`: the file that keeps the positions of the images, so that the archive is searched once. Default:
+      `<archive>.index.npz` beside it. It is written again when the archive has changed.
 
-    **Raises:** `DataError` if the archive is missing, cut off, compressed, or without images in classes.
+    **Raises:** `DataError` if the archive is missing, truncated or compressed, or has no images in classes.
     """
     files = TarFiles(Path(path), index)
     members = [files.member(number) for number in range(len(files))]
@@ -98,13 +99,13 @@ def _stamp(path: Path) -> np.ndarray:
 
 
 def _load(path: Path, index: Path) -> _Index | None:
-    """What an earlier search found, if the archive is still the same."""
+    """Returns the result of an earlier search if the archive is still the same."""
     try:
         with index.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             if np.array_equal(saved["stamp"], _stamp(path)):
                 return saved["names"], saved["offsets"], saved["sizes"]
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        pass  # not there, or not whole: it is made anew
+        pass  # not there, or not whole: it is written again
     return None
 
 
@@ -135,7 +136,7 @@ def _scan_and_save(path: Path, index: Path) -> _Index:
 
 
 def _images(file: BinaryIO, start: int, end: int, prefix: str) -> Iterator[tuple[bytes, int, int]]:
-    """Path, offset and size of the images in the archive that begins at `start` of a file and ends before `end`."""
+    """Yields path, offset and size of each image in the archive from `start` to `end` of a file."""
     file.seek(start)
     # `tarfile` counts offsets from the start of the file, also where the archive begins further on.
     with tarfile.TarFile(fileobj=file, mode="r") as archive:

@@ -18,12 +18,12 @@ class Encoder(Protocol):
 
     @property
     def encode(self) -> Callable[..., Any]:
-        """A function of one example."""
+        """Encodes one example."""
         ...
 
 
 class ViewEncoder:
-    """Encodes the views of several examples as one batch of a fixed size, and lays the results out as records."""
+    """Encodes the views of several examples as one batch of a fixed size, and packs the results into records."""
 
     def __init__(
         self,
@@ -91,15 +91,15 @@ class ViewEncoder:
         return [row.tobytes() for row in records]
 
     def _batch(self, examples: Sequence[Images | Clips]) -> Images | Clips:
-        """Examples and copies of the first up to the batch size, so that one program serves all, with their views as
-        one axis.
+        """Stacks the views of all examples, and repeats the first example up to the batch size, so that one compiled
+        program serves all batches.
         """
         padded = [*examples, *[examples[0]] * (self.batch_size - len(examples))]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *padded)
 
 
 def values_of(example: Images | Clips) -> Any:
-    """The bytes of images or clips."""
+    """Returns the bytes of images or clips."""
     return example.images if isinstance(example, Images) else example.clips
 
 

@@ -96,8 +96,8 @@ def pack_images(
 
 
 class ShardedImages(AbstractSource):
-    """Image files that [`pack_images`][elt_zoo.data.pack_images] packed, decoded when they are read, as
-    [`Images`][elt_zoo.data.Images].
+    """A source of [`Images`][elt_zoo.data.Images] from files that [`pack_images`][elt_zoo.data.pack_images] packed,
+    decoded when they are read.
     """
 
     def __init__(self, folder: str | os.PathLike, transform: Callable[[bytes, np.random.Generator], np.ndarray]):
@@ -115,15 +115,15 @@ class ShardedImages(AbstractSource):
         return len(self._reader)
 
     def name(self, index: int) -> str:
-        """File and position of the record."""
+        """Returns the file and the position of a record."""
         return self._reader.name(index)
 
     def label(self, index: int) -> int:
-        """The class of one image. **Raises:** `UnreadableExample` if the record is damaged."""
+        """Returns the label of one image. **Raises:** `UnreadableExample` if the record is damaged."""
         return self._record(index)[0]
 
     def encoded(self, index: int) -> bytes:
-        """One file as it was packed. **Raises:** `UnreadableExample` if the record is damaged."""
+        """Returns the bytes of one file. **Raises:** `UnreadableExample` if the record is damaged."""
         return self._record(index)[1]
 
     def _record(self, index: int) -> tuple[int, bytes]:
@@ -133,6 +133,6 @@ class ShardedImages(AbstractSource):
         return _LABEL.unpack_from(record)[0], record[_LABEL.size :]
 
     def read(self, visit: Visit) -> Images:
-        """One image, cropped for this visit. **Raises:** `UnreadableExample` if it cannot be decoded."""
+        """Returns one image, cropped for this visit. **Raises:** `UnreadableExample` if it cannot be decoded."""
         label, content = self._record(visit.index)
         return Images(self._transform(content, visit.rng()), np.asarray(label, np.int32))

@@ -17,21 +17,21 @@ INDEX_FILE = "index.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """What a folder of shards holds, as it is known before the first of them is written.
+    """The contents of a folder of shards, known before the first shard is written.
 
     **Fields:**
 
-    - `kind`: encoded images as they were found, or what a tokenizer made of them.
-    - `fields`: dtype and shape of each array of a record, all views of an example in the first axis; none for images,
-      whose records vary in length.
-    - `class_names`: by label.
-    - `examples`: in the source, of which those that cannot be read are left out.
+    - `kind`: image files, or the ids or latents of a tokenizer.
+    - `fields`: dtype and shape of each array of a record, with the views of an example in the first axis. Empty for
+      images, whose records vary in length.
+    - `class_names`: names of the classes, by label.
+    - `examples`: examples of the source, including those that turn out to be unreadable.
     - `shard_size`: examples of each shard but the last.
-    - `views`: what `fields` has in its first axis.
-    - `input_shape`: of the pixels that were encoded.
+    - `views`: the views in the first axis of `fields`.
+    - `input_shape`: shape of the pixels that were encoded.
     - `codebook_size`: K, for tokens.
-    - `fingerprint`: of the tokenizer.
-    - `description`: whatever else tells this folder from another, of JSON's types.
+    - `fingerprint`: identifies the tokenizer.
+    - `description`: anything else that tells this folder from another, of JSON's types.
     """
 
     kind: Literal["images", "tokens", "latents"]
@@ -52,19 +52,19 @@ class ShardPlan:
 
     @property
     def num_shards(self) -> int:
-        """Files of the folder."""
+        """Number of files."""
         return -(-self.examples // self.shard_size)
 
     def rows(self, shard: int) -> range:
-        """Examples of the source that belong in a shard."""
+        """Returns the examples of the source that belong to a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.examples))
 
     def file_name(self, shard: int) -> str:
-        """Name of a shard's file."""
+        """Returns the name of a shard's file."""
         return f"shard-{shard:05d}-of-{self.num_shards:05d}.array_record"
 
     def to_json(self) -> dict[str, Any]:
-        """The plan in JSON's types."""
+        """Returns the plan in JSON's types."""
         return json.loads(json.dumps(dataclasses.asdict(self) | {"views": self.views.value}))
 
     @classmethod
@@ -89,8 +89,8 @@ class ShardPlan:
 class Shard:
     """One finished file.
 
-    **Fields:** `examples` and `bytes` in it; `crc32` of its bytes; `skipped`: names of the examples that could not be
-    read, with the reason.
+    **Fields:** `examples`, `bytes`: how many it holds; `crc32`: checksum of its bytes; `skipped`: names of the examples
+    that could not be read, and the reasons.
     """
 
     examples: int
@@ -107,18 +107,18 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-    """A complete folder of shards: what was planned, and what became of each file."""
+    """The index of a complete folder of shards, as `precompute`, `pack_images` and `open_shards` return it."""
 
     plan: ShardPlan
     shards: tuple[Shard, ...]
 
     def __len__(self) -> int:
-        """Examples of all shards."""
+        """Number of examples in all shards."""
         return sum(shard.examples for shard in self.shards)
 
     @property
     def kind(self) -> Literal["images", "tokens", "latents"]:
-        """What the records are: image files, or what a tokenizer made of them."""
+        """Kind of the records: image files, or the ids or latents of a tokenizer."""
         return self.plan.kind
 
     @property
@@ -133,27 +133,27 @@ class ShardIndex:
 
     @property
     def num_shards(self) -> int:
-        """Files of the folder."""
+        """Number of files."""
         return len(self.shards)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Names of the examples that could not be read, with the reason."""
+        """Names of the examples that could not be read, and the reasons."""
         return {name: reason for shard in self.shards for name, reason in shard.skipped.items()}
 
 
 def file_size(file: Path) -> int | None:
-    """Bytes of a file, or `None` if there is none."""
+    """Returns the size of a file in bytes, or `None` if there is none."""
     return file.stat().st_size if file.is_file() else None
 
 
 def read_index_file(file: Path) -> Any:
-    """The content of a JSON file, or `None` if there is none. **Raises:** `DataError` if it cannot be read."""
+    """Returns the content of a JSON file, or `None` if there is none. **Raises:** `DataError` if it cannot be read."""
     try:
         return read_json(file)
     except (FileNotFoundError, NotADirectoryError):
@@ -165,7 +165,7 @@ def read_index_file(file: Path) -> Any:
 
 
 def read_plan(folder: Path) -> tuple[ShardPlan, tuple[Shard, ...] | None] | None:
-    """The plan of a folder and, if all are written, its shards; `None` if there is no index.
+    """Returns the plan of a folder and, if they are complete, its shards; `None` if there is no index.
 
     **Raises:** `DataError` if the index is damaged or of a newer version.
     """
@@ -195,7 +195,7 @@ def read_plan(folder: Path) -> tuple[ShardPlan, tuple[Shard, ...] | None] | None
 
 
 def write_plan(folder: Path, plan: ShardPlan, shards: tuple[Shard, ...] | None) -> None:
-    """Writes the index, of a folder under way or of a finished one."""
+    """Writes the index of a complete folder, or with `None` of an incomplete one."""
     entries = None if shards is None else [dataclasses.asdict(shard) for shard in shards]
     write_json(folder / INDEX_FILE, {"format_version": FORMAT_VERSION, "plan": plan.to_json(), "shards": entries})
 

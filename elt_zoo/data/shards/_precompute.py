@@ -91,7 +91,7 @@ class _Encoding:
     threads: int
 
     def entries(self, rows: range) -> Iterator[list[bytes | Skipped]]:
-        """An entry for each row, a batch at a time."""
+        """Yields an entry for each row, a batch at a time."""
         started: deque[tuple[list[Images | Clips | Skipped], Any]] = deque()
         for batch in self.reader.batches(rows, self.encoder.batch_size, self.threads):
             started.append((batch, self.encoder.start(_readable(batch))))
@@ -130,7 +130,7 @@ class _ViewReader:
         return type(example)(views, np.full(len(views), example.labels, np.int32))
 
     def first(self) -> Images | Clips:
-        """The first example that can be read."""
+        """Returns the first example that can be read."""
         for index in range(len(self._source)):
             item = self.read(index)
             if not isinstance(item, Skipped):
@@ -138,7 +138,7 @@ class _ViewReader:
         raise DataError(f"None of the {len(self._source)} examples could be read; the first is {self._source.name(0)}.")
 
     def batches(self, rows: range, batch_size: int, threads: int) -> Iterator[list[Images | Clips | Skipped]]:
-        """The examples of `rows`, read by threads two batches ahead."""
+        """Yields the examples of `rows`, which threads read two batches ahead."""
         # A short buffer: Grain looks through all of it at every example. Whole batches wait behind it.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
         items = grain.MapDataset.range(rows.start, rows.stop).map(self.read).to_iter_dataset(options)

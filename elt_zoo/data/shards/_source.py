@@ -27,8 +27,8 @@ class _File(NamedTuple):
 
 
 class ShardReader:
-    """Random access to the records of a folder of shards. Files are opened when they are needed, once each, and read by
-    several threads.
+    """Random access to the records of a folder of shards. Each file is opened once, when it is first needed; several
+    threads read it.
     """
 
     def __init__(self, folder: str | os.PathLike, kind: str):
@@ -67,7 +67,7 @@ class ShardReader:
             raise UnreadableExample(f"{name} is damaged: {error}") from error
 
     def name(self, row: int) -> str:
-        """File and position of a record."""
+        """Returns the file and the position of a record."""
         shard = int(np.searchsorted(self._ends, row, side="right"))
         return f"{self.folder / self.index.plan.file_name(shard)}, record {row - int(self._starts[shard])}"
 
@@ -95,9 +95,9 @@ class _ShardedRecords(AbstractSource):
     ):
         """**Arguments:**
 
-        - `folder`: that [`precompute`][elt_zoo.data.precompute] wrote.
-        - `tokenizer`: what the records must have been made with; `None` to take them as they are.
-        - `shape`: of one example, as the model wants it; `None` to take any.
+        - `folder`: a folder that [`precompute`][elt_zoo.data.precompute] wrote.
+        - `tokenizer`: the tokenizer that must have made the records; `None` accepts any.
+        - `shape`: the shape that one example must have; `None` accepts any.
 
         **Raises:** `DataError` if the folder does not match its index, or holds records of another kind, tokenizer or
         shape.
@@ -110,7 +110,7 @@ class _ShardedRecords(AbstractSource):
         found = {field[1:] for _, field in plan.fields.values()}
         if shape is not None and found != {tuple(shape)}:
             raise DataError(
-                f"{folder} holds {self._kind} of shape {found.pop()}, made from pictures of {plan.input_shape}, but "
+                f"{folder} holds {self._kind} of shape {found.pop()}, made from images of {plan.input_shape}, but "
                 f"{tuple(shape)} was asked for. Precompute them in the size that the model needs."
             )
         if tokenizer is not None and fingerprint(tokenizer) != plan.fingerprint:
@@ -124,15 +124,15 @@ class _ShardedRecords(AbstractSource):
         return len(self._reader)
 
     def name(self, index: int) -> str:
-        """File and position of the record."""
+        """Returns the file and the position of a record."""
         return self._reader.name(index)
 
     def read(self, visit: Visit) -> Any:
-        """One example, of the view that this visit draws."""
+        """Returns one example, in the view that this visit samples."""
         return jax.tree.map(lambda leaf: leaf[0, ...], self.read_batch([visit]))
 
     def read_batch(self, visits: list[Visit]) -> Any:
-        """Several examples, stacked. **Raises:** `UnreadableExample` if one of them is damaged."""
+        """Returns several examples, stacked. **Raises:** `UnreadableExample` if one of them is damaged."""
         table = np.asarray(visits, np.int64)
         content = b"".join(self._reader.read(table[:, 0]))
         if len(content) != len(visits) * self._record.itemsize:
@@ -145,17 +145,17 @@ class _ShardedRecords(AbstractSource):
 
     @abc.abstractmethod
     def _example(self, labels: np.ndarray, fields: dict[str, np.ndarray]) -> Any:
-        """The batch that fields make."""
+        """Returns the batch of some fields."""
 
 
 class ShardedTokens(_ShardedRecords):
-    """Precomputed ids, read from shards as [`Tokens`][elt_zoo.data.Tokens]. Every visit draws one of the views."""
+    """A source of precomputed [`Tokens`][elt_zoo.data.Tokens]. Every visit samples one of the stored views."""
 
     _kind = "tokens"
 
     @property
     def codebook_size(self) -> int:
-        """K; ids are 0 to K − 1."""
+        """Number of codes K; ids are 0 to K − 1."""
         assert self.index.plan.codebook_size is not None
         return self.index.plan.codebook_size
 
@@ -164,8 +164,8 @@ class ShardedTokens(_ShardedRecords):
 
 
 class ShardedLatents(_ShardedRecords):
-    """Precomputed posteriors, read from shards as [`Latents`][elt_zoo.data.Latents]. Every visit draws one of the
-    views; [`sample_latents`][elt_zoo.data.sample_latents] draws from the posterior.
+    """A source of precomputed [`Latents`][elt_zoo.data.Latents]. Every visit samples one of the stored views;
+    [`sample_latents`][elt_zoo.data.sample_latents] samples from the posterior.
     """
 
     _kind = "latents"
@@ -175,8 +175,8 @@ class ShardedLatents(_ShardedRecords):
 
 
 def draw_views(visits: UInt64[np.ndarray, "visits 3"], count: int) -> Int64[np.ndarray, " visits"]:
-    """A view for each visit (index, epoch and seed), as good as random and the same wherever it is read: three rounds
-    of SplitMix64. A generator for each visit would cost more than reading it.
+    """Samples a view for each visit (index, epoch and seed) by three rounds of SplitMix64, and from nothing else.
+    A NumPy generator for each visit would cost more than reading it.
 
     ??? cite "Reference"
 

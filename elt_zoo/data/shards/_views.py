@@ -5,31 +5,34 @@ from jaxtyping import UInt8
 
 
 class Views(enum.Enum):
-    """Which views of an image or a clip are encoded ahead, for want of random crops and flips later. In training one of
-    them is drawn at every visit.
+    """Which views of an image or a clip are encoded in advance, in place of random crops and flips. Training samples
+    one of them at every visit.
     """
 
     ONE = "one"
-    """The centre alone."""
+    """The centre crop."""
     FLIP = "flip"
-    """The centre and its mirror image."""
+    """The centre crop and its mirror image."""
     TEN_CROPS = "ten_crops"
-    """The four corners and the centre, and their mirror images: LlamaGen's way (2406.06525), which cuts them from
-    images 1.1 times as large. The corners differ only if the source is larger than the crop."""
+    """Crops at the four corners and the centre, and their mirror images, as in LlamaGen
+    ([2406.06525](https://arxiv.org/abs/2406.06525)), which crops images 1.1 times as large. The crops differ only if
+    the source is larger than the crop."""
 
     @property
     def count(self) -> int:
-        """Views of an example."""
+        """Number of views of an example."""
         return {Views.ONE: 1, Views.FLIP: 2, Views.TEN_CROPS: 10}[self]
 
     def cut(
         self, pixels: UInt8[np.ndarray, "*frames height width channels"], size: int
     ) -> UInt8[np.ndarray, "views *frames size size channels"]:
-        """**Arguments:** `pixels`: an image, or a clip, all frames of which are cut alike; `size`: of the crops.
+        """Crops the views of an image, or of a clip, whose frames are all cropped alike.
 
-        **Returns:** the views, those not mirrored first.
+        **Arguments:** `pixels`: an image or a clip; `size`: height and width of the crops.
 
-        **Raises:** `ValueError` if the picture is smaller than the crop.
+        **Returns:** the views, mirror images last.
+
+        **Raises:** `ValueError` if the image is smaller than the crop.
         """
         down, right = (length - size for length in pixels.shape[-3:-1])
         if min(down, right) < 0 or size < 1:

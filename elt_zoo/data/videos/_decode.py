@@ -13,20 +13,20 @@ from .._source import UnreadableExample
 
 
 class VideoInfo(NamedTuple):
-    """What reading frames of a file by their number takes to know."""
+    """Properties of a video that are needed to read frames by number."""
 
     frames: int
     height: int
     width: int
     rate: float
     times: Sequence[int] | None
-    """When each frame is shown, in the stream's ticks; `None` if the file does not say so reliably."""
+    """Time of each frame in ticks of the stream; `None` if the file does not say it reliably."""
 
 
 class Cut(NamedTuple):
-    """A square window: where it lies, as fractions of the room there is from the top and from the left, and its size.
+    """A square crop of `size` pixels, after the shorter side of the frame is resized to `size`.
 
-    The frame is first resized so that its shorter side is `size`.
+    `top` and `left` are its position, as fractions of the possible offsets.
     """
 
     size: int
@@ -35,11 +35,11 @@ class Cut(NamedTuple):
 
 
 def probe_video(path: str | os.PathLike) -> VideoInfo:
-    """Decodes a video once, to know how many frames it really has and when each of them is shown.
+    """Decodes a video once, to learn how many frames it has and when each is shown.
 
-    Headers and packets do not tell: some packets hold no frame and others two, and AVI has no times of its own.
+    Headers and packets do not tell: some packets hold no frame and others two, and AVI stores no times.
 
-    **Raises:** `UnreadableExample` if that is no video or is damaged anywhere.
+    **Raises:** `UnreadableExample` if the file is not a video or is damaged anywhere.
     """
     with _open(path) as (container, stream):
         times = [frame.pts for frame in container.decode(stream)]
@@ -81,7 +81,7 @@ def read_frames(
 
 
 def _trusted(times: list[int | None]) -> Sequence[int] | None:
-    """The times by frame if they go forward, which those that AVI gives to reordered frames need not."""
+    """Returns the times if they increase, else `None`: AVI may give reordered frames times that do not."""
     known = [time for time in times if time is not None]
     if len(known) < len(times) or any(later <= earlier for earlier, later in itertools.pairwise(known)):
         return None
@@ -91,7 +91,7 @@ def _trusted(times: list[int | None]) -> Sequence[int] | None:
 
 @contextlib.contextmanager
 def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
-    """A container and its first video stream. Whatever the codec complains of becomes an `UnreadableExample`."""
+    """Opens a container and its first video stream. Errors of the codec become `UnreadableExample`."""
     av = optional_import("av")
     try:
         with av.open(os.fspath(path)) as container:
@@ -106,7 +106,7 @@ def _open(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
 
 
 def _reason(path: str | os.PathLike, error: Exception) -> str:
-    """Says what is wrong in the words of a user where that can be known."""
+    """Says what is wrong with a file in plain words, where that is known."""
     if not os.path.exists(path):
         return "is missing"
     if os.path.getsize(path) == 0:
@@ -115,7 +115,7 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
 
 
 class _Converter:
-    """Frames of the codec → RGB, resized and cut. Keeps the scaler's tables from frame to frame."""
+    """Converts decoded frames to RGB, resized and cropped. Keeps the scaler's tables between frames."""
 
     def __init__(self, info: VideoInfo, cut: Cut | None):
         scaling = optional_import("av.video.reformatter")
@@ -141,7 +141,7 @@ class _Converter:
 
 
 def _seek_frames(container: Any, stream: Any, times: Sequence[int], wanted: range, convert: _Converter) -> list | None:
-    """The frames from the keyframe before them on, or `None` if that does not meet every one of them."""
+    """Reads frames from the keyframe before them on. Returns `None` if one of them is not met."""
     container.seek(times[wanted[0]], stream=stream)
     expected = [times[index] for index in wanted]
     frames: list[np.ndarray] = []
@@ -159,7 +159,7 @@ def _seek_frames(container: Any, stream: Any, times: Sequence[int], wanted: rang
 
 
 def _first_frames(container: Any, stream: Any, wanted: range, convert: _Converter) -> list:
-    """The frames by counting from the first."""
+    """Reads frames by counting from the first."""
     frames = []
     for index, frame in enumerate(container.decode(stream)):
         if index in wanted:

@@ -47,7 +47,7 @@ def video_folder(
 
 
 def videos_by_class(root: Path, call: str, expected: str, ignored: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The videos in each folder of `root`, as paths below it, both in the order of their names."""
+    """Lists the videos of each class folder, as sorted paths below `root`."""
     found, loose = list_folder(root, call, f"Expected {expected}")
     folders = [name for name in found if name not in ignored]
     if not folders:

@@ -23,18 +23,18 @@ def index_videos(
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[VideoInfo | str]:
-    """What it takes to read each video, or why that one cannot be read.
-
-    Every file is looked into once, and what was found is kept; later calls look only into files that are new, or whose
-    size or time of change is another.
+    """Probes each video once, and keeps the results in a file. Later calls probe only files that are new, or whose size
+    or modification time has changed.
 
     **Arguments:**
 
-    - `root`, `files`: a folder, and paths below it.
-    - `cache`: the file to keep the index in. Default: `.elt_zoo_videos.json` in `root`, or in the user's cache folder
+    - `root`, `files`: a folder, and paths of videos below it.
+    - `cache`: the file that keeps the results. Default: `.elt_zoo_videos.json` in `root`, or in the user's cache folder
       (`$XDG_CACHE_HOME/elt_zoo`) if `root` cannot be written to.
     - `workers`: threads. Default: one for each core.
-    - `on_progress`: called with the number of files done and the number of those to look into.
+    - `on_progress`: called with the number of videos probed, and of those to probe.
+
+    **Returns:** for each file the properties of the video, or the reason why it cannot be read.
     """
     root = Path(root)
     cache = _default_cache(root) if cache is None else Path(cache)
@@ -43,7 +43,7 @@ def index_videos(
     stale = [file for file, stamp in stamps.items() if known.get(file, {}).get("stamp") != stamp]
     if not stale:
         return [_decode_entry(known[file]) for file in files]
-    _LOGGER.info("looking into %d new or changed videos of %s", len(stale), root)
+    _LOGGER.info("reading the lengths of %d new or changed videos in %s", len(stale), root)
     try:
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             results = pool.map(_probe, (root / file for file in stale))
@@ -91,7 +91,7 @@ def _default_cache(root: Path) -> Path:
 
 
 def _load(cache: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a cache file that is there, whole and of this version."""
+    """Returns the entries of a cache file, or none if it is missing, damaged or of another version."""
     try:
         content = read_json(cache)
         if content["version"] != _VERSION:
@@ -102,7 +102,7 @@ def _load(cache: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        _LOGGER.warning("the index of videos %s is damaged (%s) and is made anew", cache, error)
+        _LOGGER.warning("the index of videos %s is damaged (%s) and is written again", cache, error)
         return {}
 
 

@@ -14,7 +14,7 @@ from ._transform import ClipTransform
 
 
 class VideoSource(AbstractSource):
-    """Video files as a source of [`Clips`][elt_zoo.data.Clips], one clip from each file and epoch.
+    """A source of [`Clips`][elt_zoo.data.Clips] from video files: one clip per file and epoch.
 
     [`ucf101`][elt_zoo.data.ucf101] and [`video_folder`][elt_zoo.data.video_folder] make one from a folder.
     """
@@ -46,7 +46,7 @@ class VideoSource(AbstractSource):
             raise ValueError(f"`VideoSource` got {len(files)} files and {len(labels)} labels; it needs one label each.")
         self.root = Path(root)
         if not files:
-            raise DataError(f"No videos are wanted of {self.root}: the list of files is empty.")
+            raise DataError(f"There are no videos to read from {self.root}: the list of files is empty.")
         missing = [file for file in files if not os.path.isfile(self.root / file)]
         if missing:
             raise DataError(
@@ -63,21 +63,21 @@ class VideoSource(AbstractSource):
         return len(self.files)
 
     def with_transform(self, transform: ClipTransform) -> "VideoSource":
-        """The same files, with clips taken otherwise."""
+        """Returns the same videos with another transform."""
         other = copy.copy(self)
         other.transform = transform
         return other
 
     def label(self, index: int) -> int:
-        """The class of a file, without reading it."""
+        """Returns the label of a video, without reading it."""
         return int(self._labels[index])
 
     def name(self, index: int) -> str:
-        """The path of a file."""
+        """Returns the path of a video."""
         return str(self.root / self.files[index])
 
     def read(self, visit: Visit) -> Clips:
-        """One clip; which one is decided by the visit alone."""
+        """Returns one clip, decided by the visit alone. **Raises:** `UnreadableExample`."""
         info, transform = self._index[visit.index], self.transform
         if isinstance(info, str):
             raise UnreadableExample(info)

@@ -38,5 +38,5 @@ class ClipTransform:
 
     @property
     def span(self) -> int:
-        """Frames of the video from the first to the last of the clip."""
+        """Number of frames of the video between the first and the last of the clip, both included."""
         return (self.frames - 1) * self.stride + 1

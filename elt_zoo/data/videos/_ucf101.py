@@ -24,26 +24,26 @@ def ucf101(
     cache: str | os.PathLike | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VideoSource:
-    """UCF-101 as its archives unpack, or any videos laid out like it.
+    """Reads UCF-101 as its archives unpack, or any videos laid out like it.
 
     ```text
     root/UCF-101/<Class>/v_<Class>_g01_c01.avi
     root/ucfTrainTestlist/classInd.txt, trainlist01.txt, testlist01.txt, …
     ```
 
-    Labels are the numbers of `classInd.txt` less one. Without the lists only `split="all"` is possible; then classes
-    are numbered in the order of their names, which need not be that of `classInd.txt`.
+    Labels are the numbers in `classInd.txt` minus one. Without the lists, only `split="all"` is possible; classes are
+    then sorted by name, which may differ from `classInd.txt`.
 
     **Arguments:**
 
     - `root`: the folder that holds `UCF-101`, or `UCF-101` itself, with the lists beside it or in it.
-    - `transform`: how a clip is taken.
-    - `split`, `fold`: which of the official lists; "all" is every file there is.
-    - `lists`: their folder, if elsewhere.
+    - `transform`: how clips are taken and cropped.
+    - `split`, `fold`: one of the official lists; "all" is every file.
+    - `lists`: the folder of the lists, if it is elsewhere.
     - `cache`, `on_progress`: see [`VideoSource`][elt_zoo.data.VideoSource].
 
-    **Raises:** `DataError`, saying what was expected and found, if folders, lists or files of a list are missing, or a
-    list is not as it should be. `ValueError` for another split.
+    **Raises:** `DataError` with what was expected and found, if folders, lists or files of a list are missing, or a
+    list is malformed. `ValueError` for another split.
 
     ??? cite "Reference"
         Soomro, Zamir, Shah: *UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild*, 2012
@@ -86,7 +86,7 @@ def _lines(path: Path) -> list[list[str]]:
 
 
 def _class_names(path: Path) -> list[str]:
-    """The names in `classInd.txt`, whose lines are "1 ApplyEyeMakeup"."""
+    """Reads `classInd.txt`, whose lines are "1 ApplyEyeMakeup"."""
     lines = _lines(path)
     if [line[0] for line in lines] != [str(number) for number in range(1, len(lines) + 1)] or {2} != set(
         map(len, lines)
@@ -96,7 +96,7 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _read_list(path: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Files and labels of a list, whose lines are "Class/v_Class_g01_c01.avi 1", without the number in test lists."""
+    """Reads a list, whose lines are "Class/v_Class_g01_c01.avi 1", without the number in test lists."""
     lines = _lines(path)
     files = [line[0] for line in lines]
     labels = _labels(files, names, path)

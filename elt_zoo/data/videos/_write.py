@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from ..._checks import checked
 from ..._optional import optional_import
+from ...storage import atomic_write
 from .._batches import Clips
 from .._source import AbstractSource, Visit
 from ._ucf101 import LIST_FOLDER, VIDEO_FOLDER
@@ -21,14 +22,16 @@ _CLIPS_PER_GROUP = 7  # as in UCF-101, whose groups are cut from one video each
 def write_video(
     path: str | os.PathLike, frames: UInt8[np.ndarray, "frames height width 3"], *, rate: float = 25.0
 ) -> None:
-    """Writes RGB frames as a video of nearly their quality.
+    """Writes RGB frames as a video, with little loss.
 
-    **Arguments:** `path`: ending in `.mp4` (H.264), `.avi` (MPEG-4) or `.gif`; `frames`; `rate`: frames per second,
-      which GIF rounds to a whole number of hundredths of a second per frame and where equal frames become one that
-      lasts longer.
+    **Arguments:**
 
-    **Raises:** `ValueError` for another ending, no frames, or if the video formats get an odd height or width, which
-    they cannot store.
+    - `path`: ends in `.mp4` (H.264), `.avi` (MPEG-4) or `.gif`.
+    - `frames`: bytes 0 to 255.
+    - `rate`: frames per second. GIF rounds the time of a frame to hundredths of a second, and merges equal frames.
+
+    **Raises:** `ValueError` for another ending, no frames, or an odd height or width, which only GIF can store.
+    `OSError` in one line if the file cannot be written.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -36,25 +39,30 @@ def write_video(
         raise ValueError(f"`write_video({str(path)!r})`: the name must end in {', '.join(_CODECS)} or .gif.")
     if not len(frames) or rate <= 0:
         raise ValueError(f"`write_video(rate={rate})` got {len(frames)} frames; it needs some, and a positive rate.")
-    if suffix == ".gif":
-        _write_gif(path, frames, rate)
-        return
     height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
+    if suffix != ".gif" and (height % 2 or width % 2):
         raise ValueError(f"`write_video` got {height} × {width} pixels; {suffix} needs an even height and width.")
-    _write_stream(path, frames, rate, *_CODECS[suffix])
+    with atomic_write(path) as file:
+        if suffix == ".gif":
+            _write_gif(file, frames, rate)
+        else:
+            _write_stream(file, frames, rate, *_CODECS[suffix])
 
 
 def write_ucf101(
     root: str | os.PathLike, train: AbstractSource, test: AbstractSource, *, rate: float = 25.0, seed: int = 0
 ) -> None:
-    """Writes the clips of two sources as a data set in the layout of UCF-101, with the lists of one fold, for
-    [`ucf101`][elt_zoo.data.ucf101] to read.
+    """Writes the clips of two sources in the layout of UCF-101, with the lists of one fold, so that
+    [`ucf101`][elt_zoo.data.ucf101] can read them.
 
-    **Arguments:** `root`: a folder, made if need be; `train`, `test`: sources of [`Clips`][elt_zoo.data.Clips], such as
-    [`MovingDigits`][elt_zoo.data.MovingDigits]; `rate`: frames per second; `seed`: of what the sources draw.
+    **Arguments:**
 
-    **Raises:** `ValueError` if the sources' classes differ, or have names that the lists cannot hold.
+    - `root`: a folder, created if missing.
+    - `train`, `test`: sources of [`Clips`][elt_zoo.data.Clips], such as [`MovingDigits`][elt_zoo.data.MovingDigits].
+    - `rate`: frames per second.
+    - `seed`: of the sources' visits.
+
+    **Raises:** `ValueError` if the sources have different classes, or names that the lists cannot hold.
     """
     if train.class_names != test.class_names:
         raise ValueError(
@@ -78,7 +86,7 @@ def write_ucf101(
 def _write_clips(
     root: Path, source: AbstractSource, counts: list[int], rate: float, seed: int
 ) -> Iterator[tuple[str, int]]:
-    """Writes one clip after the other and tells its file and label; `counts` are the clips of each class so far."""
+    """Writes one clip after the other and yields its file and label. `counts`: the clips of each class so far."""
     for index in range(len(source)):
         example: Clips = source.read(Visit(index, seed=seed))
         label = int(example.labels)
