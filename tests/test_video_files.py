@@ -312,6 +312,22 @@ def test_impossible_videos_are_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"rate=25.0\)` got 0 frames"):
         write_video(tmp_path / "video.avi", frames[:0])
     write_video(tmp_path / "video.gif", frames)
+    with pytest.raises(OSError, match=r"nowhere/video\.gif cannot be written: No such file or directory"):
+        write_video(tmp_path / "nowhere" / "video.gif", frames)
+
+
+def test_a_video_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "video.avi"
+    write_video(path, frames_of(0, 4))
+    before = path.read_bytes()
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(av.VideoFrame, "from_ndarray", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_video(path, frames_of(1, 4))
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
 
 
 def test_a_missing_extra_says_how_to_get_it():

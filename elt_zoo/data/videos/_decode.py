@@ -55,13 +55,12 @@ def probe_video(path: str | os.PathLike) -> VideoInfo:
 def read_frames(
     path: str | os.PathLike, info: VideoInfo, *, start: int, count: int, stride: int = 1, cut: Cut | None = None
 ) -> UInt8[np.ndarray, "count height width 3"]:
-    """Frames `start`, `start + stride`, … of a video as RGB.
+    """Reads the frames `start`, `start + stride`, … of a video as RGB.
 
-    Decoding begins at the last keyframe before them, if the file says where that is, else with the first frame, and
-    ends with the last frame wanted. Only frames that are kept are converted and resized.
+    Decoding begins at the last keyframe before them if the file says where that is, else at the first frame, and ends
+    with the last of them. Only frames that are kept are converted and resized.
 
-    **Arguments:** `path`; `info`: from [`probe_video`][elt_zoo.data.probe_video]; `start`, `count`, `stride`; `cut`: by
-    default frames are whole and as large as stored.
+    **Arguments:** `path`; `info`: from `probe_video`; `start`, `count`, `stride`; `cut`: the crop, by default none.
 
     **Raises:** `UnreadableExample` if the frames cannot be decoded. `ValueError` if the video is not that long.
     """
