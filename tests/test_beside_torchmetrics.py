@@ -5,8 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
+from fixtures.rule import weights
 from parity import relative_error
-from test_evaluators import by_rule, shapes_of
+from test_evaluators import shapes_of
 from weight_files import write_safetensors
 
 from elt_zoo.metrics import (
@@ -101,7 +102,7 @@ def test_precision_and_recall_are_those_of_all_distances():
 @pytest.mark.slow
 def test_features_and_files_are_those_of_pytorch_fid(pytorch_fid, tmp_path, monkeypatch):
     fid_score, networks = pytorch_fid
-    tensors = by_rule(shapes_of("inception"), 9, 1.2)
+    tensors = weights(shapes_of("inception"), 9, 1.2)
     write_safetensors(tmp_path / "weights", tensors)
     norms = {name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")}
     state = {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}

@@ -336,7 +336,8 @@ def test_clips_are_measured_in_several_sets(cells, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     from evaluate import Config, main
     from evaluators import EvaluatorOptions
-    from test_evaluators import by_rule, shapes_of
+    from fixtures.rule import weights
+    from test_evaluators import shapes_of
     from video_files import frames_of, write_frames
     from weight_files import write_safetensors
 
@@ -346,7 +347,7 @@ def test_clips_are_measured_in_several_sets(cells, monkeypatch, tmp_path):
         dim=8, num_layers=1, max_loops=2, num_heads=1, num_classes=2, grid=tokenizer.grid, codebook_size=4
     )
     save("model", config.build(key=jax.random.key(1)), config, tokenizer=tokenizer)
-    write_safetensors(tmp_path / "i3d", by_rule(shapes_of("i3d"), 3, 1.2))
+    write_safetensors(tmp_path / "i3d", weights(shapes_of("i3d"), 3, 1.2))
     for index in range(4):
         write_frames(tmp_path / "real" / f"class{index % 2}" / f"{index}.avi", frames_of(index, 20, 128, 128))
     options = EvaluatorOptions(i3d=Path("i3d"), reference_data="real", extractor_batch=4, allow_few=True)

@@ -14,7 +14,7 @@ from test_looped import randomize
 from weight_files import write_safetensors, write_torch_zip
 
 from elt_zoo.corruption import Prediction
-from elt_zoo.families import DiTConfig
+from elt_zoo.families import DiTConfig, NoiseSchedule
 from elt_zoo.models import BatchedPredict
 from elt_zoo.nn import Linear, sincos_positions
 from elt_zoo.pretrained import LicenceWarning, dit_diffusers_names, dit_names, load_dit
@@ -32,6 +32,7 @@ CONFIG = DiTConfig(
     patch_size=2,
     prediction=Prediction.EPSILON,
     learned_variance=True,
+    noise_schedule=NoiseSchedule.LINEAR_BETA,
 )
 
 
