@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +24,8 @@ def test_ramps():
     assert linear_budget(2, 5, 1).tolist() == [2]
     assert table_budget([1, 1, 5]).tolist() == [1, 1, 5]
     assert table_budget([1]).dtype == jnp.int32
+    assert table_budget(np.asarray([2, 3], np.uint8)).tolist() == [2, 3]
+    assert linear_budget(np.int64(1), np.int32(3), np.int64(3)).tolist() == [1, 2, 3]
 
 
 def test_loops_are_counted_over_steps_and_branches():
@@ -40,13 +41,29 @@ def test_loops_are_counted_over_steps_and_branches():
     assert average_loops(3, 8, guidance=interval) == 3.0
 
 
-def test_every_form_is_brought_to_a_python_int_or_one_count_per_step():
-    assert resolve_loops(3, steps=4, guided=True) == (3, 3)
-    for form in (jnp.asarray(3), np.asarray(3), np.full(4, 3, np.int64), jnp.full(4, 3, jnp.uint8)):
+def test_every_form_is_brought_to_an_int_or_one_count_per_step():
+    for form in (3, np.int64(3), np.uint8(3)):
+        counts = resolve_loops(form, steps=4, guided=True)
+        assert counts == (3, None) and type(counts.conditional) is int
+    arrays = (
+        jnp.asarray(3),
+        np.asarray(3),
+        np.full(4, 3, np.int64),
+        np.full(4, 3, np.uint32),
+        jnp.full(4, 3, jnp.uint8),
+    )
+    for form in arrays:
         conditional, unconditional = resolve_loops(form, steps=4, guided=True)
-        assert conditional is unconditional
+        assert unconditional is None
         assert conditional.dtype == jnp.int32 and conditional.tolist() == [3, 3, 3, 3]
+
+
+def test_branches_share_a_call_where_they_have_one_count():
     assert resolve_loops(LoopBudget(4, 2), steps=4, guided=True) == (4, 2)
+    assert resolve_loops(LoopBudget(np.int64(400), np.uint16(400)), steps=4, guided=True) == (400, None)
+    # Values of arrays may change from call to call, one compilation serving all.
+    count = jnp.asarray(3)
+    assert resolve_loops(LoopBudget(count, count), steps=4, guided=True).unconditional is not None
 
 
 @pytest.mark.parametrize(
@@ -54,6 +71,12 @@ def test_every_form_is_brought_to_a_python_int_or_one_count_per_step():
     [
         (0, ValueError, "`loops=0` draws nothing"),
         (True, TypeError, "`loops=True` is a bool"),
+        (np.True_, TypeError, "`loops=True` is a bool"),
+        (jnp.asarray(True), TypeError, "dtype bool: loop counts are integers"),
+        (np.ones(4, bool), TypeError, "dtype bool: loop counts are integers"),
+        (np.float32(2), TypeError, "dtype float32: loop counts are integers"),
+        (np.int64(0), ValueError, "`loops=0` draws nothing"),
+        (LoopBudget(2, True), TypeError, "`loops.unconditional=True` is a bool"),
         (jnp.ones(4), TypeError, "dtype float32: loop counts are integers"),
         (jnp.ones(3, jnp.int32), ValueError, r"shape \(3,\), but this sampler takes 4 steps"),
         (jnp.asarray([1, 2, 0, 3]), ValueError, r"fewer than one loop at a step.*Got \[1, 2, 0, 3\]"),
@@ -71,11 +94,10 @@ def test_an_unconditional_budget_needs_guidance():
         resolve_loops(LoopBudget(2, 1), steps=4, guided=False)
 
 
-def test_traced_loops_below_one_are_a_runtime_error():
-    resolve = jax.jit(lambda loops: resolve_loops(loops, steps=4, guided=False)[0])
-    assert resolve(jnp.asarray(2)).tolist() == [2, 2, 2, 2]
-    with pytest.raises(Exception, match="fewer than one loop"):
-        jax.block_until_ready(resolve(jnp.asarray(0)))
+@pytest.mark.parametrize("counts", [[2, True], np.asarray([1.5, 2.0]), np.ones(2, bool)])
+def test_a_table_holds_integers(counts):
+    with pytest.raises(TypeError, match="holds what is no integer"):
+        table_budget(counts)
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,7 @@ def test_ddim_equals_its_papers_formula_on_gaussian_data(name, prediction):
     schedule = SCHEDULES[name]
     noise = jax.random.normal(KEY, (4, 3))
     sampler = gaussian_sampler(schedule, prediction, steps=6, update=DDIM())
-    drawn = sampler(
-        optimal_predict(schedule, prediction), jnp.zeros(4, jnp.int32), loops=1, key=KEY, initial_noise=noise
-    )
+    drawn = sampler(optimal_predict(schedule, prediction), jnp.zeros(4, jnp.int32), loops=1, key=KEY, initial=noise)
     np.testing.assert_allclose(drawn, ddim_reference(schedule, 6, np.asarray(noise, np.float64)), atol=2e-4)
 
 
@@ -113,7 +111,7 @@ def test_ddim_reaches_mean_and_deviation_of_gaussian_data(name, prediction):
     # The map from noise to data is affine: two points of noise tell it without sampling error.
     noise = jnp.asarray([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     predict = optimal_predict(schedule, prediction)
-    low, high = sampler(predict, jnp.zeros(2, jnp.int32), loops=1, key=KEY, initial_noise=noise)
+    low, high = sampler(predict, jnp.zeros(2, jnp.int32), loops=1, key=KEY, initial=noise)
     np.testing.assert_allclose(low, MEAN, atol=0.03)
     np.testing.assert_allclose(high - low, DEVIATION, atol=0.03)
     # The point mass is met exactly.
@@ -155,7 +153,7 @@ def test_ddim_with_eta_1_is_ddpm(name):
 def test_one_step_is_the_predicted_x0():
     sampler = toy_sampler(steps=1)
     noise = jax.random.normal(KEY, (3, 2))
-    drawn = sampler(toy_predict, LABELS, loops=1, key=KEY, initial_noise=noise)
+    drawn = sampler(toy_predict, LABELS, loops=1, key=KEY, initial=noise)
     np.testing.assert_allclose(drawn, toy_predict(noise, jnp.ones(3), LABELS, loops=1), rtol=1e-6)
 
 
@@ -239,16 +237,14 @@ def test_clipping_bounds_x0_and_keeps_epsilon_consistent():
         return jnp.full_like(x, 5.0)
 
     noise = jax.random.normal(KEY, (3, 2))
-    trajectory = toy_sampler(clip_x0=1.0, update=DDIM()).trajectory(
-        predict, LABELS, loops=1, key=KEY, initial_noise=noise
-    )
+    trajectory = toy_sampler(clip_x0=1.0, update=DDIM()).trajectory(predict, LABELS, loops=1, key=KEY, initial=noise)
     np.testing.assert_array_equal(trajectory[-1], 1.0)
     # As if the network had said 1.
 
     def ones(x, time, labels, *, loops):
         return jnp.ones_like(x)
 
-    expected = toy_sampler(update=DDIM()).trajectory(ones, LABELS, loops=1, key=KEY, initial_noise=noise)
+    expected = toy_sampler(update=DDIM()).trajectory(ones, LABELS, loops=1, key=KEY, initial=noise)
     np.testing.assert_allclose(trajectory, expected, atol=1e-6)
 
 
@@ -311,9 +307,9 @@ def test_only_the_asked_channels_and_never_the_variance_are_guided():
     def ones(x, time, labels, *, loops):
         return predict(x, time, jnp.zeros_like(labels), loops=loops)
 
-    plain = toy_sampler(**settings).trajectory(ones, LABELS, loops=1, key=key, initial_noise=noise)
+    plain = toy_sampler(**settings).trajectory(ones, LABELS, loops=1, key=key, initial=noise)
     guided = toy_sampler(guidance=ConstantGuidance(3.0), **settings).trajectory(
-        predict, LABELS, loops=1, key=key, initial_noise=noise
+        predict, LABELS, loops=1, key=key, initial=noise
     )
     # x_s = a·x_T + b·x0 + deviation·noise with x_T = 0: three times x0, the same noise.
     shift = guided[0] - plain[0]
@@ -333,6 +329,22 @@ def test_other_values_of_anything_traced_compile_nothing():
         sampler = toy_sampler(guidance=ConstantGuidance(3.0 + count))
         sampler(predict, LABELS + count, loops=loops, key=jax.random.key(count))
     assert len(traces) == once
+
+
+def test_nan_in_a_prediction_stays_nan():
+    def predict(x, time, labels, *, loops):
+        return jnp.where(labels[:, None] == 1, jnp.nan, x)
+
+    for guidance in (None, ConstantGuidance(2.0)):
+        drawn = toy_sampler(guidance=guidance)(predict, LABELS, loops=1, key=KEY)
+        np.testing.assert_array_equal(np.isnan(drawn), np.asarray([[False], [True], [False]]) | np.zeros((3, 2), bool))
+
+
+def test_a_traced_count_below_one_gives_nan_and_no_host_callback():
+    sampler = toy_sampler()
+    draw = jax.jit(lambda loops: sampler(toy_predict, LABELS, loops=loops, key=KEY))
+    assert np.all(np.isfinite(draw(jnp.asarray(1)))) and np.all(np.isnan(draw(jnp.asarray(0))))
+    assert "callback" not in draw.lower(jnp.asarray(1)).as_text()
 
 
 def test_a_callback_hears_of_every_step_in_order():
@@ -371,11 +383,16 @@ def test_bad_calls_are_refused():
         toy_sampler()(lambda x, time, labels, *, loops: jnp.zeros((3, 5)), LABELS, loops=1, key=KEY)
     with pytest.raises(ValueError, match="needs variance channels, but `predict` returned none"):
         toy_sampler(update=DDPM(learned_variance=True))(toy_predict, LABELS, loops=1, key=KEY)
-    with pytest.raises(ValueError, match=r"`initial_noise` has shape \(3, 5\)"):
-        toy_sampler()(toy_predict, LABELS, loops=1, key=KEY, initial_noise=jnp.zeros((3, 5)))
+    with pytest.raises(ValueError, match=r"`initial` has shape \(3, 5\).*of shape \(3, 2\)"):
+        toy_sampler()(toy_predict, LABELS, loops=1, key=KEY, initial=jnp.zeros((3, 5)))
     with pytest.raises(ValueError, match="this sampler has no guidance"):
         toy_sampler()(toy_predict, LABELS, loops=LoopBudget(2, 1), key=KEY)
     step = jax.tree.map(lambda table: table[0], diffusion_steps(ShiftedCosineSchedule(), 2))
+    with pytest.raises(ValueError, match=r"`initial` has .* dtype int32"):
+        toy_sampler()(toy_predict, LABELS, loops=1, key=KEY, initial=jnp.zeros((3, 2), jnp.int32))
+    for update in (DDPM(), DDIM(eta=0.5)):
+        with pytest.raises(ValueError, match="is stochastic: pass `noise`"):
+            update(jnp.zeros((1, 2)), jnp.zeros((1, 2)), jnp.zeros((1, 2)), step)
     with pytest.raises(ValueError, match="pass `variance`"):
         DDPM(learned_variance=True).posterior(jnp.zeros((1, 2)), jnp.zeros((1, 2)), step)
     for labels in (jnp.zeros(3), jnp.zeros((3, 1), jnp.int32)):

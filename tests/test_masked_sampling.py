@@ -198,7 +198,7 @@ def test_the_answer_is_whole_and_is_the_last_entry_of_the_trajectory():
 def test_known_tokens_stay_and_the_rest_is_filled_in():
     initial = jnp.full((2, 4, 4), 6).at[0, :2].set(3).at[1].set(5).at[1, 0, 0].set(6)
     trajectory = small_sampler(steps=4).trajectory(
-        toy_predict, jnp.zeros(2, jnp.int32), loops=1, key=KEY, initial_ids=initial
+        toy_predict, jnp.zeros(2, jnp.int32), loops=1, key=KEY, initial=initial
     )
     ids = trajectory[-1]
     np.testing.assert_array_equal(jnp.where(initial == 6, 0, ids), jnp.where(initial == 6, 0, initial))
@@ -344,7 +344,7 @@ def test_the_sampler_runs_inside_jit():
     ("settings", "message"),
     [
         ({"steps": 17}, r"MaskedSampler\(steps=17\)` cannot reveal 16 tokens: every step reveals .* Use at most 16"),
-        ({"steps": 0}, "draws nothing"),
+        ({"steps": 0}, "samples nothing"),
         ({"temperature_bias": 0.0}, "needs bias > 0"),
         ({"confidence_noise": -1.0}, "must not be negative"),
         ({"mask_id": 5}, "is one of the 6 codes"),
@@ -364,17 +364,55 @@ def test_bad_calls_are_refused():
         sampler(lambda ids, labels, *, loops: jnp.zeros((*ids.shape, 3)), LABELS, loops=1, key=KEY)
     with pytest.raises(ValueError, match="this sampler takes 8 steps"):
         sampler(toy_predict, LABELS, loops=jnp.ones(5, jnp.int32), key=KEY)
-    with pytest.raises(ValueError, match=r"`initial_ids` has shape \(5, 4\), but this sampler's grid is \(4, 4\)"):
-        sampler(toy_predict, LABELS, loops=1, key=KEY, initial_ids=jnp.zeros((5, 4), jnp.int32))
+    with pytest.raises(ValueError, match=r"`initial` has shape \(5, 4\) .* of shape \(5, 4, 4\)"):
+        sampler(toy_predict, LABELS, loops=1, key=KEY, initial=jnp.zeros((5, 4), jnp.int32))
+    with pytest.raises(ValueError, match=r"`initial` has .* dtype float32"):
+        sampler(toy_predict, LABELS, loops=1, key=KEY, initial=jnp.zeros((5, 4, 4)))
     with pytest.raises(ValueError, match=r"neither a code \(0 to 5\) nor the mask \(6\)"):
-        sampler(toy_predict, LABELS, loops=1, key=KEY, initial_ids=jnp.full((5, 4, 4), -1))
+        sampler(toy_predict, LABELS, loops=1, key=KEY, initial=jnp.full((5, 4, 4), -1))
     for labels in (jnp.zeros(5), jnp.zeros((5, 1), jnp.int32)):
         with pytest.raises(jaxtyping.TypeCheckError, match="labels"):
             sampler(toy_predict, labels, loops=1, key=KEY)
 
 
-def test_traced_initial_ids_out_of_range_are_a_runtime_error():
+def test_traced_initial_ids_out_of_range_stay_out_of_range_without_a_host_callback():
     sampler = small_sampler()
-    draw = jax.jit(lambda ids: sampler(toy_predict, LABELS, loops=1, key=KEY, initial_ids=ids))
-    with pytest.raises(Exception, match="neither a code"):
-        jax.block_until_ready(draw(jnp.full((5, 4, 4), 7)))
+    draw = jax.jit(lambda ids: sampler(toy_predict, LABELS, loops=1, key=KEY, initial=ids))
+    np.testing.assert_array_equal(draw(jnp.full((5, 4, 4), 7)), 7)
+    assert "callback" not in draw.lower(jnp.full((5, 4, 4), 6)).as_text()
+
+
+@pytest.mark.parametrize("scale", [None, 0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("where", ["both", "conditional", "unconditional"])
+def test_a_banned_code_is_never_sampled(where, scale):
+    banned = jnp.asarray([1.0, 0.0, 1.0, 0.0, 0.0, 1.0]) > 0
+
+    def predict(ids, labels, *, loops):
+        bans = {"both": labels >= 0, "conditional": labels != 10, "unconditional": labels == 10}[where]
+        return jnp.where(bans[:, None, None, None] & banned[None, None, None], -jnp.inf, toy_logits(ids, labels))
+
+    guidance = None if scale is None else ConstantGuidance(scale)
+    ids = small_sampler(guidance=guidance)(predict, LABELS, loops=1, key=KEY)
+    if where != "unconditional" or scale not in (None, 1.0):  # Then the unconditional branch has no say.
+        assert not np.any(np.isin(ids, [0, 2, 5]))
+    assert int(ids.min()) >= 0 and int(ids.max()) < 6
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
+def test_logits_that_are_no_distribution_give_no_sample(bad):
+    def predict(ids, labels, *, loops):
+        row = jnp.zeros((4, 4), bool).at[1, 2].set(True)
+        return jnp.where(((labels == 3)[:, None, None] & row[None])[..., None], bad, toy_logits(ids, labels))
+
+    for guidance in (None, ConstantGuidance(2.0)):
+        sampler = small_sampler(guidance=guidance)
+        with pytest.raises(FloatingPointError, match="could not sample 1 of 80 tokens"):
+            sampler(predict, LABELS, loops=1, key=KEY)
+        # Traced calls cannot raise: the token is still masked, all others are sampled.
+        ids = jax.jit(lambda labels, sampler=sampler: sampler(predict, labels, loops=1, key=KEY))(LABELS)
+        assert np.argwhere(np.asarray(ids) == 6).tolist() == [[3, 1, 2]] and int(ids.min()) >= 0
+
+
+def test_a_single_nan_spoils_its_row():
+    logits = jnp.zeros((1, 2, 5)).at[0, 1, 3].set(jnp.nan)
+    assert categorical(KEY, logits)[0, 1] == -1 and categorical(KEY, logits)[0, 0] >= 0

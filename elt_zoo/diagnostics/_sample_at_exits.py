@@ -5,13 +5,13 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Shaped
 
 from .._checks import checked
 from ..models import BatchedPredict
-from ..sampling import DiffusionSampler, MaskedSampler
+from ..sampling import AbstractSampler
 
 
 @checked
 def sample_at_exits(
     model: Callable[..., PyTree[Array]],
-    sampler: DiffusionSampler | MaskedSampler,
+    sampler: AbstractSampler,
     labels: Int[Array, " batch"],
     *,
     exits: Sequence[int],

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
 from ..models import BatchedPredict
-from ..sampling import DiffusionSampler, Loops, MaskedSampler
+from ..sampling import AbstractSampler, Loops
 from ._protocols import HasStates
 
 
@@ -41,7 +41,7 @@ def update_norms(model: HasStates, *inputs: Any, loops: int) -> UpdateNorms:
 @checked
 def sampling_update_norms(
     model: HasStates,
-    sampler: DiffusionSampler | MaskedSampler,
+    sampler: AbstractSampler,
     labels: Int[Array, " batch"],
     *,
     loops: int,

@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 
 from .._checks import checked
 from ..families import ModelConfig
-from ..sampling import DiffusionSampler, Loops, MaskedSampler, total_loops
+from ..sampling import AbstractSampler, Loops, total_loops
 from ._profile import FLOPS, profile
 from ._text import count, operations
 
@@ -76,7 +76,7 @@ class SampleCompute:
 @checked
 def sample_compute(
     config: ModelConfig,
-    sampler: DiffusionSampler | MaskedSampler,
+    sampler: AbstractSampler,
     *,
     loops: Loops,
     time: SampleTime | None = None,

@@ -14,10 +14,10 @@ from ._guidance import CosineGuidance as CosineGuidance
 from ._guidance import IntervalGuidance as IntervalGuidance
 from ._guidance import LinearGuidance as LinearGuidance
 from ._guidance import apply_guidance as apply_guidance
-from ._guidance import scale_from_weight as scale_from_weight
-from ._guidance import weight_from_scale as weight_from_scale
 from ._masked import MaskedSampler as MaskedSampler
 from ._progress import ProgressCallback as ProgressCallback
+from ._sampler import AbstractSampler as AbstractSampler
+from ._sampler import Predict as Predict
 from ._updates import DDIM as DDIM
 from ._updates import DDPM as DDPM
 from ._updates import AbstractUpdate as AbstractUpdate

@@ -1,25 +1,28 @@
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from .._checks import checked
-from ._guidance import AbstractGuidance, guided_steps
+from ._guidance import AbstractGuidance
 
-Count = int | Array | np.ndarray
-"""Loops of one branch: a Python int, an integer scalar, or an integer array with one count per sampling step."""
+Count = int | np.generic | Array | np.ndarray
+"""Loops of one branch: an integer, an integer scalar array, or an integer array with one count per sampling step."""
 
 
 class LoopBudget(eqx.Module):
     """Different loops for the two branches of guidance: spend them where the class is, save them where it is not.
 
-    Each is what a sampler takes as `loops`: a Python int (compiled for that count), an integer scalar array (one
+    Each is what a sampler takes as `loops`: an integer (compiled for that count), an integer scalar array (one
     compilation serves every count), or an integer array with one count per sampling step. The branches are evaluated
-    one after the other; give a plain count instead when both have the same, and the two share one call.
+    one after the other, unless both are the same integer. Give a plain count where both have the same: the two then
+    share one call.
     """
 
     conditional: Count
@@ -30,7 +33,7 @@ Loops = Count | LoopBudget
 
 
 @checked
-def constant_budget(loops: int, steps: int) -> Int[Array, " steps"]:
+def constant_budget(loops: int | np.integer, steps: int | np.integer) -> Int[Array, " steps"]:
     """The same count at each step, as an array: unlike a Python int it shares a compiled sampler with every other
     budget.
 
@@ -42,7 +45,7 @@ def constant_budget(loops: int, steps: int) -> Int[Array, " steps"]:
 
 
 @checked
-def linear_budget(start: int, stop: int, steps: int) -> Int[Array, " steps"]:
+def linear_budget(start: int | np.integer, stop: int | np.integer, steps: int | np.integer) -> Int[Array, " steps"]:
     """Counts that go linearly from `start` at the first step to `stop` at the last, rounded (halves up).
 
     **Arguments:** `start`, `stop`, `steps`: at least 1. **Returns:** one count per step.
@@ -55,14 +58,17 @@ def linear_budget(start: int, stop: int, steps: int) -> Int[Array, " steps"]:
 
 
 @checked
-def table_budget(counts: Sequence[int]) -> Int[Array, " steps"]:
+def table_budget(counts: Sequence[int | np.integer] | np.ndarray) -> Int[Array, " steps"]:
     """Any counts, one per sampling step, as an array.
 
-    **Arguments:** `counts`: each at least 1. **Returns:** them as int32. **Raises:** `ValueError` for none, or one
-    below 1.
+    **Arguments:** `counts`: each at least 1. **Returns:** them as int32.
+
+    **Raises:** `ValueError` for none, or one below 1; `TypeError` for anything but integers.
     """
     if len(counts) == 0:
         raise ValueError("`table_budget([])` is empty: give one loop count per sampling step.")
+    if any(isinstance(count, bool) or not isinstance(count, int | np.integer) for count in counts):
+        raise TypeError(f"`table_budget({list(counts)})` holds what is no integer: give numbers of loops.")
     if min(counts) < 1:
         raise ValueError(
             f"A budget of {min(counts)} loops draws nothing: every step needs at least one. Got {list(counts)}."
@@ -72,7 +78,7 @@ def table_budget(counts: Sequence[int]) -> Int[Array, " steps"]:
 
 @checked
 def total_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None = None) -> int:
-    """The loops that drawing one example takes: summed over the steps, and over both branches where guidance runs both.
+    """The loops that one sample takes: summed over the steps, and over both branches where guidance runs both.
 
     **Arguments:** `loops`, `steps` and `guidance` as the sampler gets them. The values must be known (not traced).
 
@@ -83,7 +89,8 @@ def total_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None =
     conditional, unconditional = resolve_loops(loops, steps=steps, guided=guidance is not None)
     total = int(_per_step(conditional, steps).sum())
     if guidance is not None:
-        total += int(_per_step(unconditional, steps)[guided_steps(guidance, steps)].sum())
+        unconditional = conditional if unconditional is None else unconditional
+        total += int(_per_step(unconditional, steps)[guidance.guided(steps)].sum())
     return total
 
 
@@ -94,37 +101,45 @@ def average_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None
 
     **Arguments**, **Raises:** as `total_loops`. **Returns:** the mean.
     """
-    evaluations = steps if guidance is None else steps + int(guided_steps(guidance, steps).sum())
+    evaluations = steps if guidance is None else steps + int(guidance.guided(steps).sum())
     return total_loops(loops, steps, guidance=guidance) / evaluations
 
 
-def resolve_loops(loops: Loops, *, steps: int, guided: bool) -> tuple[int | Array, int | Array]:
-    """Checks `loops` and brings it to one form: for each branch a Python int, or an int32 array with one count per
-    step.
+class BranchLoops(NamedTuple):
+    """Loops after `resolve_loops`: of each branch an int, or an int32 array with one count per step."""
 
-    Both are the same object when the branches can share a call.
-    """
+    conditional: int | Array
+    unconditional: int | Array | None
+    """`None`: the same as of the conditional branch, so that one call can serve both."""
+
+    def at(self, step: Int[Array, ""]) -> "BranchLoops":
+        """The loops of one step: of each branch an int, or a scalar array."""
+        return jax.tree.map(lambda count: count if isinstance(count, int) else count[step], self)
+
+
+def resolve_loops(loops: Loops, *, steps: int, guided: bool) -> BranchLoops:
+    """Checks `loops` and brings it to one form. Traced counts cannot be checked."""
     if not isinstance(loops, LoopBudget):
-        count = _resolve_count(loops, "loops", steps)
-        return count, count
+        return BranchLoops(_resolve_count(loops, "loops", steps), None)
     if not guided:
         raise ValueError(
             "`loops` has an unconditional budget, but this sampler has no guidance and never runs that branch. Pass "
             "the conditional count alone, or set `guidance`."
         )
     conditional = _resolve_count(loops.conditional, "loops.conditional", steps)
-    if isinstance(loops.unconditional, int) and loops.unconditional is conditional:
-        return conditional, conditional
-    return conditional, _resolve_count(loops.unconditional, "loops.unconditional", steps)
+    unconditional = _resolve_count(loops.unconditional, "loops.unconditional", steps)
+    if isinstance(conditional, int) and isinstance(unconditional, int) and conditional == unconditional:
+        return BranchLoops(conditional, None)
+    return BranchLoops(conditional, unconditional)
 
 
 def _resolve_count(count: Count, name: str, steps: int) -> int | Array:
-    if isinstance(count, bool):
+    if isinstance(count, bool | np.bool_):
         raise TypeError(f"`{name}={count}` is a bool: pass a number of loops.")
-    if isinstance(count, int):
+    if isinstance(count, int | np.integer):
         if count < 1:
             raise ValueError(f"`{name}={count}` draws nothing: use at least one loop.")
-        return count
+        return int(count)
     if not jnp.issubdtype(count.dtype, jnp.integer):
         raise TypeError(f"`{name}` has dtype {count.dtype}: loop counts are integers.")
     if count.shape not in ((), (steps,)):
@@ -132,11 +147,11 @@ def _resolve_count(count: Count, name: str, steps: int) -> int | Array:
             f"`{name}` has shape {count.shape}, but this sampler takes {steps} steps: pass one count, or an array of "
             f"shape ({steps},) with one per step."
         )
-    message = f"`{name}` asks for fewer than one loop at a step; every step needs at least one."
-    if isinstance(count, Tracer):
-        count = eqx.error_if(count, count < 1, message)
-    elif np.min(count) < 1:
-        raise ValueError(f"{message} Got {np.asarray(count).tolist()}.")
+    if not isinstance(count, Tracer) and np.min(count) < 1:
+        raise ValueError(
+            f"`{name}` asks for fewer than one loop at a step; every step needs at least one. Got "
+            f"{np.asarray(count).tolist()}."
+        )
     return jnp.broadcast_to(jnp.asarray(count).astype(jnp.int32), (steps,))
 
 

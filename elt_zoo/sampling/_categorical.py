@@ -11,7 +11,7 @@ def categorical(key: PRNGKeyArray, logits: Float[Array, "batch tokens codebook"]
     `jax.random.categorical` draws a Gumbel number per code. For a million logits that takes 26 ms on a CPU
     core, longer than a small network's forward pass, and this half a millisecond. Here the distribution function is
     inverted, in two levels: first a block of about √codebook codes, then a code within it. A code of probability zero
-    is never drawn.
+    is never drawn. Where there is no distribution (a logit is NaN or +∞, or all are −∞) the result is −1.
     """
     probabilities = jnp.exp(logits - jnp.max(logits, axis=2, keepdims=True))
     size = math.isqrt(logits.shape[2] - 1) + 1
@@ -19,9 +19,11 @@ def categorical(key: PRNGKeyArray, logits: Float[Array, "batch tokens codebook"]
     padding = ((0, 0), (0, 0), (0, num_blocks * size - logits.shape[2]))
     blocks = jnp.reshape(jnp.pad(probabilities, padding), (*logits.shape[:2], num_blocks, size))
     uniform = jax.random.uniform(key, logits.shape[:2], jnp.float32)
-    block, rest = _invert(jnp.sum(blocks, axis=3), uniform)
+    weights = jnp.sum(blocks, axis=3)
+    block, rest = _invert(weights, uniform)
     within, _ = _invert(jnp.take_along_axis(blocks, block[:, :, None, None], axis=2)[:, :, 0], rest)
-    return block * size + within
+    # NaN where the largest logit is not finite.
+    return jnp.where(jnp.sum(weights, axis=2) > 0, block * size + within, -1)
 
 
 def _invert(

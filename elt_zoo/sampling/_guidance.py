@@ -1,37 +1,39 @@
 import abc
-from collections.abc import Callable
-from typing import Any, ClassVar
+from fractions import Fraction
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from .._checks import checked
 
 
 class AbstractGuidance(eqx.Module):
-    r"""The scale s of classifier-free guidance (2207.12598) over a sampling run.
+    r"""The scale s of classifier-free guidance (2207.12598) at every step of a sampling run.
 
     One formula everywhere, on logits in masked decoding and on the network's output in diffusion:
 
     $$\text{guided} = \text{uncond} + s\,(\text{cond} - \text{uncond})$$
 
     s = 1 is the conditional prediction alone, s = 0 the unconditional one; DiT counts so. Papers that write
-    (1 + w)·cond − w·uncond mean s = 1 + w: see [`scale_from_weight`][elt_zoo.sampling.scale_from_weight].
+    (1 + w)·cond − w·uncond mean s = 1 + w.
 
-    A schedule is a function of progress p = k / K at step k = 0, …, K − 1: the share of the sampling done before
-    that step. For the continuous diffusion schedules p is 1 − time. Scales are arrays, so that another value compiles
-    nothing anew.
+    Schedules are functions of progress p = k / K at step k = 0, …, K − 1: the share of the sampling done before that
+    step. For the continuous diffusion schedules p is 1 − time. Scales are arrays, so that another value compiles
+    nothing again; which steps are guided at all is known before the program.
     """
 
-    skips: ClassVar[bool] = False
-    """Whether the unconditional branch is left out where the scale is 1, at the price of a larger program."""
-
     @abc.abstractmethod
-    def __call__(self, progress: Float[Array, ""]) -> Float[Array, ""]:
-        """**Arguments:** `progress`: in [0, 1]. **Returns:** the scale, float32."""
+    def scales(self, steps: int) -> Float[Array, " steps"]:
+        """**Arguments:** `steps`: K. **Returns:** the scale at every step, float32."""
+
+    def guided(self, steps: int) -> Bool[np.ndarray, " steps"]:
+        """Which steps evaluate the unconditional branch; by default all. The others take the conditional prediction.
+
+        **Arguments:** `steps`: K. **Returns:** a NumPy array, the same for all values of the scales.
+        """
+        return np.ones(steps, bool)
 
 
 class ConstantGuidance(AbstractGuidance):
@@ -44,8 +46,8 @@ class ConstantGuidance(AbstractGuidance):
         self.scale = _as_scale(scale)
 
     @checked
-    def __call__(self, progress: Float[Array, ""]) -> Float[Array, ""]:
-        return self.scale
+    def scales(self, steps: int) -> Float[Array, " steps"]:
+        return jnp.broadcast_to(self.scale, (steps,))
 
 
 class LinearGuidance(AbstractGuidance):
@@ -60,8 +62,8 @@ class LinearGuidance(AbstractGuidance):
         self.stop = _as_scale(stop)
 
     @checked
-    def __call__(self, progress: Float[Array, ""]) -> Float[Array, ""]:
-        return self.start + (self.stop - self.start) * progress
+    def scales(self, steps: int) -> Float[Array, " steps"]:
+        return self.start + (self.stop - self.start) * _progress(steps)
 
 
 class CosineGuidance(AbstractGuidance):
@@ -79,8 +81,8 @@ class CosineGuidance(AbstractGuidance):
         self.power = _as_scale(power)
 
     @checked
-    def __call__(self, progress: Float[Array, ""]) -> Float[Array, ""]:
-        return 1.0 + (self.scale - 1.0) * (1.0 - jnp.cos(jnp.pi * progress**self.power)) / 2
+    def scales(self, steps: int) -> Float[Array, " steps"]:
+        return 1.0 + (self.scale - 1.0) * (1.0 - jnp.cos(jnp.pi * _progress(steps) ** self.power)) / 2
 
 
 class IntervalGuidance(AbstractGuidance):
@@ -88,8 +90,6 @@ class IntervalGuidance(AbstractGuidance):
 
     Outside the interval the unconditional branch is not evaluated, so it saves time too.
     """
-
-    skips: ClassVar[bool] = True
 
     guidance: AbstractGuidance
     start: float = eqx.field(static=True)
@@ -100,7 +100,8 @@ class IntervalGuidance(AbstractGuidance):
 
         - `guidance`: the scale inside the interval.
         - `start`, `stop`: guided is every step with `start` ≤ p < `stop`, in [0, 1]. An interval of times (t_low,
-          t_high] of a continuous noise schedule is the one from 1 − t_high to 1 − t_low.
+          t_high] of a continuous noise schedule is the one from 1 − t_high to 1 − t_low. The comparison is exact, with
+          each bound read as the nearest fraction of a denominator up to 10⁶: 0.6 is 3/5, and so is 1 − 0.4.
 
         **Raises:** `ValueError` unless 0 ≤ `start` < `stop` ≤ 1.
         """
@@ -113,19 +114,14 @@ class IntervalGuidance(AbstractGuidance):
         self.stop = float(stop)
 
     @checked
-    def __call__(self, progress: Float[Array, ""]) -> Float[Array, ""]:
-        inside = (progress >= self.start) & (progress < self.stop)
-        return jnp.where(inside, self.guidance(progress), 1.0)
+    def scales(self, steps: int) -> Float[Array, " steps"]:
+        return jnp.where(self.guided(steps), self.guidance.scales(steps), 1.0)
 
-
-def scale_from_weight(weight: float) -> float:
-    """The scale s = 1 + w of guidance written (1 + w)·cond − w·uncond."""
-    return 1.0 + weight
-
-
-def weight_from_scale(scale: float) -> float:
-    """The weight w = s − 1 in (1 + w)·cond − w·uncond of our scale s."""
-    return scale - 1.0
+    @checked
+    def guided(self, steps: int) -> Bool[np.ndarray, " steps"]:
+        start, stop = (Fraction(bound).limit_denominator(10**6) for bound in (self.start, self.stop))
+        inside = np.asarray([start <= Fraction(step, steps) < stop for step in range(steps)])
+        return inside & self.guidance.guided(steps)
 
 
 @checked
@@ -138,6 +134,9 @@ def apply_guidance(
 ) -> Float[Array, "*shape"]:
     """Classifier-free guidance: uncond + scale·(cond − uncond), in float32.
 
+    A value of −∞ bans a code in masked decoding, and stays −∞ where either branch has it; at scale 1 the conditional
+    branch alone counts.
+
     **Arguments:**
 
     - `conditional`, `unconditional`: predictions, channels last.
@@ -146,75 +145,21 @@ def apply_guidance(
 
     **Returns:** the guided prediction.
     """
-    conditional = conditional.astype(jnp.float32)
+    conditional, unconditional = conditional.astype(jnp.float32), unconditional.astype(jnp.float32)
     # The same formula seen from the other end: exact at scale 1.
-    excess = (scale - 1.0) * (conditional - unconditional.astype(jnp.float32))
+    excess = (scale - 1.0) * (conditional - unconditional)
+    # There the excess is NaN, or an infinity whose sign depends on the scale.
+    banned = jnp.isneginf(conditional) | jnp.isneginf(unconditional)
     if channels is not None:
         guided = jnp.arange(conditional.shape[-1]) < channels
-        excess = jnp.where(jnp.expand_dims(guided, tuple(range(excess.ndim - 1))), excess, 0.0)
-    return conditional + excess
+        guided = jnp.expand_dims(guided, tuple(range(excess.ndim - 1)))
+        excess, banned = jnp.where(guided, excess, 0.0), banned & guided
+    return jnp.where(banned, jnp.where(scale == 1.0, conditional, -jnp.inf), conditional + excess)
 
 
-def progress_of(step: Int[Array, ""], steps: int) -> Float[Array, ""]:
-    """Progress before step k of K: k / K."""
-    return step.astype(jnp.float32) / steps
-
-
-def guided_steps(guidance: AbstractGuidance, steps: int) -> np.ndarray:
-    """Which steps evaluate the unconditional branch."""
-    if not guidance.skips:
-        return np.ones(steps, bool)
-    return np.asarray([float(guidance(progress_of(jnp.asarray(step), steps))) != 1.0 for step in range(steps)])
-
-
-def predict_guided(
-    predict: Callable[..., Any],
-    inputs: tuple[Array, ...],
-    labels: Int[Array, " batch"],
-    *,
-    loops: tuple[int | Int[Array, ""], int | Int[Array, ""]],
-    shared: bool,
-    guidance: AbstractGuidance | None,
-    null_label: int | None,
-    progress: Float[Array, ""],
-    channels: int | None = None,
-) -> Float[Array, "batch *out"]:
-    """The prediction of one sampling step, guided if there is guidance, in float32. Batched.
-
-    `loops` are those of the conditional and of the unconditional branch; `shared` says that they are the same, and then
-    one call on the doubled batch serves both.
-    """
-
-    def conditional() -> Array:
-        return predict(*inputs, labels, loops=loops[0]).astype(jnp.float32)
-
-    if guidance is None:
-        return conditional()
-    assert null_label is not None
-    nulls = jnp.full_like(labels, null_label)
-    scale = guidance(progress)
-
-    def guided() -> Array:
-        if shared:
-            doubled = [jnp.concatenate([each, each]) for each in inputs]
-            both = predict(*doubled, jnp.concatenate([labels, nulls]), loops=loops[0])
-            cond, uncond = jnp.split(both, 2)
-        else:
-            cond = predict(*inputs, labels, loops=loops[0])
-            uncond = predict(*inputs, nulls, loops=loops[1])
-        return apply_guidance(cond, uncond, scale, channels=channels)
-
-    if guidance.skips:
-        return jax.lax.cond(scale == 1.0, conditional, guided)
-    return guided()
-
-
-def check_guidance(name: str, guidance: AbstractGuidance | None, null_label: int | None) -> None:
-    if guidance is not None and null_label is None:
-        raise ValueError(
-            f"`{name}(guidance=...)` also needs `null_label`, the label that the model was trained to take for no "
-            "class (`head.null_label`)."
-        )
+def _progress(steps: int) -> np.ndarray:
+    """Progress before every step: k / K, rounded correctly to float32."""
+    return np.arange(steps, dtype=np.float32) / np.float32(steps)
 
 
 def _as_scale(scale: float | Float[Array, ""]) -> Float[Array, ""]:

@@ -1,23 +1,27 @@
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from .._checks import checked
 from ..corruption import AbstractMaskSchedule, CosineMaskSchedule
-from ._budgets import Loops, resolve_loops
 from ._categorical import categorical
-from ._guidance import AbstractGuidance, check_guidance, predict_guided, progress_of
-from ._progress import ProgressCallback, report
+from ._guidance import AbstractGuidance
+from ._sampler import AbstractSampler
 
 
-class MaskedSampler(eqx.Module):
+class MaskedState(NamedTuple):
+    """How far the decoding of a batch is."""
+
+    ids: Int[Array, "batch *grid"]
+    num_initial: Int[Array, " batch"]
+    """Tokens that were unknown at the start."""
+
+
+class MaskedSampler(AbstractSampler):
     r"""Masked parallel decoding (MaskGIT, 2202.04200, section 3.2), with the temperature of ELT (2604.09168). Batched.
 
     From a grid of masks, at step k = 0, …, K − 1 with r = (k + 1) / K:
@@ -29,8 +33,15 @@ class MaskedSampler(eqx.Module):
     4. of N₀ tokens unknown at the start clip(⌊N₀·γ(r)⌋, 1, unknown − 1) stay masked, those of lowest confidence; none
        after the last step.
 
-    The whole run is one compiled program; it is compiled again for another `predict` structure, number of steps, shape
-    or Python-int loop count, but not for other temperatures, noise, guidance scales or arrays of loops.
+    `predict(ids, labels, loops=…)` returns logits of shape (batch, \*grid, codebook_size). A logit of −∞ bans a code;
+    under guidance, in either branch. Logits that are no distribution (NaN or +∞ among them, or −∞ for every code) leave
+    their token masked: the result holds `mask_id` there. A call waits for its result and raises `FloatingPointError`
+    for such a token; a call that the caller traces cannot.
+
+    `initial` holds the ids that are known, and `mask_id` elsewhere; default nothing is known. Known tokens stay as they
+    are. With fewer unknown tokens than steps, the last steps find nothing to do.
+
+    Temperatures and noise are arrays: other values compile nothing again.
 
     Departs from MaskGIT in two details that change no distribution: exactly the said number of tokens is masked also
     where confidences tie (by rank; the original cuts at a value), and the last step unmasks what it drew (the original
@@ -85,8 +96,6 @@ class MaskedSampler(eqx.Module):
                 f"`MaskedSampler(mask_id={mask_id})` is one of the {codebook_size} codes; use the head's mask id, "
                 f"{codebook_size} for `MaskGITHead`."
             )
-        if steps < 1:
-            raise ValueError(f"`MaskedSampler(steps={steps})` draws nothing: use at least one step.")
         if steps > num_tokens:
             raise ValueError(
                 f"`MaskedSampler(steps={steps})` cannot reveal {num_tokens} tokens: every step reveals at least one. "
@@ -100,7 +109,6 @@ class MaskedSampler(eqx.Module):
             )
         if not confidence_noise >= 0:
             raise ValueError(f"`MaskedSampler(confidence_noise={confidence_noise})` must not be negative.")
-        check_guidance("MaskedSampler", guidance, null_label)
         self.grid = tuple(grid)
         self.codebook_size = codebook_size
         self.mask_id = mask_id
@@ -112,104 +120,61 @@ class MaskedSampler(eqx.Module):
         self.confidence_noise = jnp.asarray(confidence_noise, jnp.float32)
         self.guidance = guidance
 
-    @checked
-    def __call__(
-        self,
-        predict: Callable[..., Any],
-        labels: Int[Array, " batch"],
-        *,
-        loops: Loops,
-        key: PRNGKeyArray,
-        initial_ids: Int[Array, "batch *grid"] | None = None,
-        callback: ProgressCallback | None = None,
-    ) -> Int[Array, "batch *grid"]:
-        """Draws one grid of ids per label.
-
-        **Arguments:**
-
-        - `predict`: `predict(ids, labels, loops=…) -> logits`, all with a batch axis: a function, or a module such as
-          `BatchedPredict(model)`. With guidance the batch that it sees is twice as large.
-        - `labels`: the classes.
-        - `loops`: a Python int, an integer scalar array, an integer array with one count per step, or a
-          [`LoopBudget`][elt_zoo.sampling.LoopBudget] with one of these for each branch. `predict` gets a Python int, or
-          else a traced scalar.
-        - `key`: PRNG key; the same key gives the same ids.
-        - `initial_ids`: what is known already, `mask_id` elsewhere; known tokens stay as they are. With fewer unknown
-          tokens than steps, the last steps find nothing to do. Default: nothing is known.
-        - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no
-          callback.
-
-        **Returns:** ids in [0, codebook_size).
-
-        **Raises:** `ValueError`/`TypeError` for wrong loops, ids or logits; runtime errors for traced values out of
-        range.
-        """
-        return self._run(predict, labels, loops, key, initial_ids, callback, keep=False)[0]
-
-    @checked
-    def trajectory(
-        self,
-        predict: Callable[..., Any],
-        labels: Int[Array, " batch"],
-        *,
-        loops: Loops,
-        key: PRNGKeyArray,
-        initial_ids: Int[Array, "batch *grid"] | None = None,
-        callback: ProgressCallback | None = None,
-    ) -> Int[Array, "steps batch *grid"]:
-        """The ids after every step, those still masked as `mask_id`; the last entry is what `__call__` returns.
-
-        **Arguments**, **Raises:** as `__call__`.
-        """
-        return self._run(predict, labels, loops, key, initial_ids, callback, keep=True)[1][1:]
-
-    @checked
-    def step_inputs(
-        self,
-        predict: Callable[..., Any],
-        labels: Int[Array, " batch"],
-        *,
-        loops: Loops,
-        key: PRNGKeyArray,
-        initial_ids: Int[Array, "batch *grid"] | None = None,
-    ) -> tuple[Int[Array, "steps batch *grid"]]:
-        """What the network is asked at every step, to ask it again afterwards: ids, those still masked as `mask_id`.
-
-        **Arguments**, **Raises:** as `__call__`. **Returns:** the inputs of `predict` before the labels, here one.
-        """
-        return (self._run(predict, labels, loops, key, initial_ids, None, keep=True)[1][:-1],)
-
-    def _run(self, predict, labels, loops, key, initial_ids, callback, *, keep: bool) -> tuple[Any, Any]:
-        resolved = resolve_loops(loops, steps=self.steps, guided=self.guidance is not None)
-        if initial_ids is None:
-            initial_ids = jnp.full((labels.shape[0], *self.grid), self.mask_id, jnp.int32)
-        return _sample(
-            self,
-            predict,
-            labels,
-            self._checked_ids(initial_ids),
-            resolved,
-            resolved[0] is resolved[1],
-            key,
-            callback,
-            keep,
-        )
-
-    def _checked_ids(self, ids: Int[Array, "batch *grid"]) -> Int[Array, "batch *grid"]:
-        if ids.shape[1:] != self.grid:
+    def check_initial(self, initial: Array, labels: Int[Array, " batch"]) -> None:
+        expected = (*labels.shape, *self.grid)
+        if initial.shape != expected or not jnp.issubdtype(initial.dtype, jnp.integer):
             raise ValueError(
-                f"`initial_ids` has shape {ids.shape}, but this sampler's grid is {self.grid}, after a batch axis."
+                f"`initial` has shape {initial.shape} and dtype {initial.dtype}, but this sampler starts from integer "
+                f"ids of shape {expected}."
             )
-        message = (
-            f"`initial_ids` holds an id that is neither a code (0 to {self.codebook_size - 1}) nor the mask "
-            f"({self.mask_id})."
-        )
-        if isinstance(ids, Tracer):
-            return eqx.error_if(ids, ((ids < 0) | (ids >= self.codebook_size)) & (ids != self.mask_id), message)
-        values = np.asarray(ids)
-        if np.any(((values < 0) | (values >= self.codebook_size)) & (values != self.mask_id)):
-            raise ValueError(message)
-        return ids
+        if isinstance(initial, Tracer):
+            return  # An id out of range stays in the result.
+        if jnp.any(~self._is_code(initial) & (initial != self.mask_id)):
+            raise ValueError(
+                f"`initial` holds an id that is neither a code (0 to {self.codebook_size - 1}) nor the mask "
+                f"({self.mask_id})."
+            )
+
+    def split_key(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, Shaped[Array, "steps ..."]]:
+        return key, jax.random.split(key, self.steps)  # Nothing at the start is random.
+
+    def init(
+        self, labels: Int[Array, " batch"], key: PRNGKeyArray, initial: Int[Array, "batch *grid"] | None
+    ) -> MaskedState:
+        ids = jnp.full((*labels.shape, *self.grid), self.mask_id, jnp.int32) if initial is None else initial
+        return MaskedState(ids, jnp.sum(self._flat(ids) == self.mask_id, axis=1))
+
+    def inputs(self, state: MaskedState, now: Int[Array, ""]) -> tuple[Int[Array, "batch *grid"]]:
+        return (state.ids,)
+
+    def step(
+        self, state: MaskedState, prediction: Float[Array, "batch *out"], now: Int[Array, ""], key: PRNGKeyArray
+    ) -> MaskedState:
+        expected = (*state.ids.shape, self.codebook_size)
+        if prediction.shape != expected:
+            raise ValueError(
+                f"`predict` returned logits of shape {prediction.shape}; `MaskedSampler` expects {expected}."
+            )
+        ids, logits = self._flat(state.ids), jnp.reshape(prediction, (len(prediction), -1, self.codebook_size))
+        ids = self._reveal(ids, logits, state.num_initial, now, key)
+        return MaskedState(jnp.reshape(ids, state.ids.shape), state.num_initial)
+
+    def output(self, state: MaskedState) -> Int[Array, "batch *grid"]:
+        return state.ids
+
+    def check_samples(self, samples: Int[Array, "batch *grid"]) -> None:
+        bad = int(jnp.sum(~self._is_code(samples)))
+        if bad:
+            raise FloatingPointError(
+                f"`MaskedSampler` could not sample {bad} of {samples.size} tokens: the logits there hold NaN or "
+                "+inf, or ban every code with -inf. Look for non-finite weights or activations in `predict`."
+            )
+
+    def _is_code(self, ids: Int[Array, "batch *grid"]) -> Bool[Array, "batch *grid"]:
+        return (ids >= 0) & (ids < self.codebook_size)
+
+    def _flat(self, ids: Int[Array, "batch *grid"]) -> Int[Array, "batch tokens"]:
+        return jnp.reshape(ids, (len(ids), math.prod(self.grid)))
 
     def _reveal(
         self,
@@ -225,12 +190,13 @@ class MaskedSampler(eqx.Module):
         unknown = ids == self.mask_id
         temperature = self.temperature_bias + self.temperature_scale * (1.0 - ratio)
         drawn = categorical(draw_key, logits / temperature).astype(ids.dtype)
+        valid = drawn >= 0
         log_prob = jnp.take_along_axis(logits, drawn[:, :, None], axis=2)[:, :, 0] - jax.nn.logsumexp(logits, axis=2)
         noise = self.confidence_noise * (1.0 - ratio) * jax.random.gumbel(noise_key, ids.shape, jnp.float32)
-        confidence = jnp.where(unknown, log_prob + noise, jnp.inf)
+        confidence = jnp.where(unknown, jnp.where(valid, log_prob + noise, -jnp.inf), jnp.inf)
         num_masked = num_to_mask(self.schedule(ratio), num_initial, jnp.sum(unknown, axis=1))
         num_masked = jnp.where(step + 1 == self.steps, 0, num_masked)
-        masked = jax.vmap(lowest)(confidence, num_masked)
+        masked = jax.vmap(lowest)(confidence, num_masked) | (unknown & ~valid)
         return jnp.where(masked, jnp.asarray(self.mask_id, ids.dtype), jnp.where(unknown, drawn, ids))
 
 
@@ -247,47 +213,3 @@ def lowest(values: Float[Array, " tokens"], count: Int[Array, ""]) -> Bool[Array
     """Marks the `count` lowest values; of equal ones the first."""
     ranks = jnp.argsort(jnp.argsort(values, stable=True))
     return ranks < count
-
-
-@eqx.filter_jit
-def _sample(
-    sampler: MaskedSampler,
-    predict: Callable[..., Any],
-    labels: Int[Array, " batch"],
-    initial_ids: Int[Array, "batch *grid"],
-    loops: tuple[int | Int[Array, " steps"], int | Int[Array, " steps"]],
-    shared: bool,
-    key: PRNGKeyArray,
-    callback: ProgressCallback | None,
-    keep: bool,
-) -> tuple[Int[Array, "batch *grid"], Int[Array, "states batch *grid"] | None]:
-    """The ids at the end and, if `keep`, before every step and after the last."""
-    batch, tokens, steps = labels.shape[0], math.prod(sampler.grid), sampler.steps
-    num_initial = jnp.sum(jnp.reshape(initial_ids, (batch, tokens)) == sampler.mask_id, axis=1)
-    traced_loops, static_loops = eqx.partition(loops, eqx.is_array)
-
-    def one_step(carry, x):
-        ids, reported = carry
-        step, step_key, step_loops = x
-        logits = predict_guided(
-            predict,
-            (ids,),
-            labels,
-            loops=eqx.combine(static_loops, step_loops),
-            shared=shared,
-            guidance=sampler.guidance,
-            null_label=sampler.null_label,
-            progress=progress_of(step, steps),
-        )
-        expected = (*ids.shape, sampler.codebook_size)
-        if logits.shape != expected:
-            raise ValueError(f"`predict` returned logits of shape {logits.shape}; `MaskedSampler` expects {expected}.")
-        flat = sampler._reveal(
-            jnp.reshape(ids, (batch, tokens)), jnp.reshape(logits, (batch, tokens, -1)), num_initial, step, step_key
-        )
-        ids = jnp.reshape(flat, ids.shape)
-        return (ids, report(callback, step, steps, reported, ids)), ids if keep else None
-
-    xs = (jnp.arange(steps), jax.random.split(key, steps), traced_loops)
-    (ids, _), after = jax.lax.scan(one_step, (initial_ids, jnp.zeros((), jnp.int32)), xs)
-    return ids, None if after is None else jnp.concatenate([initial_ids[None], after])

@@ -17,8 +17,8 @@ def report(
     reported: Int[Array, ""],
     state: Shaped[Array, "..."],
 ) -> Int[Array, ""]:
-    """Calls `callback` once `state` is there and the call before (whose result is `reported`) is over; without one,
-    does nothing.
+    """Calls `callback` when `state` is computed and the previous call, whose result is `reported`, has returned.
+    Without a callback does nothing.
 
     The order comes from these two dependencies rather than from an ordered effect, which JAX has for a single device
     only.

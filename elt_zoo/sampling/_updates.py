@@ -74,6 +74,8 @@ class AbstractUpdate(eqx.Module):
         - `noise`: standard normal; only read if `stochastic`.
 
         **Returns:** x_s.
+
+        **Raises:** `ValueError` for missing noise or variance.
         """
 
 
@@ -143,7 +145,7 @@ class DDPM(AbstractUpdate):
         variance: Float[Array, "batch *shape"] | None = None,
         noise: Float[Array, "batch *shape"] | None = None,
     ) -> Float[Array, "batch *shape"]:
-        assert noise is not None
+        noise = _given(noise, "DDPM")
         mean, log_variance = self.posterior(x, x0, step, variance=variance)
         deviation = jnp.where(jnp.isinf(step.next_log_snr), 0.0, jnp.exp(0.5 * log_variance))
         return mean + deviation * noise
@@ -184,6 +186,12 @@ class DDIM(AbstractUpdate):
         next_alpha, next_sigma = alpha_sigma(step.next_log_snr)
         if not self.stochastic:
             return next_alpha * x0 + next_sigma * epsilon
-        assert noise is not None
+        noise = _given(noise, "DDIM")
         share = -(self.eta**2) * jnp.expm1(step.log_snr - step.next_log_snr)
         return next_alpha * x0 + next_sigma * (jnp.sqrt(1.0 - share) * epsilon + jnp.sqrt(share) * noise)
+
+
+def _given(noise: Array | None, update: str) -> Array:
+    if noise is None:
+        raise ValueError(f"`{update}` is stochastic: pass `noise`, standard normal numbers of the shape of `x`.")
+    return noise

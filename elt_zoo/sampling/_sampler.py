@@ -1,0 +1,270 @@
+import abc
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from .._checks import checked
+from ._budgets import BranchLoops, Loops, resolve_loops
+from ._guidance import AbstractGuidance, apply_guidance
+from ._progress import ProgressCallback, report
+
+
+@runtime_checkable
+class Predict(Protocol):
+    """What a sampler asks at every step: a function, or a module such as
+    [`BatchedPredict(model)`][elt_zoo.models.BatchedPredict].
+
+    `predict(*inputs, labels, loops=…) -> prediction`: the sampler's inputs and the labels, all with a batch axis, and
+    the loop count, a Python int or a traced scalar. The sampler says what its inputs are and what prediction it
+    expects. Where the branches of guidance share a call, its batch is twice as large.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array: ...
+
+
+class AbstractSampler(eqx.Module):
+    """Samples in a number of steps; each asks a network and updates a state. Batched.
+
+    A member says how the state starts (`init`), what the network is asked (`inputs`), how a step changes the state
+    (`step`) and what of it is the sample (`output`). All else is the same for every sampler: the loops of each step,
+    guidance, progress, trajectories, and one compiled program for the whole run. It is compiled again for another
+    structure of `predict`, number of steps, shape, Python-int loop count or set of guided steps, but not for other
+    values of arrays: loops, guidance scales, array fields of the member.
+
+    **Fields** of every member: `steps`, K, at least 1; `null_label`, the label for no class, or `None`; `guidance`, or
+    `None`, which never evaluates the unconditional branch.
+    """
+
+    steps: eqx.AbstractVar[int]
+    null_label: eqx.AbstractVar[int | None]
+    guidance: eqx.AbstractVar[AbstractGuidance | None]
+
+    def __check_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"`{type(self).__name__}(steps={self.steps})` samples nothing: use at least one step.")
+        if self.guidance is not None and self.null_label is None:
+            raise ValueError(
+                f"`{type(self).__name__}(guidance=...)` also needs `null_label`, the label that the model was trained "
+                "to take for no class (`head.null_label`)."
+            )
+
+    # What a member defines.
+
+    @abc.abstractmethod
+    def init(self, labels: Int[Array, " batch"], key: PRNGKeyArray, initial: Shaped[Array, "batch ..."] | None) -> Any:
+        """The state before the first step, any pytree of arrays.
+
+        **Arguments:** `labels`: the classes; `key`: for what is random at the start; `initial`: what the caller gave.
+        """
+
+    @abc.abstractmethod
+    def inputs(self, state: Any, now: Any) -> tuple[Array, ...]:
+        """What `predict` gets before the labels, each with a batch axis.
+
+        **Arguments:** `state`; `now`: this step's entry of `table`.
+        """
+
+    @abc.abstractmethod
+    def step(self, state: Any, prediction: Float[Array, "batch *out"], now: Any, key: PRNGKeyArray) -> Any:
+        """The next state.
+
+        **Arguments:** `state`; `prediction`: in float32, guided if there is guidance; `now`: this step's entry of
+        `table`; `key`: this step's key.
+
+        **Raises:** `ValueError` for a prediction of a wrong shape.
+        """
+
+    @abc.abstractmethod
+    def output(self, state: Any) -> Shaped[Array, "batch *sample"]:
+        """The samples that a state holds, known in part before the last step."""
+
+    # What a member may define.
+
+    def table(self) -> PyTree[Shaped[Array, "steps ..."]]:
+        """What `inputs` and `step` need to know of each step, stacked over the steps. Default: the step's index."""
+        return jnp.arange(self.steps)
+
+    def guide(
+        self,
+        conditional: Float[Array, "batch *out"],
+        unconditional: Float[Array, "batch *out"],
+        scale: Float[Array, ""],
+    ) -> Float[Array, "batch *out"]:
+        """The guided prediction. Default: [`apply_guidance`][elt_zoo.sampling.apply_guidance] on all channels."""
+        return apply_guidance(conditional, unconditional, scale)
+
+    def split_key(self, key: PRNGKeyArray) -> tuple[PRNGKeyArray, Shaped[Array, "steps ..."]]:
+        """The key of `init`, and the keys of all steps."""
+        init_key, step_key = jax.random.split(key)
+        return init_key, jax.random.split(step_key, self.steps)
+
+    def check_initial(self, initial: Array, labels: Int[Array, " batch"]) -> None:
+        """Raises for an `initial` that `init` cannot start from. Runs before the program; values may be traced."""
+
+    def check_samples(self, samples: Array) -> None:
+        """Raises for samples that nobody should use. Runs after the program, unless the caller traces it."""
+
+    # What all share.
+
+    @checked
+    def __call__(
+        self,
+        predict: Predict,
+        labels: Int[Array, " batch"],
+        *,
+        loops: Loops,
+        key: PRNGKeyArray,
+        initial: Shaped[Array, "batch ..."] | None = None,
+        callback: ProgressCallback | None = None,
+    ) -> Shaped[Array, "batch *sample"]:
+        """One sample per label.
+
+        **Arguments:**
+
+        - `predict`: the network as a [`Predict`][elt_zoo.sampling.Predict].
+        - `labels`: the classes.
+        - `loops`: an integer, an integer scalar array, an integer array with one count per step, or a
+          [`LoopBudget`][elt_zoo.sampling.LoopBudget] with one of these for each branch. `predict` gets a Python int for
+          an integer, and else a traced scalar. Where a count that the caller traces is below 1, predictions are NaN.
+        - `key`: PRNG key; the same key gives the same samples.
+        - `initial`: where to start, if not from pure noise or masks.
+        - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no
+          callback.
+
+        **Returns:** the samples.
+
+        **Raises:** `ValueError`/`TypeError` for wrong loops, initial values or predictions.
+        """
+        return self._run(_Call(predict, labels, self._resolve(loops), key, initial, callback), _nothing)[0]
+
+    @checked
+    def trajectory(
+        self,
+        predict: Predict,
+        labels: Int[Array, " batch"],
+        *,
+        loops: Loops,
+        key: PRNGKeyArray,
+        initial: Shaped[Array, "batch ..."] | None = None,
+        callback: ProgressCallback | None = None,
+    ) -> Shaped[Array, "steps batch *sample"]:
+        """The samples after every step, as far as they are known; the last entry is what a call returns.
+
+        **Arguments**, **Raises:** as a call.
+        """
+        return self._run(_Call(predict, labels, self._resolve(loops), key, initial, callback), _samples)[1]
+
+    @checked
+    def step_inputs(
+        self,
+        predict: Predict,
+        labels: Int[Array, " batch"],
+        *,
+        loops: Loops,
+        key: PRNGKeyArray,
+        initial: Shaped[Array, "batch ..."] | None = None,
+    ) -> tuple[Shaped[Array, "steps batch ..."], ...]:
+        """What the network is asked at every step, to ask it again afterwards.
+
+        **Arguments**, **Raises:** as a call. **Returns:** the inputs of `predict` before the labels.
+        """
+        return self._run(_Call(predict, labels, self._resolve(loops), key, initial, None), _inputs)[1]
+
+    def _resolve(self, loops: Loops) -> BranchLoops:
+        return resolve_loops(loops, steps=self.steps, guided=self.guidance is not None)
+
+    def _run(self, call: "_Call", keep: "_Keep") -> tuple[Array, Any]:
+        if call.initial is not None:
+            self.check_initial(call.initial, call.labels)
+        samples, kept = _run(self, call, keep)
+        if not isinstance(samples, Tracer):
+            self.check_samples(samples)
+        return samples, kept
+
+
+class _Call(eqx.Module):
+    """The arguments of one call."""
+
+    predict: Predict
+    labels: Int[Array, " batch"]
+    loops: BranchLoops
+    key: PRNGKeyArray
+    initial: Shaped[Array, "batch ..."] | None
+    callback: ProgressCallback | None
+
+
+_Keep = Callable[[tuple[Array, ...], Array], Any]
+"""What a run keeps of a step, from the inputs of `predict` and the samples after it."""
+
+
+def _nothing(inputs: tuple[Array, ...], samples: Array) -> None:
+    return None
+
+
+def _inputs(inputs: tuple[Array, ...], samples: Array) -> tuple[Array, ...]:
+    return inputs
+
+
+def _samples(inputs: tuple[Array, ...], samples: Array) -> Array:
+    return samples
+
+
+@eqx.filter_jit
+def _run(sampler: AbstractSampler, call: _Call, keep: _Keep) -> tuple[Shaped[Array, "batch *sample"], Any]:
+    """The samples, and what is kept of every step, stacked."""
+    steps = sampler.steps
+    init_key, step_keys = sampler.split_key(call.key)
+    scales = None if sampler.guidance is None else sampler.guidance.scales(steps)
+
+    def one_step(carry, xs):
+        state, reported = carry
+        index, now, step_key, scale = xs
+        inputs = sampler.inputs(state, now)
+        state = sampler.step(state, _predict(sampler, call, inputs, index, scale), now, step_key)
+        samples = sampler.output(state)
+        return (state, report(call.callback, index, steps, reported, samples)), keep(inputs, samples)
+
+    start = (sampler.init(call.labels, init_key, call.initial), jnp.zeros((), jnp.int32))
+    (state, _), kept = jax.lax.scan(one_step, start, (jnp.arange(steps), sampler.table(), step_keys, scales))
+    return sampler.output(state), kept
+
+
+def _predict(
+    sampler: AbstractSampler,
+    call: _Call,
+    inputs: tuple[Array, ...],
+    index: Int[Array, ""],
+    scale: Float[Array, ""] | None,
+) -> Float[Array, "batch *out"]:
+    """What the network says at one step, guided where there is guidance, in float32."""
+    labels, loops = call.labels, call.loops.at(index)
+
+    def ask(inputs: tuple[Array, ...], labels: Int[Array, " batch"], count: int | Int[Array, ""]) -> Array:
+        prediction = call.predict(*inputs, labels, loops=count).astype(jnp.float32)
+        return prediction if isinstance(count, int) else jnp.where(count < 1, jnp.nan, prediction)
+
+    def conditional() -> Array:
+        return ask(inputs, labels, loops.conditional)
+
+    if sampler.guidance is None:
+        return conditional()
+    assert sampler.null_label is not None and scale is not None
+    nulls = jnp.full_like(labels, sampler.null_label)
+
+    def guided() -> Array:
+        if loops.unconditional is None:
+            doubled = tuple(jnp.concatenate([each, each]) for each in inputs)
+            cond, uncond = jnp.split(ask(doubled, jnp.concatenate([labels, nulls]), loops.conditional), 2)
+        else:
+            cond, uncond = conditional(), ask(inputs, nulls, loops.unconditional)
+        return sampler.guide(cond, uncond, scale)
+
+    where = sampler.guidance.guided(sampler.steps)
+    if where.all():
+        return guided()
+    return jax.lax.cond(jnp.asarray(where)[index], guided, conditional)
