@@ -140,7 +140,7 @@ def _weights() -> str:
     for name, weights in catalog().items():
         host = weights.source.split("/")[2:3]
         source = f"[{host[0]}]({weights.source})" if host else weights.source
-        loader = f"`{weights.loader}`" if weights.loader else "–"
+        loader = f"`{weights.loader.__name__}`" if weights.loader else "–"
         rows.append(
             [f"`{name}`", weights.network, weights.status, loader, weights.licence or "–", source, weights.note]
         )

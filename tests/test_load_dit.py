@@ -282,3 +282,17 @@ def replace_eps(norm, eps):
 
 def inputs(x, t, y):
     return jnp.asarray(x.transpose(0, 2, 3, 1)), jnp.asarray(t / 1000, jnp.float32), jnp.asarray(y, jnp.int32)
+
+
+def test_a_number_in_a_name_makes_no_large_network(model, tmp_path):
+    tensors = facebook_tensors(model)
+    tensors["blocks.99999999.mlp.fc1.bias"] = tensors["blocks.0.mlp.fc1.bias"]
+    with pytest.raises(WeightsError, match=r"(?s)missing: blocks\.3\..*unused: blocks\.99999999\.mlp\.fc1\.bias"):
+        load_dit(write_facebook(tmp_path / "dit.pt", tensors), num_heads=2)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 4, 2, 2), (24,), (7, 4, 2, 2), (24, 4, 0, 0)])
+def test_a_file_of_other_sizes_is_no_dit(model, shape, tmp_path):
+    tensors = facebook_tensors(model) | {"x_embedder.proj.weight": np.ones(shape, np.float32)}
+    with pytest.raises(WeightsError, match=r"dit\.pt"):
+        load_dit(write_facebook(tmp_path / "dit.pt", tensors), num_heads=2, latent_size=8)

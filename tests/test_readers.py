@@ -2,7 +2,10 @@
 
 import json
 import pickle
+import pickletools
 import struct
+import time
+import tracemalloc
 import zipfile
 
 import msgpack
@@ -37,6 +40,7 @@ TENSORS = {
     "empty": np.zeros((0, 3), np.float32),
     "bytes": np.arange(5, dtype=np.uint8),
 }
+FLOATS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 arrays = hnp.arrays(
     st.sampled_from([np.dtype(name) for name in ("f4", "f8", "f2", "i4", "i8", "u1", "?")]),
     hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
@@ -107,6 +111,240 @@ def test_a_damaged_file_raises_nothing_but_weights_errors(folder, kind, data):
         assert path.name in str(error)
 
 
+def read_all(path):
+    """Reads every tensor, or says what is wrong: in one line, naming the file, and soon."""
+    start = time.process_time()
+    try:
+        file = read_tensors(path)
+        for name in file:
+            assert file[name].shape == file.shape(name)
+    except WeightsError as error:
+        assert path.name in str(error) and "\n" not in str(error)
+    assert time.process_time() - start < 5
+
+
+sizes = st.one_of(st.integers(-2, 5), st.sampled_from([2**31, 2**62, 2**63, 2**64, 2**70, True, None, 2.0, "3", [1]]))
+shapes = st.one_of(st.lists(sizes, max_size=4), st.just([1] * 70), st.just([0, 2**62]), sizes)
+texts = st.one_of(st.text(max_size=6), st.sampled_from(["x", "\ud800", "a\nb", "\x1b[2J", "x" * 5000]))
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+safetensors_entries = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "BOOL", "I64", "F8", 3, None, []]),
+        "shape": shapes,
+        "data_offsets": st.one_of(st.tuples(sizes, sizes), st.just([0, 8]), json_values),
+    },
+)
+
+
+@given(
+    header=st.one_of(
+        st.dictionaries(texts, safetensors_entries | json_values, max_size=3),
+        st.builds(lambda values: {"__metadata__": values, "x": FLOATS}, json_values),
+        st.builds(lambda values: {"__metadata__": {"crc32": json.dumps(values)}, "x": FLOATS}, json_values),
+        json_values,
+    )
+)
+def test_any_safetensors_header_raises_nothing_but_weights_errors(folder, header):
+    write_header(folder / "header.safetensors", header, bytes(8))
+    read_all(folder / "header.safetensors")
+
+
+def write_npy(path, text, content=bytes(8), version=b"\x01\x00"):
+    length = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.npy", b"\x93NUMPY" + version + length + text + content)
+
+
+@given(
+    fields=st.dictionaries(st.sampled_from(["descr", "fortran_order", "shape", "more"]), json_values, max_size=4)
+    | st.fixed_dictionaries(
+        {
+            "descr": st.sampled_from(["<f4", "|b1", ">f4", "|O", "|S0", "|V0", "<U1", "", [("a", "<f4")], 3, None]),
+            "fortran_order": st.sampled_from([True, False, 1, None]),
+            "shape": shapes.map(lambda shape: tuple(shape) if isinstance(shape, list) else shape),
+        }
+    ),
+    version=st.sampled_from([b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x04\x00"]),
+    damage=st.sampled_from([lambda text: text, lambda text: text[:-1], lambda text: b"(" * 4000, lambda text: b"1L"]),
+)
+def test_any_npy_header_raises_nothing_but_weights_errors(folder, fields, version, damage):
+    write_npy(folder / "header.npz", damage(repr(fields).encode("utf-8", "surrogatepass")), version=version)
+    read_all(folder / "header.npz")
+
+
+packed = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(max_size=4))
+    | st.binary(max_size=8)
+    | st.builds(
+        lambda *content: msgpack.ExtType(1, msgpack.packb(content, use_bin_type=True)),
+        st.one_of(st.lists(st.integers(-1, 2**63), max_size=3), st.none(), st.text(max_size=2)),
+        st.sampled_from(["float32", "bool", "<f4", None, 3, []]),
+        st.binary(max_size=8) | st.none() | st.text(max_size=4),
+    )
+    | st.builds(msgpack.ExtType, st.integers(0, 5), st.binary(max_size=8)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.integers(0, 3), inner, max_size=3)
+        | st.fixed_dictionaries({"__msgpack_chunked_array__": inner, "shape": inner, "chunks": inner})
+    ),
+    max_leaves=8,
+)
+
+
+@given(tree=packed | st.dictionaries(st.text(max_size=3), packed, min_size=1, max_size=3))
+def test_any_msgpack_tree_raises_nothing_but_weights_errors(folder, tree):
+    (folder / "tree").write_bytes(msgpack.packb(tree))
+    read_all(folder / "tree")
+
+
+FUNCTIONS = [
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch", "FloatStorage"),
+    ("collections", "OrderedDict"),
+    ("argparse", "Namespace"),
+]
+pickled = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 9), st.floats(), st.text(max_size=3), st.binary(max_size=3)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.integers(0, 3) | st.tuples(st.integers(0, 1)), inner, max_size=3)
+        | st.frozensets(st.integers(0, 3), max_size=2)
+        | st.builds(
+            lambda name, values: Global(*name, values),
+            st.sampled_from(FUNCTIONS),
+            st.lists(inner, max_size=5).map(tuple) | inner,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    tree=pickled
+    | st.builds(
+        lambda *view: {"x": Storage(np.arange(6, dtype=np.float32)).view(*view)},
+        st.integers(-1, 7) | st.none(),
+        st.lists(st.integers(-1, 7), max_size=3).map(tuple),
+        st.lists(st.integers(-1, 7), max_size=3).map(tuple),
+    )
+)
+def test_any_pickled_tree_raises_nothing_but_weights_errors(folder, tree):
+    write_torch_zip(folder / "tree.pt", tree)
+    read_all(folder / "tree.pt")
+
+
+@given(content=st.lists(st.sampled_from([op.code.encode("latin-1") for op in pickletools.opcodes]), max_size=30))
+def test_any_operations_of_pickles_raise_nothing_but_weights_errors(folder, content):
+    with zipfile.ZipFile(folder / "operations.pt", "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02" + b"".join(content) + b".")
+    read_all(folder / "operations.pt")
+
+
+@pytest.mark.parametrize("kind", ["npz", "torch"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_flipped_bit_in_a_zipped_tensor_is_found(folder, kind, compressed):
+    """By the checksums of the zip file."""
+    tensors, path = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y": np.ones(3)}, folder / f"flip.{kind}"
+    if kind == "npz":
+        write_npz(path.with_suffix(".npz"), tensors, compressed)
+        path = path.with_suffix(".npz")
+    else:
+        write_torch_zip(path, tensors, compression=zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED)
+    whole, differences = path.read_bytes(), []
+    for place in range(0, len(whole), 5):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(bytes(content))
+        try:
+            read = dict(read_tensors(path))
+            if set(read) == set(tensors) and any(read[name].tobytes() != tensors[name].tobytes() for name in tensors):
+                differences.append(place)
+        except WeightsError:
+            pass
+    assert differences == []
+
+
+def test_a_part_of_a_damaged_storage_is_refused(tmp_path):
+    storage, path = Storage(np.arange(1000, dtype=np.float32)), tmp_path / "file.pt"
+    write_torch_zip(path, {"head": storage.view(0, (2,), (1,)), "tail": storage.view(990, (10,), (1,))})
+    same(read_tensors(path), {"head": storage.array[:2], "tail": storage.array[990:]})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(np.float32(500).tobytes(), np.float32(501).tobytes()))
+    with pytest.raises(WeightsError, match=r"'archive/data/0' is damaged: its checksum does not match"):
+        read_tensors(path)["head"]
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    """As `torch.serialization.set_crc32_options(False)` makes them: zero in place of each."""
+    path = tmp_path / "file.pt"
+    write_torch_zip(path, {"x": np.ones(3, np.float32)})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        for entry in file.infolist():
+            while (place := content.find(struct.pack("<I", entry.CRC))) >= 0:
+                content[place : place + 4] = bytes(4)
+    path.write_bytes(bytes(content))
+    same(read_tensors(path), {"x": np.ones(3, np.float32)})
+
+
+def test_shared_lists_and_keys_are_not_followed_without_end(tmp_path):
+    lists, tuples = b"\x80\x02]q\x00", b"\x80\x02)q\x00"
+    for index in range(90):  # each holds the one before twice
+        before, name = b"h" + bytes([index]), b"q" + bytes([index + 1])
+        lists += b"](" + before * 2 + b"e" + name
+        tuples += before * 2 + b"\x86" + name
+    for content in (lists + b".", tuples + b"}" + b"hZ" + b"K\x01s.", tuples + b"\x91."):
+        with zipfile.ZipFile(tmp_path / "file.pt", "w") as file:
+            file.writestr("archive/data.pkl", content)
+        read_all(tmp_path / "file.pt")
+    with zipfile.ZipFile(tmp_path / "file.pt", "w") as file:
+        file.writestr("archive/data.pkl", lists + b".")
+    with pytest.raises(WeightsError, match="nests its tensors without end"):
+        read_tensors(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("name", ["archive/data.pkl", "archive/data/0", "x.npy", "archive/byteorder"])
+def test_small_files_that_unpack_to_much_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "file", "w", zipfile.ZIP_DEFLATED) as file:
+        if not name.endswith("npy"):
+            file.writestr("archive/version", "3")
+        with file.open(name, "w") as entry:
+            for _ in range(100):
+                entry.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(WeightsError, match=r"would unpack to 1048\d+, which no weights do"):
+        read_tensors(tmp_path / "file")
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+def test_views_that_repeat_a_number_are_refused(tmp_path):
+    storage = Storage(np.ones(4, np.float32))
+    write_torch_zip(tmp_path / "file.pt", {"x": storage.view(0, (1_000_000_000,), (0,))})
+    with pytest.raises(WeightsError, match=r"'x' of shape .* does not fit its storage"):
+        read_tensors(tmp_path / "file.pt")
+
+
+def test_a_table_of_msgpack_with_a_key_twice_is_refused(tmp_path):
+    array = msgpack.packb(msgpack.ExtType(1, msgpack.packb(([1], "float32", bytes(4)), use_bin_type=True)))
+    for keys in (b"\xa1x", b"\xa1x"), (b"\xa11", b"\x01"):
+        (tmp_path / "file").write_bytes(b"\x82" + keys[0] + array + keys[1] + array)
+        with pytest.raises(WeightsError, match="a key that is no text, or is there twice"):
+            read_tensors(tmp_path / "file")
+
+
+def test_lists_of_msgpack_take_no_memory_for_what_is_not_there(tmp_path):
+    (tmp_path / "file").write_bytes(b"\x81\xa1a" + (b"\xdd" + struct.pack(">I", 1_000_000)) * 500 + bytes(1_000_000))
+    read_all(tmp_path / "file")
+
+
 @given(content=st.binary(max_size=200))
 def test_any_bytes_raise_nothing_but_weights_errors(folder, content):
     path = folder / "anything"
@@ -138,9 +376,6 @@ def test_a_missing_file_and_an_unknown_format_are_named(tmp_path):
 def write_header(path, header, content=b""):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content)
-
-
-FLOATS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 @pytest.mark.parametrize(

@@ -512,7 +512,7 @@ def test_what_is_no_description_of_a_dataclass_is_refused(changes, text):
 )
 def test_a_damaged_description_of_a_tokenizer_is_refused_at_once(description, tmp_path):
     write_folder(tmp_path, {}, {"tokenizer": description})
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(WeightsError, match=r"model\.safetensors does not (describe a tokenizer|hold the tensors)"):
         load_tokenizer(tmp_path)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5

@@ -3,12 +3,18 @@ import enum
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from ..generator import load
 from ..storage import WeightsError
+from ._dit import load_dit
+from ._extractors import I3D_FILE, I3D_SOURCE, INCEPTION_FILE, INCEPTION_SOURCE, load_i3d, load_inception
 from ._licence import LicenceWarning
+from ._maskgit import load_maskgit
+from ._tokenizers import load_autoencoder_kl, load_maskgit_vqgan
 
 
 class Status(enum.StrEnum):
@@ -30,17 +36,17 @@ class PublishedFile:
     sha256: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
     """Weights that somebody trained, whether or not one can have them.
 
     **Fields:**
 
-    - `network`: what they are the weights of.
+    - `network`: the network that they belong to.
     - `status`: whether they can be had.
-    - `loader`: the function that reads them; empty if there are none.
-    - `licence`: of the weights; `restricted` if it limits who may use them for what.
     - `source`: where they live.
+    - `loader`: the function that reads them; `None` if there are none.
+    - `licence`: of the weights, empty if there are none; `restricted` if it limits who may use them for what.
     - `repository`, `revision`: on the Hugging Face hub, pinned; `None` if they are not there.
     - `files`: what to fetch.
     - `note`: what to know before use.
@@ -48,9 +54,9 @@ class Weights:
 
     network: str
     status: Status
-    loader: str
-    licence: str
     source: str
+    loader: Callable[..., Any] | None = None
+    licence: str = ""
     restricted: bool = False
     repository: str | None = None
     revision: str | None = None
@@ -60,89 +66,99 @@ class Weights:
 
 _HUB = "https://huggingface.co"
 _MASKGIT = "https://storage.googleapis.com/maskgit-public/checkpoints"
+_DIT = "https://dl.fbaipublicfiles.com/DiT/models"
 _NON_COMMERCIAL = "CC-BY-NC 4.0"
+_NO_NULL_CLASS = "No null class, so no guidance without fine-tuning."
 
-
-def _maskgit(kind: str, size: int) -> Weights:
-    tokenizer = kind == "tokenizer"
-    return Weights(
-        network=f"MaskGIT {'VQGAN' if tokenizer else 'transformer'}, ImageNet {size}",
-        status=Status.AVAILABLE,
-        loader="load_maskgit_vqgan" if tokenizer else "load_maskgit",
+_TABLE: dict[str, Weights] = {
+    "digits-dit": Weights(
+        network="Elastic DiT 2N×4L on handwritten digits",
+        status=Status.OURS,
+        source="in this package",
+        loader=load,
         licence="Apache-2.0",
-        source=f"{_MASKGIT}/{kind}_imagenet{size}_checkpoint",
-        files=(PublishedFile(f"{kind}_imagenet{size}_checkpoint"),),
-        note="" if tokenizer else "No null class, so no guidance without fine-tuning.",
-    )
-
-
-def _vae(kind: str, sha256: str | None, revision: str) -> Weights:
-    repository = f"stabilityai/sd-vae-ft-{kind}"
-    return Weights(
-        network=f"Stable Diffusion autoencoder, {kind.upper()} fine-tune",
+    ),
+    "digits-maskgit": Weights(
+        network="Elastic MaskGIT 1N×4L on handwritten digits",
+        status=Status.OURS,
+        source="in this package",
+        loader=load,
+        licence="Apache-2.0",
+    ),
+    "elt": Weights(
+        network="Elastic Looped Transformers (2604.09168), all sizes",
+        status=Status.NEVER_RELEASED,
+        source="https://arxiv.org/abs/2604.09168",
+        note="Neither code nor weights were published.",
+    ),
+    "maskgit-vqgan-imagenet-256": Weights(
+        network="MaskGIT VQGAN, ImageNet 256",
         status=Status.AVAILABLE,
-        loader="load_autoencoder_kl",
-        licence="MIT",
-        source=f"{_HUB}/{repository}",
-        repository=repository,
-        revision=revision,
-        files=(
-            PublishedFile("config.json"),
-            PublishedFile("diffusion_pytorch_model.safetensors", 334_643_276, sha256),
-        ),
-        note="DiT's FID was measured with it." if kind == "ema" else "Smoother images than the EMA fine-tune.",
-    )
-
-
-def catalog() -> Mapping[str, Weights]:
-    """Every set of weights around this project that we know of, by name: where it lives, its licence, and whether it
-    can be had at all. [`fetch`][elt_zoo.pretrained.fetch] downloads those on the Hugging Face hub.
-    """
-    table = {
-        "digits-dit": Weights(
-            "Elastic DiT 2N×4L on handwritten digits", Status.OURS, "load", "Apache-2.0", "in this package"
-        ),
-        "digits-maskgit": Weights(
-            "Elastic MaskGIT 1N×4L on handwritten digits", Status.OURS, "load", "Apache-2.0", "in this package"
-        ),
-        "elt": Weights(
-            "Elastic Looped Transformers (2604.09168), all sizes",
-            Status.NEVER_RELEASED,
-            "",
-            "",
-            "https://arxiv.org/abs/2604.09168",
-            note="Neither code nor weights were published.",
-        ),
-    }
-    for size in (256, 512):
-        table[f"maskgit-vqgan-imagenet-{size}"] = _maskgit("tokenizer", size)
-        table[f"maskgit-imagenet-{size}"] = _maskgit("maskgit", size)
-    table["maskgit-vqgan-imagenet-256-torch"] = Weights(
+        source=f"{_MASKGIT}/tokenizer_imagenet256_checkpoint",
+        loader=load_maskgit_vqgan,
+        licence="Apache-2.0",
+        files=(PublishedFile("tokenizer_imagenet256_checkpoint"),),
+    ),
+    "maskgit-imagenet-256": Weights(
+        network="MaskGIT transformer, ImageNet 256",
+        status=Status.AVAILABLE,
+        source=f"{_MASKGIT}/maskgit_imagenet256_checkpoint",
+        loader=load_maskgit,
+        licence="Apache-2.0",
+        files=(PublishedFile("maskgit_imagenet256_checkpoint"),),
+        note=_NO_NULL_CLASS,
+    ),
+    "maskgit-vqgan-imagenet-512": Weights(
+        network="MaskGIT VQGAN, ImageNet 512",
+        status=Status.AVAILABLE,
+        source=f"{_MASKGIT}/tokenizer_imagenet512_checkpoint",
+        loader=load_maskgit_vqgan,
+        licence="Apache-2.0",
+        files=(PublishedFile("tokenizer_imagenet512_checkpoint"),),
+    ),
+    "maskgit-imagenet-512": Weights(
+        network="MaskGIT transformer, ImageNet 512",
+        status=Status.AVAILABLE,
+        source=f"{_MASKGIT}/maskgit_imagenet512_checkpoint",
+        loader=load_maskgit,
+        licence="Apache-2.0",
+        files=(PublishedFile("maskgit_imagenet512_checkpoint"),),
+        note=_NO_NULL_CLASS,
+    ),
+    "maskgit-vqgan-imagenet-256-torch": Weights(
         network="MaskGIT VQGAN, ImageNet 256, ported to PyTorch",
         status=Status.AVAILABLE,
-        loader="load_maskgit_vqgan",
-        licence="Apache-2.0",
         source=f"{_HUB}/fun-research/TiTok/blob/main/maskgit-vqgan-imagenet-f16-256.bin",
+        loader=load_maskgit_vqgan,
+        licence="Apache-2.0",
         files=(PublishedFile("maskgit-vqgan-imagenet-f16-256.bin"),),
         note="The same numbers as the Flax file.",
-    )
-    for size in (256, 512):
-        table[f"dit-xl-2-{size}"] = Weights(
-            network=f"DiT-XL/2, ImageNet {size}",
-            status=Status.AVAILABLE,
-            loader="load_dit",
-            licence=_NON_COMMERCIAL,
-            restricted=True,
-            source=f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{size}x{size}.pt",
-            files=(PublishedFile(f"DiT-XL-2-{size}x{size}.pt"),),
-        )
-    table["dit-xl-2-256-diffusers"] = Weights(
-        network="DiT-XL/2, ImageNet 256, under diffusers' names",
+    ),
+    "dit-xl-2-256": Weights(
+        network="DiT-XL/2, ImageNet 256",
         status=Status.AVAILABLE,
-        loader="load_dit",
+        source=f"{_DIT}/DiT-XL-2-256x256.pt",
+        loader=load_dit,
         licence=_NON_COMMERCIAL,
         restricted=True,
+        files=(PublishedFile("DiT-XL-2-256x256.pt"),),
+    ),
+    "dit-xl-2-512": Weights(
+        network="DiT-XL/2, ImageNet 512",
+        status=Status.AVAILABLE,
+        source=f"{_DIT}/DiT-XL-2-512x512.pt",
+        loader=load_dit,
+        licence=_NON_COMMERCIAL,
+        restricted=True,
+        files=(PublishedFile("DiT-XL-2-512x512.pt"),),
+    ),
+    "dit-xl-2-256-diffusers": Weights(
+        network="DiT-XL/2, ImageNet 256, under diffusers' names",
+        status=Status.AVAILABLE,
         source=f"{_HUB}/facebook/DiT-XL-2-256",
+        loader=load_dit,
+        licence=_NON_COMMERCIAL,
+        restricted=True,
         repository="facebook/DiT-XL-2-256",
         revision="eab87f77abd5aef071a632f08807fbaab0b704d0",
         files=(
@@ -150,50 +166,81 @@ def catalog() -> Mapping[str, Weights]:
             PublishedFile("transformer/diffusion_pytorch_model.bin"),
         ),
         note="Loaded as the original function, not as diffusers' slightly different one.",
-    )
-    table["sd-vae-ft-mse"] = _vae(
-        "mse",
-        "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
-        "31f26fdeee1355a5c34592e401dd41e45d25a493",
-    )
-    table["sd-vae-ft-ema"] = _vae("ema", None, "f04b2c4b98319346dad8c65879f680b1997b204a")
-    table["sd-v1-4-vae"] = Weights(
+    ),
+    "sd-vae-ft-mse": Weights(
+        network="Stable Diffusion autoencoder, MSE fine-tune",
+        status=Status.AVAILABLE,
+        source=f"{_HUB}/stabilityai/sd-vae-ft-mse",
+        loader=load_autoencoder_kl,
+        licence="MIT",
+        repository="stabilityai/sd-vae-ft-mse",
+        revision="31f26fdeee1355a5c34592e401dd41e45d25a493",
+        files=(
+            PublishedFile("config.json"),
+            PublishedFile(
+                "diffusion_pytorch_model.safetensors",
+                size=334_643_276,
+                sha256="a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+            ),
+        ),
+        note="Smoother images than the EMA fine-tune.",
+    ),
+    "sd-vae-ft-ema": Weights(
+        network="Stable Diffusion autoencoder, EMA fine-tune",
+        status=Status.AVAILABLE,
+        source=f"{_HUB}/stabilityai/sd-vae-ft-ema",
+        loader=load_autoencoder_kl,
+        licence="MIT",
+        repository="stabilityai/sd-vae-ft-ema",
+        revision="f04b2c4b98319346dad8c65879f680b1997b204a",
+        files=(
+            PublishedFile("config.json"),
+            PublishedFile("diffusion_pytorch_model.safetensors", size=334_643_276),
+        ),
+        note="DiT's FID was measured with it.",
+    ),
+    "sd-v1-4-vae": Weights(
         network="Stable Diffusion v1.4 autoencoder",
         status=Status.AVAILABLE,
-        loader="load_autoencoder_kl",
+        source=f"{_HUB}/CompVis/stable-diffusion-v1-4/tree/main/vae",
+        loader=load_autoencoder_kl,
         licence="CreativeML OpenRAIL-M",
         restricted=True,
-        source=f"{_HUB}/CompVis/stable-diffusion-v1-4/tree/main/vae",
         files=(PublishedFile("config.json"), PublishedFile("diffusion_pytorch_model.safetensors")),
         note="The licence forbids some uses.",
-    )
-    table["inception-fid"] = Weights(
+    ),
+    "inception-fid": Weights(
         network="Inception-v3 of the Fréchet Inception distance, ported to PyTorch",
         status=Status.AVAILABLE,
-        loader="load_inception",
+        source=INCEPTION_SOURCE,
+        loader=load_inception,
         licence="Apache-2.0",
-        source="https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights",
-        files=(PublishedFile("pt_inception-2015-12-05-6726825d.pth"),),
+        files=(PublishedFile(INCEPTION_FILE),),
         note="Not torchvision's Inception, which gives other distances.",
-    )
-    table["i3d-kinetics"] = Weights(
+    ),
+    "i3d-kinetics": Weights(
         network="I3D on Kinetics-400, RGB stream, ported to PyTorch",
         status=Status.AVAILABLE,
-        loader="load_i3d",
+        source=I3D_SOURCE,
+        loader=load_i3d,
         licence="MIT",
-        source="https://github.com/hassony2/kinetics_i3d_pytorch",
-        files=(PublishedFile("model_rgb.pth"),),
+        files=(PublishedFile(I3D_FILE),),
         note="Converted from DeepMind's kinetics-i3d (Apache-2.0).",
-    )
-    table["magvit"] = Weights(
+    ),
+    "magvit": Weights(
         network="MAGVIT 3D-VQ and transformer, all data sets",
         status=Status.NEVER_RELEASED,
-        loader="",
-        licence="",
         source="https://github.com/google-research/magvit/issues/16",
         note="Train your own; `inflate` starts it from an image model of the same widths.",
-    )
-    return MappingProxyType(table)
+    ),
+}
+
+
+def catalog() -> Mapping[str, Weights]:
+    """Every set of weights around this project that we know of, by name: where it lives, its licence, and whether it
+    can be had at all. [`fetch`][elt_zoo.pretrained.fetch] downloads those on the Hugging Face hub.
+    """
+    return MappingProxyType(_TABLE)
 
 
 def fetch(name: str, *, cache_dir: str | os.PathLike | None = None, local_files_only: bool = False) -> Path:
@@ -227,7 +274,7 @@ def fetch(name: str, *, cache_dir: str | os.PathLike | None = None, local_files_
     if weights.repository is None:
         raise ValueError(
             f"{name} is not fetched from here. Download it from {weights.source} and give its path to "
-            f"`{weights.loader}`. Licence: {weights.licence}."
+            f"`{_loader_name(weights)}`. Licence: {weights.licence}."
         )
     try:
         from huggingface_hub import hf_hub_download
@@ -247,13 +294,17 @@ def fetch(name: str, *, cache_dir: str | os.PathLike | None = None, local_files_
             raise FileNotFoundError(
                 f"{file.name} of {weights.repository} at {weights.revision} is not in the cache and could not be "
                 f"downloaded ({type(error).__name__}: {error}). Or download it from {weights.source} and give its path "
-                f"to `{weights.loader}`."
+                f"to `{_loader_name(weights)}`."
             ) from error
         _check(Path(path), file)
         paths.append(Path(path))
     if weights.restricted:
         warnings.warn(f"{name} is licensed {weights.licence}: {weights.source}", LicenceWarning, stacklevel=2)
     return paths[0] if len(paths) == 1 else paths[0].parent
+
+
+def _loader_name(weights: Weights) -> str:
+    return getattr(weights.loader, "__name__", "")
 
 
 def _check(path: Path, file: PublishedFile) -> None:

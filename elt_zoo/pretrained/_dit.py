@@ -3,6 +3,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,50 @@ from ..corruption import Prediction
 from ..families import DiTConfig, NoiseSchedule
 from ..generator import Generator
 from ..nn import sincos_positions
-from ..storage import Shardings, TensorFile, WeightsError, assemble, read_tensors
+from ..storage import Placement, Shardings, TensorFile, WeightsError, assemble, read_tensors
 from ._diffusers import diffusers_settings, diffusers_weights
 from ._dit_names import dit_diffusers_names, dit_names
 from ._licence import LicenceWarning
+from ._sizes import count_parts, sizes_of
 
 # Attention heads of the published sizes (2212.09748, table 1), by width.
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 # Width, layers and classes of the only weights that were released.
 _RELEASED = (1152, 28, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """How a kind of file names the tensors that tell a DiT's sizes.
+
+    **Fields:** `patches`: the map from patches to tokens; `blocks`: the list of layers; `mlp`: the MLP's first map, in
+    a layer; `labels`: the table of labels; `out`: the map from tokens to patches; `names`: the table of all names.
+    """
+
+    patches: str
+    blocks: str
+    mlp: str
+    labels: str
+    out: str
+    names: Callable[[DiTConfig], list[Placement]]
+
+
+_FACEBOOK = Dialect(
+    patches="x_embedder.proj",
+    blocks="blocks",
+    mlp="mlp.fc1",
+    labels="y_embedder.embedding_table",
+    out="final_layer.linear",
+    names=dit_names,
+)
+_DIFFUSERS = Dialect(
+    patches="pos_embed.proj",
+    blocks="transformer_blocks",
+    mlp="ff.net.0.proj",
+    labels="transformer_blocks.0.norm1.emb.class_embedder.embedding_table",
+    out="proj_out_2",
+    names=dit_diffusers_names,
+)
 
 
 def load_dit(
@@ -62,19 +98,17 @@ def load_dit(
         settings, file = _diffusers_folder(path)
         num_heads = settings["num_attention_heads"] if num_heads is None else num_heads
         latent_size = settings["sample_size"] if latent_size is None else latent_size
-        file = _without_copies(file)
-        config = _config(file, "pos_embed.proj", "transformer_blocks", "ff.net.0.proj", num_heads, latent_size)
-        rows = dit_diffusers_names(config)
+        dialect, file = _DIFFUSERS, _without_copies(file)
+        config = _config(file, dialect, num_heads, latent_size)
     else:
-        file = _state(read_tensors(path))
+        dialect, file = _FACEBOOK, _state(read_tensors(path))
         if latent_size is None and "pos_embed" in file:
-            patch = file.shape("x_embedder.proj.weight")[-1]
-            latent_size = math.isqrt(math.prod(file.shape("pos_embed")[:-1])) * patch
-        config = _config(file, "x_embedder.proj", "blocks", "mlp.fc1", num_heads, latent_size)
+            patch_size = file.shape(f"{dialect.patches}.weight", axes=4)[-1]
+            latent_size = math.isqrt(math.prod(file.shape("pos_embed")[:-1])) * patch_size
+        config = _config(file, dialect, num_heads, latent_size)
         file = _without_positions(file, config)
-        rows = dit_names(config)
     abstract = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
-    model = assemble(abstract, rows, file, dtype=dtype, sharding=sharding)
+    model = assemble(abstract, dialect.names(config), file, dtype=dtype, sharding=sharding)
     if (config.dim, config.num_layers, config.num_classes) == _RELEASED:
         warnings.warn(
             f"{file.path}: the released DiT-XL/2 weights are licensed CC-BY-NC 4.0, for non-commercial use only "
@@ -88,17 +122,9 @@ def load_dit(
     return Generator(model, config, settings=settings, metadata={"source": str(path)})
 
 
-def _config(
-    file: TensorFile, patches: str, blocks: str, mlp: str, num_heads: int | None, latent_size: int | None
-) -> DiTConfig:
+def _config(file: TensorFile, dialect: Dialect, num_heads: int | None, latent_size: int | None) -> DiTConfig:
     """The sizes, read off the shapes of tensors."""
-    shape = file.shape(f"{patches}.weight")
-    if len(shape) != 4:
-        raise WeightsError(f"{file.path}: {patches}.weight is of shape {shape}, expected (dim, channels, p, p).")
-    dim, channels, patch_size, _ = shape
-    labels = "y_embedder" if blocks == "blocks" else f"{blocks}.0.norm1.emb.class_embedder"
-    out = "final_layer.linear" if blocks == "blocks" else "proj_out_2"
-    found = [re.match(rf"{blocks}\.(\d+)\.", name) for name in file]
+    dim, channels, patch_size, _ = file.shape(f"{dialect.patches}.weight", axes=4)
     if num_heads is None and dim not in _HEADS:
         raise ValueError(
             f"`load_dit({str(file.path)!r})`: a model of width {dim} is not one of the published sizes "
@@ -106,19 +132,21 @@ def _config(
         )
     if latent_size is None:
         raise ValueError(f"`load_dit({str(file.path)!r})`: the file has no positions; say `latent_size=`, such as 32.")
-    return DiTConfig(
-        dim=dim,
-        num_layers=1 + max((int(match[1]) for match in found if match), default=0),
-        max_loops=1,
-        num_heads=_HEADS[dim] if num_heads is None else num_heads,
-        num_classes=file.shape(f"{labels}.embedding_table.weight")[0] - 1,
-        mlp_dim=file.shape(f"{blocks}.0.{mlp}.weight")[0],
-        shape=(latent_size, latent_size, channels),
-        patch_size=patch_size,
-        prediction=Prediction.EPSILON,
-        learned_variance=file.shape(f"{out}.weight")[0] == 2 * channels * patch_size**2,
-        noise_schedule=NoiseSchedule.LINEAR_BETA,
-    )
+    rows_out, _ = file.shape(f"{dialect.out}.weight", axes=2)
+    with sizes_of(file):
+        return DiTConfig(
+            dim=dim,
+            num_layers=count_parts(file, rf"{re.escape(dialect.blocks)}\.(\d+)\."),
+            max_loops=1,
+            num_heads=_HEADS[dim] if num_heads is None else num_heads,
+            num_classes=file.shape(f"{dialect.labels}.weight", axes=2)[0] - 1,
+            mlp_dim=file.shape(f"{dialect.blocks}.0.{dialect.mlp}.weight", axes=2)[0],
+            shape=(latent_size, latent_size, channels),
+            patch_size=patch_size,
+            prediction=Prediction.EPSILON,
+            learned_variance=rows_out == 2 * channels * patch_size**2,
+            noise_schedule=NoiseSchedule.LINEAR_BETA,
+        )
 
 
 def _state(file: TensorFile) -> TensorFile:

@@ -1,6 +1,5 @@
 import math
 import os
-import re
 
 import equinox as eqx
 import jax
@@ -10,6 +9,7 @@ from ..families import MaskGITConfig
 from ..generator import Generator
 from ..storage import Shardings, TensorFile, WeightsError, assemble, read_tensors
 from ._maskgit_names import maskgit_names, split_vocabulary
+from ._sizes import count_parts, sizes_of
 
 
 def load_maskgit(
@@ -50,31 +50,31 @@ def load_maskgit(
 
 def _config(file: TensorFile, num_classes: int) -> MaskGITConfig:
     """The sizes, read off the shapes of tensors."""
-    vocabulary = file.shape("Embed_0/word_embeddings/embedding")[0]
+    vocabulary, _ = file.shape("Embed_0/word_embeddings/embedding", axes=2)
     bias = file.shape("MlmLayer_0/mlm_bias/bias")
-    query = file.shape("TransformerLayer_0/Attention_0/self_attention/query/kernel")
-    positions = file.shape("Embed_0/position_embeddings/embedding")[0]
+    query = file.shape("TransformerLayer_0/Attention_0/self_attention/query/kernel", axes=3)
+    positions, _ = file.shape("Embed_0/position_embeddings/embedding", axes=2)
     side = math.isqrt(positions - 1)
-    if bias != (vocabulary,) or len(query) != 3 or side * side != positions - 1:
+    if bias != (vocabulary,) or side * side != positions - 1:
         raise WeightsError(
             f"{file.path} is not a MaskGIT: a vocabulary of {vocabulary} with a bias of {bias}, "
-            f"{positions} positions (expected a square and one), a query kernel of shape {query}."
+            f"{positions} positions (expected a square and one)."
         )
     if not 1 <= num_classes < vocabulary - 1:
         raise ValueError(
             f"`load_maskgit(num_classes={num_classes})`: {file.path} has a vocabulary of {vocabulary}, which holds "
             "codes, classes and one mask."
         )
-    found = [re.match(r"TransformerLayer_(\d+)/", name) for name in file]
-    return MaskGITConfig(
-        dim=query[0],
-        num_layers=1 + max((int(match[1]) for match in found if match), default=0),
-        max_loops=1,
-        num_heads=query[1],
-        num_classes=num_classes,
-        mlp_dim=file.shape("TransformerLayer_0/Mlp_0/intermediate_output/kernel")[-1],
-        grid=(side, side),
-        codebook_size=vocabulary - 1 - num_classes,
-        pre_norm=False,
-        dropout=0.1,
-    )
+    with sizes_of(file):
+        return MaskGITConfig(
+            dim=query[0],
+            num_layers=count_parts(file, r"TransformerLayer_(\d+)/"),
+            max_loops=1,
+            num_heads=query[1],
+            num_classes=num_classes,
+            mlp_dim=file.shape("TransformerLayer_0/Mlp_0/intermediate_output/kernel", axes=2)[-1],
+            grid=(side, side),
+            codebook_size=vocabulary - 1 - num_classes,
+            pre_norm=False,
+            dropout=0.1,
+        )

@@ -11,6 +11,7 @@ from ..storage import Shardings, TensorFile, WeightsError, assemble, read_tensor
 from ..tokenizers import VQ3D, AutoencoderKL, AutoencoderKLConfig, MaskGITVQGAN, Shortcut, VQ3DConfig, VQGANConfig
 from ._autoencoder_kl_names import autoencoder_kl_names
 from ._diffusers import diffusers_settings, diffusers_weights
+from ._sizes import count_parts
 from ._vq_names import vq3d_flax_names, vqgan_flax_names, vqgan_torch_names
 
 _Config = TypeVar("_Config", VQGANConfig, VQ3DConfig, AutoencoderKLConfig)
@@ -42,17 +43,19 @@ def load_maskgit_vqgan(
     file = _parameters(read_tensors(path))
     flax = "quantizer/codebook" in file
     if flax:
-        widths, blocks, _ = _flax_sizes(file)
-        codes = file.shape("quantizer/codebook")
+        widths, blocks, _ = _flax_sizes(file, axes=4)
+        codes = file.shape("quantizer/codebook", axes=2)
     else:
-        codes = file.shape("quantize.embedding.weight")
-        level_count = _count(file, r"encoder\.down\.(\d+)\.")
-        blocks = _count(file, r"encoder\.mid\.(\d+)\.")
-        widths = [file.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(level_count)]
+        codes = file.shape("quantize.embedding.weight", axes=2)
+        level_count = count_parts(file, r"encoder\.down\.(\d+)\.")
+        blocks = count_parts(file, r"encoder\.mid\.(\d+)\.")
+        widths = [file.shape(f"encoder.down.{level}.block.0.conv1.weight", axes=4)[0] for level in range(level_count)]
+        if level_count < 2 or blocks < 1:
+            raise WeightsError(f"{file.path} is not a VQGAN: it has {level_count} levels with {blocks} blocks.")
     config = VQGANConfig(
         image_size=image_size,
         filters=widths[0],
-        channel_multipliers=tuple(width // widths[0] for width in widths),
+        channel_multipliers=_multipliers(file, widths),
         num_res_blocks=blocks,
         embedding_dim=codes[1],
         codebook_size=codes[0],
@@ -86,12 +89,12 @@ def load_vq3d(
     damaged or not a 3D-VQ; `ValueError` if `temporal_downsample` or `shape` do not fit its levels.
     """
     file = _parameters(read_tensors(path))
-    codes = file.shape("quantizer/codebook")
-    widths, encoder_blocks, decoder_blocks = _flax_sizes(file)
+    codes = file.shape("quantizer/codebook", axes=2)
+    widths, encoder_blocks, decoder_blocks = _flax_sizes(file, axes=5)
     config = VQ3DConfig(
         shape=shape,
         filters=widths[0],
-        channel_multipliers=tuple(width // widths[0] for width in widths),
+        channel_multipliers=_multipliers(file, widths),
         temporal_downsample=temporal_downsample,
         num_enc_res_blocks=encoder_blocks,
         num_dec_res_blocks=decoder_blocks,
@@ -134,7 +137,7 @@ def load_autoencoder_kl(
 def _abstract(config: _Config, file: TensorFile):
     try:
         return eqx.filter_eval_shape(config.build, key=jax.random.key(0))
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise WeightsError(f"{file.path}: no network has the sizes of its tensors ({config}): {error}") from error
 
 
@@ -143,19 +146,22 @@ def _parameters(file: TensorFile) -> TensorFile:
     return inside if len(inside) else file
 
 
-def _count(file: TensorFile, pattern: str) -> int:
-    return 1 + max((int(match[1]) for name in file if (match := re.match(pattern, name))), default=-1)
+def _multipliers(file: TensorFile, widths: list[int]) -> tuple[int, ...]:
+    """The widths of the levels as multiples of the first."""
+    if any(width % widths[0] for width in widths) or len(widths) > 16:
+        raise WeightsError(f"{file.path} is not a VQGAN: its levels are {widths[:16]} wide, expected multiples.")
+    return tuple(width // widths[0] for width in widths)
 
 
-def _flax_sizes(file: TensorFile) -> tuple[list[int], int, int]:
+def _flax_sizes(file: TensorFile, *, axes: int) -> tuple[list[int], int, int]:
     """Widths of the levels and residual blocks of each, of the encoder and of the decoder."""
-    levels = _count(file, r"decoder/Conv_(\d+)/") - 1
-    blocks = [_count(file, rf"{half}/ResBlock_(\d+)/") for half in ("encoder", "decoder")]
-    if levels < 1 or any(count < 1 or count % (levels + 1) for count in blocks):
+    levels = count_parts(file, r"decoder/Conv_(\d+)/") - 1
+    blocks = [count_parts(file, rf"{half}/ResBlock_(\d+)/") for half in ("encoder", "decoder")]
+    if levels < 2 or any(count < 1 or count % (levels + 1) for count in blocks):
         raise WeightsError(
             f"{file.path} is not a VQGAN: it has {levels} levels with {blocks[0]} blocks in the encoder and "
             f"{blocks[1]} in the decoder."
         )
     each = [count // (levels + 1) for count in blocks]
-    widths = [file.shape(f"encoder/ResBlock_{level * each[0]}/Conv_0/kernel")[-1] for level in range(levels)]
+    widths = [file.shape(f"encoder/ResBlock_{level * each[0]}/Conv_0/kernel", axes=axes)[-1] for level in range(levels)]
     return widths, each[0], each[1]

@@ -3,6 +3,7 @@ import math
 import re
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def _tensor(archive: Archive, entry: zipfile.ZipInfo, name: str) -> StoredTensor
     return StoredTensor(shape, dtype, fill)
 
 
-def _header(head: bytes) -> tuple[tuple[int, ...], bool, str, int]:
+def _header(head: bytes) -> tuple[tuple[Any, ...], bool, str, int]:
     """Shape, order, type and length of a npy header. NumPy's reader warns of some, and builds any type it is asked
     for.
     """

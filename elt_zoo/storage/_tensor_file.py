@@ -90,15 +90,20 @@ class TensorFile(_Tensors):
         """Shape and dtype of a tensor, without reading it."""
         return self._tensors[name]
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, *, axes: int | None = None) -> tuple[int, ...]:
         """Shape of a tensor, without reading it.
 
-        **Raises:** [`WeightsError`][elt_zoo.storage.WeightsError] if the file has no such tensor.
+        **Arguments:** `name`; `axes`: how many it must have, none of them empty.
+
+        **Raises:** [`WeightsError`][elt_zoo.storage.WeightsError] if the file has no such tensor, or it has other axes.
         """
         if name not in self._tensors:
             some = ", ".join(list(self._tensors)[:5]) or "none"
             raise WeightsError(f"{self.path} has no tensor {name!r}. It has {len(self)} tensors: {some}, …")
-        return self._tensors[name].shape
+        shape = self._tensors[name].shape
+        if axes is not None and (len(shape) != axes or 0 in shape):
+            raise WeightsError(f"{self.path}: {name} is of shape {shape}, expected {axes} axes, none of them empty.")
+        return shape
 
     def under(self, prefix: str) -> "TensorFile":
         """Only the tensors whose names start with `prefix`, without it."""
