@@ -17,14 +17,13 @@ from elt_zoo.families import DiTConfig, MaskGITConfig
 from elt_zoo.objectives import DeepSupervisionLoss, MaskedCrossEntropy, RandomDepthLoss, SigmoidWeightedMSE, VanillaLoss
 from elt_zoo.sharding import data_mesh, replicate, shard_batch
 from elt_zoo.training import (
-    CheckpointError,
     Checkpoints,
     OptimizerConfig,
     Precision,
     TrainingDiverged,
+    TrainingInterrupted,
     TrainState,
     batch_loss,
-    config_differences,
     fit,
     jit_step,
     make_optimizer,
@@ -84,10 +83,11 @@ def test_training_lowers_the_loss_and_reports(step):
     reports = []
     result = fit(start(), step, batches(), total_steps=20, log_every=10, on_report=reports.append)
     assert result.finished and int(result.state.step) == 20 and int(result.state.skipped) == 0
-    assert [report.step for report in reports] == [10, 20]
-    assert {"loss", "teacher", "student", "distillation", "lambda", "gradient_norm"} <= set(reports[0].metrics)
-    assert reports[1].metrics["lambda"] == pytest.approx(1 - 19 / 20)
-    assert reports[1].metrics["loss"] < reports[0].metrics["loss"]
+    assert [report.step for report in reports] == [1, 10, 20]
+    assert {"loss", "teacher", "student", "distillation", "lambda", "gradient_norm"} <= set(reports[1].metrics)
+    assert reports[2].metrics["lambda"] == pytest.approx(1 - 19 / 20)
+    assert reports[2].metrics["loss"] < reports[1].metrics["loss"]
+    assert reports[0].examples_per_second == 0.0 < reports[1].examples_per_second
 
 
 def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, step, uninterrupted):
@@ -105,37 +105,6 @@ def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, ste
     assert_bitwise_equal(resumed, uninterrupted)
 
 
-def test_a_folder_belongs_to_one_run(tmp_path):
-    Checkpoints(tmp_path / "run", RUN).close()
-    other = RUN | {"steps": 30, "model": RUN["model"] | {"dim": 16}}
-    with pytest.raises(
-        ValueError, match=r"different run(.|\n)*model\.dim: saved 8, given 16\n  steps: saved 20, given 30"
-    ):
-        Checkpoints(tmp_path / "run", other)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="is not empty and holds no run"):
-        Checkpoints(tmp_path / "mine", RUN)
-    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    assert config_differences({"a": 1}, {"b": 2}) == ["a: saved 1, given '(missing)'", "b: saved '(missing)', given 2"]
-
-
-def test_damaged_checkpoints_are_named(tmp_path, step):
-    checkpoints = Checkpoints(tmp_path / "run", RUN)
-    with pytest.raises(CheckpointError, match="There is no checkpoint in"):
-        checkpoints.restore(eqx.filter_eval_shape(start))
-    fit(start(), step, batches(), total_steps=1, checkpoints=checkpoints)
-    for file in (tmp_path / "run" / "steps" / "1" / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"step 1 in .*run cannot be read"):
-        checkpoints.restore(eqx.filter_eval_shape(start))
-    checkpoints.close()
-    (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"run\.json cannot be read"):
-        Checkpoints(tmp_path / "run", RUN)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_returns(tmp_path, step, number):
     checkpoints = Checkpoints(tmp_path / "run", RUN)
@@ -149,6 +118,34 @@ def test_a_signal_saves_and_returns(tmp_path, step, number):
     assert not result.finished and int(result.state.step) == 2 == checkpoints.latest_step()
     assert signal.getsignal(number) is before
     checkpoints.close()
+
+
+def test_a_second_interrupt_says_what_is_saved(tmp_path, step):
+    def on_report(report):
+        if report.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def run(checkpoints):
+        fit(start(), step, batches(), total_steps=10, log_every=1, on_report=on_report, checkpoints=checkpoints)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(TrainingInterrupted, match=r"^Interrupted at step 3 of 10\. Nothing was saved\.$"):
+        run(None)
+    with (
+        Checkpoints(tmp_path / "run", RUN, every=2) as checkpoints,
+        pytest.raises(KeyboardInterrupt, match=r"step 3 of 10\. The checkpoint of step 2 is saved in .*run; the same"),
+    ):
+        run(checkpoints)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_counts_and_batches_must_suffice(step):
+    for options in ({"total_steps": 0}, {"total_steps": -5}, {"total_steps": 5, "log_every": 0}):
+        with pytest.raises(ValueError, match="both must be at least 1"):
+            fit(start(), step, batches(), **options)
+    with pytest.raises(ValueError, match="got no more batches after step 1"):
+        fit(start(), step, iter([next(batches())]), total_steps=2)
 
 
 def test_a_stop_event_ends_runs_in_other_threads(step):

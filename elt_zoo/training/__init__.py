@@ -2,19 +2,21 @@
 
 from ._checkpoints import CheckpointError as CheckpointError
 from ._checkpoints import Checkpoints as Checkpoints
-from ._checkpoints import config_differences as config_differences
+from ._config_differences import config_differences as config_differences
 from ._ema import ema_decay_at as ema_decay_at
 from ._ema import update_ema as update_ema
 from ._loop import FitResult as FitResult
-from ._loop import Report as Report
+from ._loop import HasPosition as HasPosition
 from ._loop import TrainingDiverged as TrainingDiverged
+from ._loop import TrainingInterrupted as TrainingInterrupted
 from ._loop import fit as fit
-from ._loop import stop_on_signals as stop_on_signals
 from ._optimizer import Decay as Decay
 from ._optimizer import OptimizerConfig as OptimizerConfig
 from ._optimizer import decay_mask as decay_mask
 from ._optimizer import make_optimizer as make_optimizer
+from ._pace import Report as Report
 from ._precision import Precision as Precision
+from ._signals import stop_on_signals as stop_on_signals
 from ._state import TrainState as TrainState
 from ._step import HasExits as HasExits
 from ._step import LabelledBatch as LabelledBatch

@@ -1,5 +1,9 @@
+import hashlib
 import json
+import logging
 import os
+import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,130 +14,298 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from ..storage import FolderLock, foreign_entries, read_json, require_writable, write_json
+from ._config_differences import config_differences
 from ._state import TrainState
 
+_LOGGER = logging.getLogger("elt_zoo.training")
 _RUN_FILE = "run.json"
+_DAMAGED = ".damaged"
+_DELETING = ".deleting"
+_WRITING = ".writing"
+_MANIFEST = "manifest.json"
+_DATA = "data.json"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint that cannot be read or written."""
 
 
 class Checkpoints:
     """The checkpoints of one run in a folder (Orbax): training state, position in the data, and the run's config.
 
-    A folder belongs to one config. Opening it with another one fails and changes nothing. Saves are atomic: one that
-    was interrupted is not seen.
+    A folder belongs to one run and one process at a time. Creating this object changes nothing on the disk. The folder
+    is claimed and locked by `claim`, which [`fit`][elt_zoo.training.fit] calls at its start, and released by `close`.
+
+    Saves are atomic: an interrupted one leaves the checkpoints before it as they were. Every checkpoint lists the
+    checksums (SHA-256) of its files, which `restore` compares before anything is read.
     """
 
-    def __init__(self, folder: str | os.PathLike, config: Mapping[str, Any], *, every: int = 1000, keep: int = 2):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        config: Mapping[str, Any],
+        *,
+        every: int = 1000,
+        keep: int = 2,
+        fall_back: bool = False,
+    ):
         """**Arguments:**
 
-        - `folder`: created if missing.
+        - `folder`: created when it is claimed.
         - `config`: what defines the run, of JSON's types; compared on resuming.
         - `every`: steps between two checkpoints that [`fit`][elt_zoo.training.fit] saves.
         - `keep`: how many checkpoints to keep, the newest ones.
+        - `fall_back`: where the newest checkpoint is damaged, restore the newest intact one instead of raising. The
+          damaged one is logged and renamed to `steps/<step>.damaged`.
 
         **Raises:** `ValueError` for counts below 1, or if the folder holds other files or another run, with all
-        differences.
+        differences; `CheckpointError` if its `run.json` cannot be read.
         """
         if every < 1 or keep < 1:
             raise ValueError(f"`Checkpoints(every={every}, keep={keep})`: both must be at least 1.")
         self.folder = Path(folder).absolute()
         self.every = every
-        config = json.loads(json.dumps(config))
-        run_file = self.folder / _RUN_FILE
-        if run_file.exists():
-            differences = config_differences(_read_run(run_file), config)
-            if differences:
-                raise ValueError(
-                    f"{self.folder} holds the checkpoints of a different run. Its config differs in:\n  "
-                    + "\n  ".join(differences)
-                    + "\nUse the same config to resume it, or another folder. Nothing was changed."
-                )
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(
-                f"{self.folder} is not empty and holds no run of elt_zoo. Choose another folder; nothing was changed."
+        self.keep = keep
+        self.fall_back = fall_back
+        self._config = json.loads(json.dumps(config))
+        self._steps = self.folder / "steps"
+        self._damaged: set[int] = set()
+        self._claimed = False
+        self._lock = FolderLock(self.folder)
+        # For whoever drops the object instead of closing it, as happens in notebooks.
+        self._finalizer = weakref.finalize(self, self._lock.release)
+        self._checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self._validate()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def claim(self, *, step: int = 0) -> None:
+        """Locks the folder for this process, writes the run's config into it, and removes what an earlier process of
+        the run left unfinished. A second call only compares the step. Of several JAX processes the first one claims.
+
+        A folder whose run never saved a checkpoint may be claimed by a run with another config.
+
+        **Arguments:** `step`: where training continues.
+
+        **Raises:** as the constructor; `FolderLocked` if another process holds the folder; `OSError` in one line if the
+        folder cannot be written to; `CheckpointError` if it holds a checkpoint of a later step than `step`.
+        """
+        if not self._claimed and jax.process_index() == 0:
+            self._lock.acquire()
+            try:
+                # Another process may have come first since the last look.
+                self._validate()
+                if self.latest_step() is None:
+                    write_json(self.folder / _RUN_FILE, self._config)
+                else:
+                    require_writable(self.folder / _RUN_FILE)
+                self._steps.mkdir(exist_ok=True)
+                self._clean()
+            except BaseException:
+                self._lock.release()
+                raise
+        self._claimed = True
+        latest = self.latest_step()
+        if latest is not None and latest > step:
+            raise CheckpointError(
+                f"{self.folder} holds a checkpoint of step {latest}, but training would continue from step {step}. "
+                "Restore that checkpoint first, or use another folder."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not run_file.exists():
-            temporary = run_file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(config, indent=2))
-            os.replace(temporary, run_file)
-        self._manager = ocp.CheckpointManager(
-            self.folder / "steps",
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False),
-        )
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or `None`."""
-        return self._manager.latest_step()
+        """The step of the newest checkpoint, or `None`. A folder without files is no checkpoint."""
+        return next(iter(self._saved_steps()), None)
 
     def save(self, state: TrainState, data_state: Any) -> None:
         """Saves a state and the position of the data iterator (`iterator.get_state()`), unless this step is saved
-        already.
+        already. Claims the folder if that has not happened yet.
+
+        **Raises:** as `claim`; `FolderLocked` if the lock was lost; `CheckpointError` if writing fails. The checkpoints
+        from before are kept.
         """
         step = int(state.step)
-        if step == self._manager.latest_step():
+        self.claim(step=step)
+        if step == self.latest_step():
             return
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(_to_arrays(state)), data=ocp.args.JsonSave({"iterator": data_state})
-        )
-        self._manager.save(step, args=arguments)
-        self._manager.wait_until_finished()
-
-    def restore(self, abstract: TrainState) -> tuple[TrainState, Any]:
-        """Reads the newest checkpoint.
-
-        **Arguments:** `abstract`: a state of the right structure; its values are not used, so
-        `equinox.filter_eval_shape` will do.
-
-        **Returns:** the state and the data iterator's position.
-
-        **Raises:** `CheckpointError` if there is none or it cannot be read, naming the folder.
-        """
-        step = self._manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"There is no checkpoint in {self.folder}.")
-        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _to_arrays(abstract))
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
+        if jax.process_index() == 0:
+            self._lock.check()
+        arrays, writing = _to_arrays(state), self._steps / f"{step}{_WRITING}"
         try:
-            restored = self._manager.restore(step, args=arguments)
+            if jax.process_index() == 0:
+                shutil.rmtree(writing, ignore_errors=True)
+                writing.mkdir()
+            self._checkpointer.save(writing / "state", args=ocp.args.StandardSave(arrays))
+            if jax.process_index() == 0:
+                write_json(writing / _DATA, {"iterator": data_state})
+                write_json(writing / _MANIFEST, {"arrays": _described(arrays), "files": _checksums(writing)})
+                os.rename(writing, self._steps / str(step))
         except Exception as error:
             raise CheckpointError(
-                f"The checkpoint of step {step} in {self.folder} cannot be read: it is damaged, incomplete or of "
-                f"another model. Delete {self.folder / 'steps' / str(step)} to fall back to the one before it. "
-                f"Cause: {error}"
+                f"The checkpoint of step {step} cannot be saved in {self.folder}: {_first_line(error)} Those before it "
+                "are kept."
             ) from error
-        return _from_arrays(abstract, restored["state"]), restored["data"]["iterator"]
+        if jax.process_index() == 0:
+            for old in self._saved_steps()[self.keep :]:
+                # Renamed first: a process that is killed here does not leave half a checkpoint.
+                leaving = self._steps / f"{old}{_DELETING}"
+                os.rename(self._steps / str(old), leaving)
+                shutil.rmtree(leaving, ignore_errors=True)
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, Any]:
+        """Reads the newest checkpoint, or with `fall_back` the newest one that is intact.
+
+        **Arguments:** `abstract`: a state of the right structure. Its values are not used, so
+        `equinox.filter_eval_shape` will do.
+
+        **Returns:** the state and the position of the data iterator.
+
+        **Raises:** `CheckpointError` in one line if there is no checkpoint, it is damaged, or it is of another model.
+        """
+        steps = self._saved_steps()
+        if not steps:
+            raise CheckpointError(f"There is no checkpoint in {self.folder}.")
+        for step, before in zip(steps, [*steps[1:], None], strict=True):
+            try:
+                restored = self._read(step, abstract)
+            except CheckpointError as error:
+                if not self.fall_back:
+                    advice = "" if before is None else f" `Checkpoints(fall_back=True)` restores step {before} instead."
+                    raise CheckpointError(f"{error}{advice}") from error.__cause__
+                _LOGGER.warning("%s Trying the checkpoint before it.", error)
+                self._damaged.add(step)
+                continue
+            if self._claimed:
+                self._set_damaged_aside()
+            return restored
+        self._damaged.clear()
+        raise CheckpointError(f"None of the checkpoints in {self.folder} can be restored (steps {steps}).")
 
     def close(self) -> None:
-        """Releases Orbax's threads."""
-        self._manager.close()
+        """Releases the folder and Orbax's resources."""
+        self._claimed = False
+        self._finalizer.detach()
+        self._lock.release()
+        self._checkpointer.close()
 
+    def _validate(self) -> None:
+        """Refuses folders of others, and of other runs that have checkpoints."""
+        run_file = self.folder / _RUN_FILE
+        try:
+            entries = foreign_entries(self.folder)
+        except NotADirectoryError:
+            raise ValueError(
+                f"{self.folder} is a file or lies inside one. Choose a folder; nothing was changed."
+            ) from None
+        if _RUN_FILE not in entries:
+            if entries:
+                raise ValueError(
+                    f"{self.folder} is not empty and holds no run of elt_zoo ({', '.join(entries[:3])}). Choose "
+                    "another folder; nothing was changed."
+                )
+            return
+        differences = config_differences(_read_run(run_file), self._config)
+        if differences and self.latest_step() is not None:
+            raise ValueError(
+                f"{self.folder} holds the checkpoints of a different run. Its config differs in:\n  "
+                + "\n  ".join(differences)
+                + "\nUse the same config to resume it, or another folder. Nothing was changed."
+            )
 
-def config_differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """One line for each field, nested ones with dotted names, in which two configs differ."""
-    saved, given = _flatten(saved), _flatten(given)
-    return [
-        f"{name}: saved {saved.get(name, '(missing)')!r}, given {given.get(name, '(missing)')!r}"
-        for name in sorted(saved.keys() | given.keys())
-        if name not in saved or name not in given or saved[name] != given[name]
-    ]
+    def _saved_steps(self) -> list[int]:
+        """Newest first, without those that were found to be damaged."""
+        try:
+            names = os.listdir(self._steps)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        steps = {int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name}
+        return [step for step in sorted(steps - self._damaged, reverse=True) if _holds_files(self._steps / str(step))]
 
+    def _clean(self) -> None:
+        """Removes what killed processes left in the folder of steps, which is ours and locked."""
+        for entry in self._steps.iterdir():
+            empty = entry.name.isdigit() and not _holds_files(entry)
+            if empty or entry.name.endswith((_WRITING, _DELETING)):
+                shutil.rmtree(entry, ignore_errors=True)
+        self._set_damaged_aside()
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+    def _set_damaged_aside(self) -> None:
+        if jax.process_index() != 0:
+            return
+        for step in self._damaged:
+            aside = self._steps / f"{step}{_DAMAGED}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(self._steps / str(step), aside)
+        self._damaged.clear()
+
+    def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Any]:
+        folder, place = self._steps / str(step), f"The checkpoint of step {step} in {self.folder}"
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _to_arrays(abstract))
+        try:
+            manifest = read_json(folder / _MANIFEST)
+            saved, files = dict(manifest["arrays"]), dict(manifest["files"])
+            found = _checksums(folder)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{place} is incomplete, or of an older version of elt_zoo: it has no {_MANIFEST}."
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{place} is damaged: {_first_line(error)}") from error
+        changed = sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name))
+        if changed:
+            raise CheckpointError(
+                f"{place} is damaged: {len(changed)} of its files are not as they were saved ({changed[0]})."
+            )
+        differences = config_differences(saved, _described(wanted))
+        if differences:
+            raise CheckpointError(
+                f"{place} is of another model or optimiser: {len(differences)} of its arrays differ, first "
+                f"{differences[0]}."
+            )
+        try:
+            arrays = self._checkpointer.restore(folder / "state", args=ocp.args.StandardRestore(wanted))
+        except Exception as error:
+            raise CheckpointError(f"{place} cannot be read: {_first_line(error)}") from error
+        return _from_arrays(abstract, arrays), read_json(folder / _DATA)["iterator"]
 
 
 def _read_run(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = read_json(file)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read, so the run in its folder is unknown: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{file} holds a {type(config).__name__} and not the config of a run, so the run in its folder is unknown."
+        )
+    return config
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(files for _, _, files in os.walk(folder))
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but its manifest, by relative path."""
+    sums = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and path != folder / _MANIFEST:
+            with path.open("rb") as file:
+                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _described(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].rstrip(".") + "."
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,20 +1,25 @@
 import contextlib
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ._checkpoints import Checkpoints
+from ._pace import Pace, Report
+from ._signals import stop_on_signals
 from ._state import TrainState
 from ._step import TrainStep
 
 
 class TrainingDiverged(RuntimeError):
     """The loss or its gradient stopped being finite."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was interrupted at once, by a second Ctrl-C. The message says in one line what is saved."""
 
 
 class FitResult(NamedTuple):
@@ -27,42 +32,41 @@ class FitResult(NamedTuple):
     seconds_per_step: float
 
 
-class Report(NamedTuple):
-    """What `fit` tells while it runs: the steps taken, the metrics of the last of them, and since the last report the
-    examples per second and the share of the time spent waiting for batches.
-    """
+@runtime_checkable
+class HasPosition(Protocol):
+    """An iterator that knows its position in the data, as Grain's do."""
 
-    step: int
-    metrics: dict[str, float]
-    examples_per_second: float
-    data_wait: float
+    def get_state(self) -> Any:
+        """The position, of JSON's types."""
 
 
 def fit(
     state: TrainState,
     step: TrainStep,
-    batches: Iterator[Any],
+    batches: Iterator[PyTree],
     *,
     total_steps: int,
     log_every: int = 50,
     on_report: Callable[[Report], None] | None = None,
     checkpoints: Checkpoints | None = None,
-    encode: Callable[[Any], Any] | None = None,
+    encode: Callable[[Any], PyTree] | None = None,
     stop: threading.Event | None = None,
 ) -> FitResult:
     """Trains until `total_steps` steps have been taken, or until the process is asked to stop.
 
-    The devices are never waited for between reports. SIGTERM and SIGINT (Ctrl-C) let the running step finish, save a
-    checkpoint and return with `finished` false; a second Ctrl-C interrupts at once.
+    A step is one call of `step` with one batch. Between reports nothing waits for the devices. SIGTERM and SIGINT
+    (Ctrl-C) let the running step finish, save a checkpoint and return with `finished` false; a second Ctrl-C interrupts
+    at once.
 
     **Arguments:**
 
     - `state`: where to start; `state.step` steps count as taken. A donating step consumes it.
     - `step`: `(state, batch) -> (state, metrics)`, usually from [`jit_step`][elt_zoo.training.jit_step].
-    - `batches`: a Grain iterator (with checkpoints its `get_state` is used) or any iterator.
-    - `total_steps`: when to stop.
-    - `log_every`, `on_report`: how often to report, and to whom.
-    - `checkpoints`: where and how often to save; also saved at the end.
+    - `batches`: any iterator. With checkpoints, the position of an iterator that has `get_state` is saved, as of
+      [`training_batches`][elt_zoo.data.training_batches].
+    - `total_steps`: when to stop; at least 1.
+    - `log_every`, `on_report`: steps between reports, and who gets them. The first and the last step are reported too.
+    - `checkpoints`: where and how often to save; also saved at the end. The folder is claimed before the first step.
     - `encode`: applied to every batch before the compiled step, such as a frozen tokenizer. What should run inside the
       step is the `prepare` of [`make_train_step`][elt_zoo.training.make_train_step].
     - `stop`: set it to end the run after the running step; by default signals do, see
@@ -71,42 +75,55 @@ def fit(
 
     **Returns:** the last state, whether the run is complete, and its pace.
 
-    **Raises:** `TrainingDiverged` at the first report or save after an update that was not finite. Checkpoints from
-    before are kept.
+    **Raises:** `ValueError` for counts below 1, or if the batches end before the last step; `TrainingDiverged` at the
+    first report or save after an update that was not finite; `TrainingInterrupted`; and what
+    [`Checkpoints`][elt_zoo.training.Checkpoints] raises. Checkpoints from before are kept.
     """
-    taken = int(state.step)
-    paced = reported = time.perf_counter()
-    first, since_report, size, waited = taken, 0, 0, 0.0
-    with stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop:
-        while taken < total_steps and not stop.is_set():
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            size = len(jax.tree.leaves(batch)[0])
-            state, metrics = step(state, batch if encode is None else encode(batch))
-            taken, since_report = taken + 1, since_report + 1
-            if taken == first + 1:
-                # The first step includes the compilation, which should not count in the pace.
-                jax.block_until_ready(metrics)
-                paced = reported = time.perf_counter()
-                since_report, waited = 0, 0.0
-            if taken % log_every == 0 or taken == total_steps:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _check_finite(state, checkpoints)
-                now = time.perf_counter()
-                if on_report is not None:
-                    passed = max(now - reported, 1e-9)
-                    on_report(Report(taken, values, size * since_report / passed, waited / passed))
-                reported, since_report, waited = time.perf_counter(), 0, 0.0
-            if checkpoints is not None and taken % checkpoints.every == 0:
-                _check_finite(state, checkpoints)
-                checkpoints.save(state, _position(batches))
-    jax.block_until_ready(state.step)
-    seconds = (time.perf_counter() - paced) / max(taken - first - 1, 1)
-    if checkpoints is not None and taken > first:
-        _check_finite(state, checkpoints)
-        checkpoints.save(state, _position(batches))
-    return FitResult(state, taken >= total_steps, seconds)
+    if total_steps < 1 or log_every < 1:
+        raise ValueError(f"`fit(total_steps={total_steps}, log_every={log_every})`: both must be at least 1.")
+    taken = first = int(state.step)
+    if checkpoints is not None:
+        checkpoints.claim(step=taken)
+
+    def save() -> None:
+        if checkpoints is not None:
+            _check_finite(state, checkpoints)
+            checkpoints.save(state, batches.get_state() if isinstance(batches, HasPosition) else None)
+
+    pace = Pace()
+    try:
+        with stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop:
+            while taken < total_steps and not stop.is_set():
+                with pace.waiting():
+                    batch = _next_batch(batches, taken, total_steps)
+                state, metrics = step(state, batch if encode is None else encode(batch))
+                taken += 1
+                pace.count(batch, metrics)
+                if taken % log_every == 0 or taken in (1, total_steps):
+                    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    _check_finite(state, checkpoints)
+                    if on_report is not None:
+                        on_report(pace.report(taken, values))
+                    pace.restart()
+                if checkpoints is not None and taken % checkpoints.every == 0:
+                    save()
+        jax.block_until_ready(state.step)
+        seconds_per_step = pace.seconds_per_step
+        if taken > first:
+            save()
+    except KeyboardInterrupt as interrupt:
+        raise TrainingInterrupted(_what_is_saved(taken, total_steps, checkpoints)) from interrupt
+    return FitResult(state, taken >= total_steps, seconds_per_step)
+
+
+def _next_batch(batches: Iterator[PyTree], taken: int, total_steps: int) -> PyTree:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ValueError(
+            f"`fit(total_steps={total_steps})` got no more batches after step {taken}. Use an iterator that repeats "
+            "the data, such as `training_batches`, or fewer steps."
+        ) from None
 
 
 def _check_finite(state: TrainState, checkpoints: Checkpoints | None) -> None:
@@ -123,31 +140,10 @@ def _check_finite(state: TrainState, checkpoints: Checkpoints | None) -> None:
     )
 
 
-def _position(batches: Any) -> Any:
-    return batches.get_state() if hasattr(batches, "get_state") else None
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """A context with an event that SIGTERM and the first SIGINT (Ctrl-C) set; the handlers from before come back after
-    it.
-
-    Python delivers signals to the main thread only, so in another thread the event stays unset.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def request(number, frame):
-        stop.set()
-        signal.signal(number, before[number])
-
-    try:
-        for number in before:
-            signal.signal(number, request)
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _what_is_saved(taken: int, total_steps: int, checkpoints: Checkpoints | None) -> str:
+    latest = None if checkpoints is None else checkpoints.latest_step()
+    if checkpoints is None or latest is None:
+        saved = "Nothing was saved."
+    else:
+        saved = f"The checkpoint of step {latest} is saved in {checkpoints.folder}; the same run resumes from it."
+    return f"Interrupted at step {taken} of {total_steps}. {saved}"

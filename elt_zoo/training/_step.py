@@ -34,6 +34,7 @@ class HasExits(Protocol):
         self, *inputs: Any, student_loops: Any, max_loops: int, key: PRNGKeyArray | None = None
     ) -> tuple[Any, Any]:
         """The predictions after `student_loops` and after `max_loops` loops, from one pass."""
+        ...
 
     def trajectory(self, *inputs: Any, loops: int, key: PRNGKeyArray | None = None) -> Any:
         """The predictions after 1 to `loops` loops, stacked."""
@@ -49,6 +50,7 @@ class LabelledBatch(Protocol):
     @property
     def labels(self) -> Int[Array, " batch"]:
         """Their classes."""
+        ...
 
 
 def predict_exits(
