@@ -1,5 +1,5 @@
-"""What the loops of a trained model do: how far each moves the state, what it changes in the prediction, and where they
-stop helping.
+"""What the loops of a trained model do: how far each moves the state, how it changes the prediction, and which loops no
+longer help.
 """
 
 from ._diffusion_exits import DiffusionExits as DiffusionExits

@@ -13,11 +13,11 @@ from ._sums import total
 
 
 class DiffusionExits(AbstractExits):
-    """What the exits of a diffusion model say about the same noisy examples, and what each loop changes. Add two to
-    merge batches; `str` of it is a table.
+    """The clean arrays x0 that a diffusion model's exits predict from the same noisy examples, and what each loop
+    changes.
 
-    What an exit says is its prediction of the clean array x0. From exit l to exit l + 1 an example's error may fall,
-    which is **self-correction**, or rise, which is **overthinking**.
+    From exit l to exit l + 1 the error of an example may fall, which is **self-correction**, or rise, which is
+    **overthinking**.
 
     Entry l − 1 of an axis `loops` belongs to exit l, entry l − 1 of an axis `transitions` to the step from exit l to
     exit l + 1.
@@ -27,8 +27,8 @@ class DiffusionExits(AbstractExits):
     - `num_examples`: noisy examples.
     - `total_squared_error`: sum over examples of the mean squared error of x0.
     - `total_squared_change`: sum over examples of the mean squared change of x0 from exit to exit.
-    - `num_improved`, `num_worsened`: examples whose error falls, rises.
-    - `num_best`: examples whose error is least at this exit, the first of equal ones.
+    - `num_improved`, `num_worsened`: examples whose error falls, and rises.
+    - `num_best`: examples whose error is least at this exit; of equal exits the first counts.
     """
 
     share_of: ClassVar[str] = "examples"
@@ -77,9 +77,9 @@ class DiffusionExits(AbstractExits):
 
 @checked
 def compare_diffusion_exits(x0: Float[Array, "loops *shape"], target: Float[Array, "*shape"]) -> DiffusionExits:
-    """Compares the exits of one example, whatever made the predictions.
+    """Compares the exits of one example, given their predictions.
 
-    **Arguments:** `x0`: the clean array as every exit predicts it; `target`: the clean array.
+    **Arguments:** `x0`: the predictions of every exit; `target`: the clean array.
 
     **Returns:** [`DiffusionExits`][elt_zoo.diagnostics.DiffusionExits] of this example.
     """
@@ -107,11 +107,12 @@ def diffusion_exits(
     clip_x0: float | None = None,
     key: PRNGKeyArray,
 ) -> DiffusionExits:
-    """Adds noise to held-out examples and compares what the exits say about them, all exits on the same noise. Batched.
+    """Adds noise to held-out examples and compares the predictions of the exits, all on the same noise. Batched.
 
-    **Arguments:** `model`; `corruption`: as in training, without dropped labels; `examples`, `labels`: clean; `loops`:
-    exits to compare, past L_max too; `clip_x0`: as the sampler clips the predictions, default not. Without it noisy
-    times weigh most, above all in models of ε, which magnify the error by σ/α; `key`: of the corruption.
+    **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel], or any with its `trajectory`; `corruption`: as in
+    training, without dropped labels; `examples`, `labels`: clean; `loops`: exits to compare, beyond L_max too;
+    `clip_x0`: clips the predictions to ±`clip_x0` as the sampler does, default not. Without it noisy times dominate,
+    above all for models of ε, whose error grows by σ/α; `key`: of the corruption.
 
     **Returns:** [`DiffusionExits`][elt_zoo.diagnostics.DiffusionExits] of the batch.
     """

@@ -9,10 +9,10 @@ from ._sums import table
 
 @dataclasses.dataclass(frozen=True)
 class LossByExit:
-    """The loss of every exit, and what becomes of it past the loops of training. `str` of it is a table.
+    """The loss of every exit, within and beyond the loops of training. `str` of it is a table.
 
-    **Fields:** `losses`: of exits 1, 2, …, as [`exit_losses`][elt_zoo.diagnostics.exit_losses] measures them, usually
-    up to 2·L_max; `max_loops`: L_max.
+    **Fields:** `losses`: of exits 1, 2, …, as [`held_out_losses`][elt_zoo.diagnostics.held_out_losses] measures them,
+    usually up to 2·L_max; `max_loops`: L_max.
     """
 
     losses: tuple[float, ...]
@@ -21,9 +21,9 @@ class LossByExit:
     @classmethod
     @checked
     def of(cls, losses: Float[Array, " loops"] | Float[np.ndarray, " loops"], *, max_loops: int) -> "LossByExit":
-        """**Arguments:** `losses` of exits 1, 2, …, more of them than `max_loops`; `max_loops`: L_max.
+        """**Arguments:** `losses`: of exits 1, 2, …, more of them than `max_loops`; `max_loops`: L_max.
 
-        **Raises:** `ValueError` if no loss lies past L_max.
+        **Raises:** `ValueError` if no loss is beyond L_max.
         """
         if not 1 <= max_loops < len(losses):
             raise ValueError(
@@ -34,7 +34,7 @@ class LossByExit:
 
     @property
     def best_exit(self) -> int:
-        """The exit of the least loss, counted from 1."""
+        """The exit with the least loss, counted from 1."""
         return int(np.nanargmin(self.losses)) + 1
 
     @property
@@ -44,13 +44,13 @@ class LossByExit:
 
     @property
     def degradation(self) -> float:
-        """How much larger than at L_max the largest loss past it is, as a share of the former; negative where all are
-        smaller.
+        """The largest loss beyond L_max relative to the loss at L_max: 0.05 is five percent more, a negative value
+        means that the loss keeps falling.
         """
         return float(np.max(self.losses[self.max_loops :])) / self.trained_loss - 1.0
 
     def degrades(self, tolerance: float = 0.01) -> bool:
-        """Whether some exit past L_max is worse than L_max by more than `tolerance`, or not a number."""
+        """Whether an exit beyond L_max is worse than L_max by more than `tolerance`, or its loss is not a number."""
         return not self.degradation <= tolerance
 
     def __str__(self) -> str:

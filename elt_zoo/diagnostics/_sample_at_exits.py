@@ -29,8 +29,6 @@ def sample_at_exits(
     **Raises:** `ValueError` if `exits` is empty, and the sampler's errors for a count below 1.
     """
     if len(exits) == 0:
-        raise ValueError(
-            "`sample_at_exits(exits=[])` has nothing to sample: give the loop counts, such as `range(1, 5)`."
-        )
+        raise ValueError("`sample_at_exits(exits=[])` samples nothing: give the loop counts, such as `range(1, 5)`.")
     predict = BatchedPredict(model)
     return jnp.stack([sampler(predict, labels, loops=jnp.asarray(loops, jnp.int32), key=key) for loops in exits])

@@ -13,24 +13,24 @@ from ._sums import total
 
 
 class TokenExits(AbstractExits):
-    r"""What the exits of a masked model say about the same masked tokens, and what each loop changes. Add two to merge
-    batches; `str` of it is a table.
+    r"""The answers of a masked model's exits at the same masked tokens, and what each loop changes.
 
-    The answer of an exit is its likeliest code. From exit l to exit l + 1 an answer may **flip**. A flip from wrong to
-    right is a **self-correction**, one from right to wrong is **overthinking** (1810.07052), and
+    The answer of an exit is its most likely code. From exit l to exit l + 1 an answer may **flip**. A flip from wrong
+    to right is a **self-correction**, a flip from right to wrong is **overthinking**
+    ([1810.07052](https://arxiv.org/abs/1810.07052)), and
 
     $$\text{accuracy}_{l+1} - \text{accuracy}_l = \text{self-correction}_l - \text{overthinking}_l$$
 
     Entry l − 1 of an axis `loops` belongs to exit l, entry l − 1 of an axis `transitions` to the step from exit l to
-    exit l + 1. All rates are shares of all masked tokens.
+    exit l + 1. All rates are shares of the masked tokens.
 
     **Fields:**
 
     - `num_tokens`: masked tokens.
-    - `num_same`: tokens on which exits i and j give one answer.
-    - `num_right`: tokens that the exit has right.
-    - `num_ever_right`: tokens that the exit or one before it has right.
-    - `num_corrected`, `num_overthought`: wrong, then right; right, then wrong.
+    - `num_same`: tokens for which exits i and j give the same answer.
+    - `num_right`: tokens for which the exit is right.
+    - `num_ever_right`: tokens for which the exit or an earlier one is right.
+    - `num_corrected`, `num_overthought`: tokens that turn from wrong to right, and from right to wrong.
     - `total_divergence`: sum of KL(p_{l+1} ‖ p_l) in nats.
     """
 
@@ -46,7 +46,7 @@ class TokenExits(AbstractExits):
 
     @property
     def agreement(self) -> Float[Array, "loops loops"]:
-        """Share of tokens on which two exits give one answer, for all pairs; the last column compares with the last."""
+        """Share of tokens for which two exits give the same answer, for all pairs of exits."""
         return self.num_same / self.num_tokens
 
     @property
@@ -56,7 +56,7 @@ class TokenExits(AbstractExits):
 
     @property
     def accuracy(self) -> Float[Array, " loops"]:
-        """Share of tokens that an exit has right."""
+        """Share of tokens for which the exit is right."""
         return self.num_right / self.num_tokens
 
     @property
@@ -71,8 +71,8 @@ class TokenExits(AbstractExits):
 
     @property
     def forgotten(self) -> Float[Array, " loops"]:
-        """Share of tokens that an exit has wrong though one before it had them right: what a perfect rule for stopping
-        could still win.
+        """Share of tokens for which the exit is wrong although an earlier exit is right: the most that a perfect
+        stopping rule could gain over this exit.
         """
         return (self.num_ever_right - self.num_right) / self.num_tokens
 
@@ -95,9 +95,9 @@ class TokenExits(AbstractExits):
 
 @checked
 def compare_token_exits(logits: Float[Array, "loops *grid codebook"], target: MaskedTarget) -> TokenExits:
-    """Compares the exits of one example, whatever made the predictions.
+    """Compares the exits of one example, given their predictions.
 
-    **Arguments:** `logits` of every exit; `target`: the true ids, and the positions that count.
+    **Arguments:** `logits`: of every exit; `target`: the true ids and the masked positions.
 
     **Returns:** [`TokenExits`][elt_zoo.diagnostics.TokenExits] of this example.
     """
@@ -130,13 +130,16 @@ def token_exits(
     loops: int,
     key: PRNGKeyArray,
 ) -> TokenExits:
-    """Masks held-out tokens and compares what the exits say about them, all exits on the same masks. Batched.
+    """Masks held-out tokens and compares the answers of the exits, all on the same masks. Batched.
 
-    **Arguments:** `model`; `corruption`: as in training, without dropped labels; `ids`, `labels`: clean; `loops`: exits
-    to compare, past L_max too; `key`: of the corruption.
+    It needs memory for the logits of all exits. [`held_out_exits`][elt_zoo.diagnostics.held_out_exits] goes through a
+    large set batch by batch.
 
-    **Returns:** [`TokenExits`][elt_zoo.diagnostics.TokenExits] of the batch. It needs memory for the logits of all
-    exits; add up the results of several batches if that is too much.
+    **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel], or any with its `trajectory`; `corruption`: as in
+    training, without dropped labels; `ids`, `labels`: clean; `loops`: exits to compare, beyond L_max too; `key`: of the
+    corruption.
+
+    **Returns:** [`TokenExits`][elt_zoo.diagnostics.TokenExits] of the batch.
     """
     corrupted = corruption(ids, labels, key=key)
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -83,7 +84,7 @@ class BatchedPredict(eqx.Module):
     all.
     """
 
-    model: ElasticModel
+    model: Callable[..., PyTree[Array]]
 
     @checked
     def __call__(self, *inputs: Any, loops: int | Int[Array, ""]) -> PyTree[Array]:

@@ -199,7 +199,7 @@ def profile(
 
     **Returns:** a [`Profile`][elt_zoo.profile.Profile].
 
-    **Raises:** `ValueError` if a count is below 1, `TypeError` for a config of another family.
+    **Raises:** `ValueError` if a count is below 1.
     """
     loops = config.max_loops if loops is None else loops
     if min(loops, batch, steps) < 1:

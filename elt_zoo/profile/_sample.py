@@ -15,10 +15,10 @@ from ._text import count, operations
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleTime:
-    """What [`time_samples`][elt_zoo.profile.time_samples] returns.
+    """The time per sample, as [`time_samples`][elt_zoo.profile.time_samples] measures it.
 
-    **Fields:** `median`, `low`, `high`: seconds per sample, with quartiles; `compilation`: seconds of the first call,
-    beyond the median; `samples`: drawn together in one call; `repeats`: calls timed; `device`: what they ran on.
+    **Fields:** `median`, `low`, `high`: seconds per sample, with the quartiles; `compilation`: seconds that the first
+    call took beyond the median; `samples`: samples per call; `repeats`: timed calls; `device`: where they ran.
     """
 
     median: float
@@ -36,16 +36,16 @@ class SampleTime:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleCompute:
-    """The compute behind one sample, to stand beside every figure of its quality. `str` of it is a table.
+    """The compute of one sample, to report beside its quality. `str` of it is a table.
 
     **Fields:**
 
-    - `parameters`: unique parameters, what is stored.
-    - `effective_parameters`: of the model with unique layers and equal compute, at the mean number of loops.
-    - `evaluations`: of the network per sample: steps, and those of the unconditional branch.
-    - `loops`: of the trunk per sample, over all evaluations.
-    - `macs`: multiply-accumulates per sample, matrix products only. The sampler's own arithmetic is left out.
-    - `time`: measured, or `None`.
+    - `parameters`: unique parameters, as stored.
+    - `effective_parameters`: parameters of a model of equal compute whose layers are all unique.
+    - `evaluations`: evaluations of the network per sample, of both branches.
+    - `loops`: loops of the trunk per sample, over all evaluations.
+    - `macs`: multiply-accumulates of the matrix products per sample, without the sampler's own arithmetic.
+    - `time`: the measured time, or `None`.
     """
 
     parameters: int
@@ -81,16 +81,16 @@ def sample_compute(
     loops: Loops,
     time: SampleTime | None = None,
 ) -> SampleCompute:
-    """What one sample takes, from the model's config and the sampler alone; nothing is built or run.
+    """Counts the compute of one sample from the model's config and the sampler. Nothing is built or run.
 
-    Budgets of loops and intervals of guidance are counted as they are spent.
+    It counts the loops that a budget spends and the steps that are guided.
 
-    **Arguments:** `config`: the model; `sampler`; `loops`: as the sampler gets them; `time`: measured with
+    **Arguments:** `config`: the model; `sampler`: its sampler; `loops`: as for the sampler; `time`: from
     [`time_samples`][elt_zoo.profile.time_samples], to keep with the rest.
 
     **Returns:** a [`SampleCompute`][elt_zoo.profile.SampleCompute].
 
-    **Raises:** what the sampler raises for such `loops`.
+    **Raises:** the sampler's errors for `loops` that it cannot take.
     """
     costs = profile(config, loops=1)
     evaluations = total_loops(1, sampler.steps, guidance=sampler.guidance)
@@ -106,11 +106,11 @@ def sample_compute(
 
 
 def time_samples(draw: Callable[[], PyTree[Array]], *, samples: int, repeats: int = 10) -> SampleTime:
-    """Measures the wall time per sample: the first call compiles, a second warms up, then `repeats` calls are timed,
-    each waited for.
+    """Measures the wall time per sample. The first call compiles, the second warms up, and `repeats` further calls are
+    timed, each until its result is ready.
 
-    **Arguments:** `draw`: draws `samples` samples, such as `lambda: sampler(predict, labels, loops=4, key=key)`;
-    `samples`: how many; `repeats`: calls timed.
+    **Arguments:** `draw`: returns `samples` samples, such as `lambda: sampler(predict, labels, loops=4, key=key)`;
+    `samples`: samples per call; `repeats`: timed calls.
 
     **Returns:** the median and the quartiles, in seconds per sample.
 

@@ -9,17 +9,17 @@ from ..families import ModelConfig
 
 
 def xla_flops(function: Callable, *arguments: Any) -> int:
-    """The floating-point operations that XLA's cost analysis sees in a compiled function: an independent count.
+    """Counts floating-point operations with XLA's cost analysis of the compiled function, independently of `profile`.
 
-    XLA counts matrix products (two operations per multiply-accumulate), elementwise arithmetic and reductions, and
-    exponentials and the like not. It counts **the body of a loop once**, however often it runs: unroll what should
-    count as often as it runs (`unroll_loops=True` for a trunk). A sampler is a loop over its steps, so its count is
-    that of one step. Random numbers count too, and so does what fusion computes twice.
+    XLA counts matrix products (two operations per multiply-accumulate), elementwise arithmetic, reductions and random
+    numbers, but not exponentials and the like. It counts **the body of a loop once**, however often the loop runs, so
+    unroll the loops of a trunk (`unroll_loops=True`). A sampler is a loop over its steps, so the count is one step.
+    Operations that fusion computes twice count twice.
 
-    **Arguments:** `function`: anything that can be jitted, a module too; `arguments`: what it is called with. Wherever
-    there is an array, a `jax.ShapeDtypeStruct` will do.
+    **Arguments:** `function`: a function or module that can be jitted; `arguments`: its arguments, where a
+    `jax.ShapeDtypeStruct` can take the place of an array.
 
-    **Returns:** the count on the default device.
+    **Returns:** the count for the default device.
     """
     arrays, static = eqx.partition((function, arguments), _is_array_or_shape)
 
@@ -32,11 +32,10 @@ def xla_flops(function: Callable, *arguments: Any) -> int:
 
 
 def xla_forward_flops(config: ModelConfig, *, loops: int | None = None) -> int:
-    """XLA's own count of a forward pass of one example, the loops unrolled; nothing is allocated. It compiles the
-    model.
+    """XLA's count of a forward pass of one example, with unrolled loops. It compiles the model without allocating it.
 
-    It should be `2 * forward_macs + forward_elementwise` of the [`Profile`][elt_zoo.profile.Profile]; our tests hold
-    the two to within 5% of each other for both families, one to four loops, with and without guidance.
+    It should equal `forward_flops + forward_elementwise` of the [`Profile`][elt_zoo.profile.Profile]. The tests check
+    that the two differ by less than 3%, for both families and one to four loops.
 
     **Arguments:** `config`: the model; `loops`: L; default the config's `max_loops`. **Returns:** the count.
     """
