@@ -8,7 +8,7 @@ from extractors import MeansExtractor, images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elt_zoo.data import digits_to_pixels, load_digits
+from elt_zoo.data import AbstractSource, Images, Tokens, digits_to_pixels, load_digits
 from elt_zoo.metrics import (
     ClassifierExtractor,
     SetStatistics,
@@ -96,8 +96,8 @@ def test_an_evaluation_holds_every_figure_and_what_it_depends_on():
     expected = {
         "means distance": frechet_distance(samples.pool, reference.pool),
         "smeans distance": frechet_distance(samples.spatial, reference.spatial),
-        "means score": inception_score(samples.logits, splits=3).mean,
-        "means score, standard deviation": inception_score(samples.logits, splits=3).std,
+        "means score": inception_score(samples.logits, splits=3, seed=0).mean,
+        "means score, standard deviation": inception_score(samples.logits, splits=3, seed=0).std,
         "precision": precision_recall(reference.features, samples.features).precision,
         "recall": precision_recall(reference.features, samples.features).recall,
     }
@@ -107,11 +107,32 @@ def test_an_evaluation_holds_every_figure_and_what_it_depends_on():
         "extractor": "means",
         "samples": 30,
         "reference_samples": 40,
-        "protocol": None,
+        "protocol": {"score": {"splits": 3, "seed": 0}},
     }
     # Statistics alone give distances alone.
     bare = compare_sets(extractor, SetStatistics(samples.pool), SetStatistics(reference.pool))
-    assert list(bare.figures) == ["means distance"]
+    assert list(bare.figures) == ["means distance"] and bare.protocol is None
+
+
+def test_the_score_of_samples_sorted_by_class_is_that_of_shuffled_ones():
+    class Certain(MeansExtractor):
+        """Certain of one of ten classes, which the first channel tells."""
+
+        def __call__(self, examples):
+            return super().__call__(examples)._replace(logits=100.0 * np.eye(10)[examples[:, 0, 0, 0]])
+
+    extractor, reference = Certain(), set_statistics(MeansExtractor(), [images(40)])
+    by_class = images(500)
+    by_class[:, 0, 0, 0] = np.arange(500) // 50
+    shuffled = np.random.default_rng(5).permutation(by_class)
+    evaluations = [evaluate_samples(extractor, [samples], reference) for samples in (by_class, shuffled)]
+    for evaluation in evaluations:
+        assert 8.5 < evaluation.figures["means score"] < 10.0
+        assert evaluation.protocol == {"score": {"splits": 10, "seed": 0}}
+    again = evaluate_samples(extractor, [by_class], reference, seed=0)
+    assert again.figures == evaluations[0].figures
+    kept = evaluate_samples(extractor, [by_class], reference, seed=None)
+    assert kept.figures["means score"] < 1.001 and kept.protocol == {"score": {"splits": 10, "seed": None}}
 
 
 def test_what_cannot_be_compared_is_refused():
@@ -171,6 +192,71 @@ def test_images_that_a_classifier_cannot_take_are_named(small):
         extractor(pictures[..., :1])
     with pytest.raises(ValueError, match="pixels are not finite"):
         extractor(np.full((2, 6, 6, 3), np.nan, np.float32))
+
+
+def patches(count, side, seed=0):
+    """Squares of one of three colours in a random corner of a noisy image."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    pictures = rng.integers(0, 80, (count, side, side, 3))
+    for picture, label in zip(pictures, labels, strict=True):
+        y, x = rng.integers(0, side // 2, 2)
+        picture[y : y + side // 2, x : x + side // 2, label] += 150
+    return pictures.astype(np.uint8), labels
+
+
+class Patches(AbstractSource):
+    class_names = ("red", "green", "blue")
+
+    def __init__(self, count, side):
+        self.pictures, self.labels = patches(count, side)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def read(self, visit):
+        return Images(self.pictures[visit.index], self.labels[visit.index])
+
+    def name(self, index):
+        return f"patch {index}"
+
+
+def test_images_of_ones_own_are_evaluated_without_published_weights():
+    source = Patches(160, side=40)
+    extractor = ClassifierExtractor.of_source(source, dataset="patches", examples=120)
+    heldout, labels = patches(80, side=40, seed=1)
+    assert extractor.accuracy(heldout, labels) > 0.9
+    again = ClassifierExtractor.of_source(source, dataset="patches", examples=120)
+    assert again.name == extractor.name and extractor.name.startswith("patches classifier, 32 features, data ")
+    np.testing.assert_array_equal(again(heldout).pool, extractor(heldout).pool)
+    assert ClassifierExtractor.of_source(source, dataset="patches", examples=119).name != extractor.name
+    reference = set_statistics(extractor, [source.pictures])
+    real = evaluate_samples(extractor, [heldout], reference).figures[extractor.distance]
+    dark = evaluate_samples(extractor, [heldout // 4], reference).figures[extractor.distance]
+    assert real < 0.5 * dark
+
+
+def test_large_images_are_averaged_over_areas_and_small_ones_stay():
+    from elt_zoo.metrics._classifier_extractor import _pixels
+
+    pixels = np.random.default_rng(0).uniform(-1.0, 1.0, (2, 3, 64, 48, 1))
+    shrunk = _pixels(pixels)
+    assert shrunk.shape == (2, 3, 32, 32, 1)
+    halves = pixels.reshape(2, 3, 32, 2, 48, 1).mean(3)
+    # Two areas share every three pixels.
+    left, middle, right = (halves[:, :, :, start::3] for start in range(3))
+    expected = np.stack([(2 * left + middle) / 3, (middle + 2 * right) / 3], axis=4)
+    np.testing.assert_allclose(shrunk, expected.reshape(2, 3, 32, 32, 1), atol=1e-12)
+    np.testing.assert_array_equal(_pixels(pixels[..., :32, :32, :]), pixels[..., :32, :32, :])
+
+
+def test_a_classifier_of_tokens_is_refused():
+    class Ids(Patches):
+        def read(self, visit):
+            return Tokens(np.zeros((2, 2), np.int32), self.labels[visit.index])
+
+    with pytest.raises(TypeError, match="needs images or clips, not tokens: give the source that they were made from"):
+        ClassifierExtractor.of_source(Ids(4, 4), dataset="ids")
 
 
 def test_digits_features_are_those_of_the_digits_evaluator():

@@ -5,19 +5,32 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from .._checks import checked
-from ..data import digits_to_pixels, load_digits
+from ..data import (
+    AbstractSource,
+    Batch,
+    Clips,
+    Images,
+    Subset,
+    digits_to_pixels,
+    first_examples,
+    load_digits,
+)
 from ._extractor import AbstractExtractor, Features
 from ._inception_extractor import check_finite
 
 HIDDEN = (64, 32)
+LARGEST = 32
 
 
 class ClassifierExtractor(AbstractExtractor):
-    """Features for small images that need no download: the 32 activations of the last hidden layer of a small
-    perceptron (64 and 32 ReLU units, pixels in [−1, 1]) fitted to labelled images.
+    """Features for labelled images that need no download: the 32 activations of the last hidden layer of a small
+    perceptron (64 and 32 ReLU units, pixels in [−1, 1]), which is fitted to labelled images such as your training set.
 
-    Distances in them are neither FID nor comparable with one, nor with those of a perceptron fitted to other images: a
-    hash of the images and labels is part of the name.
+    Images that are higher or wider than 32 pixels are first shrunk to 32, by averaging over areas. The fit is
+    deterministic.
+
+    Distances in these features are not FID. They compare neither with FID nor with distances of a perceptron that is
+    fitted to other images; the extractor's name therefore includes a hash of the images and labels.
     """
 
     distance: ClassVar[str] = "classifier Fréchet distance (not FID)"
@@ -31,12 +44,12 @@ class ClassifierExtractor(AbstractExtractor):
         dataset: str,
         seed: int = 0,
     ):
-        """Fits the perceptron, which takes about a second for 1,500 digits of 8 × 8 and ten for 5,000 of MNIST.
+        """Fits the perceptron. This takes about a second for 1,500 digits of 8 × 8, ten for 5,000 images of MNIST.
 
-        **Arguments:** `images`: of one size, uint8 or in [−1, 1]; `labels`: two classes or more; `dataset`: what they
-        are, for the name; `seed`: of the fit.
+        **Arguments:** `images`: images or clips of one size, channels last, uint8 or in [−1, 1]; `labels`: at least two
+        classes; `dataset`: name of the data, part of the extractor's name; `seed`: of the fit.
 
-        **Raises:** `ValueError` for less than two classes, or not one label per image.
+        **Raises:** `ValueError` for fewer than two classes, or not one label per image.
         """
         from sklearn.neural_network import MLPClassifier
 
@@ -56,11 +69,38 @@ class ClassifierExtractor(AbstractExtractor):
 
     @classmethod
     def of_digits(cls) -> "ClassifierExtractor":
-        """Fitted to the training part of [`load_digits`][elt_zoo.data.load_digits], as
-        [`DigitsEvaluator`][elt_zoo.metrics.DigitsEvaluator] is.
+        """The extractor of [`DigitsEvaluator`][elt_zoo.metrics.DigitsEvaluator], fitted to the training part of
+        [`load_digits`][elt_zoo.data.load_digits].
         """
         train = load_digits("train")
         return cls(digits_to_pixels(train.images), train.labels, dataset="digits")
+
+    @classmethod
+    def of_source(
+        cls, source: AbstractSource, *, dataset: str, examples: int = 5000, seed: int = 0
+    ) -> "ClassifierExtractor":
+        """Fitted to images or clips of a source, such as a training set of your own.
+
+        **Arguments:** `source`: of images or clips; `examples`: how many to fit to, taken at random; `dataset`, `seed`:
+        as for the class, the seed of the random choice too.
+
+        **Raises:** `TypeError` for a source of tokens or latents; `ValueError` for fewer than two classes.
+        """
+        rows = np.random.default_rng(seed).permutation(len(source))[:examples]
+        batch = first_examples(Subset(source, np.sort(rows)), examples)
+        match batch:
+            case Images():
+                pixels = batch.images
+            case Clips():
+                pixels = batch.clips
+            case Batch():
+                pixels = batch.examples
+            case _:
+                raise TypeError(
+                    f"`ClassifierExtractor.of_source` needs images or clips, not {type(batch).__name__.lower()}: give "
+                    "the source that they were made from."
+                )
+        return cls(np.asarray(pixels), np.asarray(batch.labels), dataset=dataset, seed=seed)
 
     @checked
     def __call__(
@@ -69,7 +109,7 @@ class ClassifierExtractor(AbstractExtractor):
         """**Arguments:** `examples`: images of the size fitted to, uint8 or in [−1, 1]; values outside are clipped and
         not rounded.
 
-        **Returns:** 32 features and the classes' logits of each, float64.
+        **Returns:** 32 features and the class logits of each, float64.
 
         **Raises:** `ValueError` for another size, or pixels that are not finite.
         """
@@ -84,9 +124,41 @@ class ClassifierExtractor(AbstractExtractor):
         # Of two classes scikit-learn keeps one logit.
         return Features(x, logits=logits if logits.shape[1] > 1 else np.concatenate([0.0 * logits, logits], axis=1))
 
+    def accuracy(
+        self,
+        images: UInt8[np.ndarray, "examples ..."] | Float[np.ndarray, "examples ..."],
+        labels: Int[np.ndarray, " examples"],
+    ) -> float:
+        """The share of images that the perceptron takes for their class. Measure it on held-out images: features of a
+        classifier that is no better than chance are of little use.
+        """
+        answers = self.classes[np.argmax(self(images).logits, axis=1)]
+        return float(np.mean(answers == np.asarray(labels)))
+
     @staticmethod
     def _flat(images: np.ndarray) -> Float[np.ndarray, "examples pixels"]:
-        if images.dtype == np.uint8:
-            return images.reshape(len(images), -1) / 127.5 - 1.0
+        # In parts, because the pixels of large images take eight times the memory of their bytes.
+        parts = [_pixels(images[start : start + 256]) for start in range(0, max(len(images), 1), 256)]
+        return np.concatenate([part.reshape(len(part), -1) for part in parts])
+
+
+def _pixels(images: np.ndarray) -> Float[np.ndarray, "examples ..."]:
+    """Pixels in [−1, 1], at most 32 in height and width."""
+    if images.dtype == np.uint8:
+        pixels = images / 127.5 - 1.0
+    else:
         check_finite(images)
-        return np.clip(images.astype(np.float64).reshape(len(images), -1), -1.0, 1.0)
+        pixels = np.clip(images.astype(np.float64), -1.0, 1.0)
+    for axis in (-3, -2) if images.ndim >= 4 else ():
+        if pixels.shape[axis] > LARGEST:
+            matrix = _areas(pixels.shape[axis], LARGEST)
+            pixels = np.moveaxis(matrix @ np.moveaxis(pixels, axis, -2), -2, axis)
+    return pixels
+
+
+def _areas(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The matrix that averages `old` pixels over the areas of `new` ones."""
+    edges = np.arange(new + 1) * (old / new)
+    # How much of each area lies before each old pixel's left edge, then within the pixel.
+    before = np.clip(np.arange(old + 1)[None, :], edges[:-1, None], edges[1:, None])
+    return np.diff(before, axis=1) * (new / old)

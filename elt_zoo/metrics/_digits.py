@@ -13,16 +13,16 @@ PER_CLASS = 35
 
 @dataclasses.dataclass(frozen=True)
 class DigitsQuality:
-    """How good a set of generated digits is.
+    """The quality of a set of generated digits.
 
     **Fields:**
 
-    - `accuracy`: share of images that a classifier of real digits takes for the intended class.
+    - `accuracy`: share of images that a classifier of real digits assigns to the intended class.
     - `frechet_distance`: the *digits Fréchet distance* to the real training digits, see
-      [`DigitsEvaluator`][elt_zoo.metrics.DigitsEvaluator]. It is not FID and cannot be compared with one.
-    - `nearest_distance`: mean Euclidean distance, in grey levels, to the nearest training image. Far below that of
-      held-out digits means memorised, far above it means not clean.
-    - `samples`: images measured.
+      [`DigitsEvaluator`][elt_zoo.metrics.DigitsEvaluator]. It is not FID and does not compare with FID.
+    - `nearest_distance`: mean Euclidean distance, in grey levels, to the nearest training image. Far below the value of
+      held-out digits, the model has memorised; far above, its images are not clean.
+    - `samples`: number of images.
     """
 
     accuracy: float
@@ -34,17 +34,14 @@ class DigitsQuality:
 class DigitsEvaluator:
     """Measures generated digits against the real ones of scikit-learn.
 
-    Accuracy comes from a support vector classifier fitted to the training digits. The digits Fréchet distance lives in
-    the 32 activations of the last hidden layer of a small perceptron (64 and 32 ReLU units, pixels in [−1, 1]) fitted
-    to the same digits, and compares with the statistics of all training digits. Both fits take about a second and are
-    deterministic. A feature's scale is that of the fitted network, so distances from networks fitted otherwise (other
-    sizes, other pixel ranges) are not comparable.
+    The accuracy comes from a support vector classifier that is fitted to the training digits. The digits Fréchet
+    distance compares with the statistics of all training digits, in the features of a
+    [`ClassifierExtractor`][elt_zoo.metrics.ClassifierExtractor] that is fitted to them. Both fits take about a second
+    and are deterministic. Distances of a network that is fitted in another way are not comparable.
     """
 
     def __init__(self, train: Digits | None = None):
-        """**Arguments:** `train`: the real digits to fit and compare with; by default the training part. The attribute
-        `extractor` is the perceptron, a [`ClassifierExtractor`][elt_zoo.metrics.ClassifierExtractor].
-        """
+        """**Arguments:** `train`: the real digits to fit to and to compare with; default the training part."""
         from sklearn.svm import SVC
 
         train = load_digits("train") if train is None else train
@@ -67,7 +64,7 @@ class DigitsEvaluator:
         self, pixels: Float[np.ndarray, "examples 8 8 1"], labels: Int[np.ndarray, " examples"]
     ) -> DigitsQuality:
         """**Arguments:** `pixels`: images in [−1, 1], clipped to that range and not rounded; `labels`: the intended
-        classes, each as often as any other for a fair distance.
+        classes. For a fair distance every class is equally frequent.
 
         **Raises:** `ValueError` for other shapes, labels out of range, values that are not finite, or fewer than 64
         images.
@@ -93,14 +90,13 @@ class DigitsEvaluator:
         )
 
     def floor(self, heldout: Digits | None = None, *, seed: int = 0, repeats: int = 10) -> dict[str, float]:
-        """What real digits score, from class-balanced sets of 35 per class (unbalanced sets score worse for their
-        proportions alone).
+        """The scores of real digits, from sets of 35 per class: sets with unequal classes score worse for that alone.
 
-        **Arguments:** `heldout`: real digits that the training did not see, by default the held-out part; `seed`;
-        `repeats`: random sets to average over.
+        **Arguments:** `heldout`: real digits that the training did not see, default the held-out part; `seed`: of the
+        random sets; `repeats`: number of random sets to average over.
 
-        **Returns:** `heldout` and `train_subset`: the mean digits Fréchet distance of sets drawn from the held-out and
-        from the training digits; `heldout_accuracy` and `heldout_nearest_distance` of all held-out digits.
+        **Returns:** `heldout` and `train_subset`: the mean digits Fréchet distance of random sets of held-out and of
+        training digits; `heldout_accuracy` and `heldout_nearest_distance`, of all held-out digits.
         """
         heldout = load_digits("heldout") if heldout is None else heldout
         pixels = digits_to_pixels(heldout.images)

@@ -1,5 +1,4 @@
 import abc
-import zlib
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,53 +9,56 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from ..sharding import data_mesh, replicate, shard_batch
+from ..storage import hash_arrays
 
 Examples = np.ndarray | Array
 
 
 class Features(NamedTuple):
-    """What an extractor says of a batch, float32 or float64."""
+    """What an extractor computes for a batch, float32 or float64."""
 
     pool: Float[np.ndarray, "examples features"]
-    """What Fréchet distances, precision and recall compare."""
+    """Pooled features, for Fréchet distances, precision and recall."""
     spatial: Float[np.ndarray, "examples positions"] | None = None
-    """Features that keep their place in the image, for sFID; `None` if there are none."""
+    """Features of positions in the image, for sFID; `None` if there are none."""
     logits: Float[np.ndarray, "examples classes"] | None = None
-    """Before the softmax, for the Inception score; `None` if there are none."""
+    """Class logits, for the Inception score; `None` if there are none."""
 
 
 class AbstractExtractor(abc.ABC):
-    """Turns images or clips into features in which sets of them can be compared.
+    """Computes features of images or clips, in which sets of them are compared.
 
-    Distances in the features of two extractors have nothing to do with each other, so every extractor has a name, which
-    stands in all statistics and results that come from it.
+    Distances in the features of two extractors are not comparable. Every extractor therefore has a name, which is saved
+    with all statistics and results.
     """
 
     name: str
-    """Says which network with which weights and which preprocessing."""
+    """Identifies the network, its weights and the preprocessing."""
     num_features: int
     """Length of `Features.pool`."""
     distance: ClassVar[str]
-    """What the Fréchet distance in its features is called."""
+    """Name of the Fréchet distance in its features."""
     score: ClassVar[str | None] = None
-    """What the Inception score of its logits is called; `None` if it has none."""
+    """Name of the Inception score of its logits; `None` if it has none."""
 
     @abc.abstractmethod
     def __call__(self, examples: Examples) -> Features:
-        """**Arguments:** `examples`: any number of them along the first axis, uint8 or pixels in [−1, 1].
+        """**Arguments:** `examples`: one or more along the first axis, uint8 or pixels in [−1, 1].
 
         **Raises:** `ValueError` for another shape or type.
         """
 
     @property
     def description(self) -> dict[str, Any] | None:
-        """The protocol, for results; `None` if the name says it all."""
+        """How examples are prepared, as [`Evaluation.protocol`][elt_zoo.metrics.Evaluation] records it; `None` if the
+        name says everything.
+        """
         return None
 
 
 class BatchedNetwork:
-    """Runs a network over batches of any size, compiled once: batches are cut, or padded, to one size, and shared by
-    the devices.
+    """Runs a network over batches of any size, compiled once: batches are split or padded to one size, and the devices
+    share each.
     """
 
     def __init__(
@@ -103,6 +105,5 @@ class BatchedNetwork:
 
 
 def fingerprint(network: Any) -> str:
-    """Eight hexadecimal digits that differ for different weights, and do not depend on the order of the leaves."""
-    total = sum(zlib.crc32(np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_array)))
-    return f"{total % 2**32:08x}"
+    """Eight hexadecimal digits that identify the weights."""
+    return hash_arrays(network)[:8]

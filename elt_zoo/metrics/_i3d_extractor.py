@@ -19,17 +19,17 @@ Clips = (
 
 @dataclasses.dataclass(frozen=True)
 class VideoProtocol:
-    """All that must be equal for two Fréchet video distances to be comparable; it stands in every result.
+    """The settings that two Fréchet video distances must share to be comparable.
 
     **Fields:**
 
-    - `name`: of the protocol.
-    - `frames`: of a clip.
-    - `stride`: between the frames of a clip, in frames of the video.
+    - `name`: name of the protocol.
+    - `frames`: frames of a clip.
+    - `stride`: step between the frames of a clip, in frames of the video.
     - `resolution`: height and width of the clips that are compared, before I3D's own resizing.
-    - `split`: which real videos are the reference.
-    - `samples`: generated clips, and real ones.
-    - `repeats`: distances of so many disjoint sets to average over.
+    - `split`: the real videos that are the reference.
+    - `samples`: number of generated clips, and of real ones.
+    - `repeats`: number of disjoint sets to average the distance over.
     - `half_pixel`: how clips are resized to 224 × 224, see [`resize_video`][elt_zoo.metrics.resize_video].
     - `round_to_bytes`: whether generated clips are rounded to bytes first.
     """
@@ -46,7 +46,7 @@ class VideoProtocol:
 
     @classmethod
     def magvit(cls) -> "VideoProtocol":
-        """UCF-101 as MAGVIT measures it (2212.05199, and the evaluation code of its repository), ELT too."""
+        """UCF-101 as MAGVIT measures it (2212.05199, and the evaluation code of its repository), and ELT after it."""
         return cls(
             name="magvit",
             frames=16,
@@ -61,8 +61,8 @@ class VideoProtocol:
 
     @classmethod
     def stylegan_v(cls) -> "VideoProtocol":
-        """UCF-101 as StyleGAN-V measures FVD₁₆ (2112.14683, and its repository): reference clips are one for each of
-        2,048 videos, at a random place, of the data that the model was trained with.
+        """UCF-101 as StyleGAN-V measures FVD₁₆ (2112.14683, and its repository). The reference is one clip, at a random
+        position, of each of 2,048 training videos.
         """
         return cls(
             name="stylegan-v",
@@ -80,10 +80,10 @@ class VideoProtocol:
 class I3DExtractor(AbstractExtractor):
     """The features of the Fréchet video distance (1812.01717): I3D's 400 logits of Kinetics-400, averaged over time.
 
-    Published distances used the weights of TensorFlow hub's `deepmind/i3d-kinetics-400`, or copies of them. Those of
-    kinetics_i3d_pytorch come from another release of the same network, so distances with them rank models but do not
-    compare with papers; a fingerprint of the weights is part of the extractor's name. The Inception score of videos
-    needs another network (C3D fitted to UCF-101), which is not here.
+    Published distances use the weights of TensorFlow hub's `deepmind/i3d-kinetics-400`, or copies of them. The weights
+    of kinetics_i3d_pytorch come from another release of the same network: distances with them rank models, but do not
+    compare with papers. A hash of the weights is part of the extractor's name. The Inception score of videos needs
+    another network (C3D fitted to UCF-101), which the library does not have.
     """
 
     distance: ClassVar[str] = "FVD"
@@ -99,7 +99,7 @@ class I3DExtractor(AbstractExtractor):
         """**Arguments:**
 
         - `network`: with its published weights, see [`load_i3d`][elt_zoo.pretrained.load_i3d].
-        - `protocol`: what clips must look like. Change a field with `dataclasses.replace`, and the name with it.
+        - `protocol`: how clips are prepared. To change a field use `dataclasses.replace`, and change the name too.
         - `batch_size`: clips at a time; smaller batches are padded.
         - `mesh`: of the devices that share a batch, by default all of this process.
 
@@ -118,8 +118,11 @@ class I3DExtractor(AbstractExtractor):
 
     @property
     def description(self) -> dict[str, Any]:
-        """The protocol's fields."""
-        return dataclasses.asdict(self.protocol)
+        """The protocol's name and how it prepares clips. The numbers of clips are those of the
+        [`Evaluation`][elt_zoo.metrics.Evaluation], whatever the protocol asks for.
+        """
+        fields = ("name", "frames", "stride", "resolution", "half_pixel", "round_to_bytes")
+        return {name: getattr(self.protocol, name) for name in fields}
 
     @checked
     def __call__(self, examples: Clips) -> Features:

@@ -15,9 +15,8 @@ Images = UInt8[np.ndarray | Array, "examples height width 3"] | Float[np.ndarray
 class InceptionExtractor(AbstractExtractor):
     """The features of FID, sFID, the Inception score, and precision and recall, by the Inception-v3 of 2015.
 
-    Images in [−1, 1] are first rounded to bytes, as they are when written to files: all published distances are those
-    of bytes. The logits are those without the classifier's bias, as ADM's evaluator and torch-fidelity take them for
-    the Inception score.
+    Images in [−1, 1] are first rounded to bytes, as when they are written to files, because published distances measure
+    bytes. The logits leave out the classifier's bias, as ADM's evaluator and torch-fidelity do for the Inception score.
     """
 
     distance: ClassVar[str] = "FID"
@@ -33,12 +32,11 @@ class InceptionExtractor(AbstractExtractor):
     ):
         """**Arguments:**
 
-        - `network`: with its published weights, see [`load_inception`][elt_zoo.pretrained.load_inception]. A
-          fingerprint of the weights is part of the extractor's name.
-        - `resize`: `TENSORFLOW` to compare with ADM's reference files and with most published figures, `PYTORCH_FID` to
+        - `network`: with its published weights, see [`load_inception`][elt_zoo.pretrained.load_inception]. A hash of
+          the weights is part of the extractor's name.
+        - `resize`: `TENSORFLOW` to compare with ADM's reference files and with most published values, `PYTORCH_FID` to
           compare with pytorch-fid.
-        - `batch_size`: images at a time; smaller batches are padded, so nothing compiles anew for them. Images of
-          another size do compile anew.
+        - `batch_size`: images at a time. Smaller batches are padded, so one compilation serves all images of a size.
         - `mesh`: of the devices that share a batch, by default all of this process.
 
         **Raises:** `ValueError` if the devices do not divide a batch.
@@ -64,7 +62,10 @@ class InceptionExtractor(AbstractExtractor):
 
 
 def as_bytes(examples: np.ndarray | Array) -> np.ndarray:
-    """Bytes as they are; pixels in [−1, 1] rounded. **Raises:** `ValueError` for pixels that are not finite."""
+    """Rounds pixels in [−1, 1] to bytes; bytes stay as they are.
+
+    **Raises:** `ValueError` for pixels that are not finite.
+    """
     examples = np.asarray(examples)
     if examples.dtype == np.uint8:
         return examples

@@ -17,11 +17,11 @@ def inception_score(
 ) -> InceptionScore:
     r"""The Inception score (1606.03498), higher is better: $\exp\,\mathbb{E}_x\,\mathrm{KL}(p(y | x) \,\Vert\, p(y))$.
 
-    ADM cuts samples into parts of 5,000, so 10 splits of 50,000 samples give its figure, with the logits of
-    [`InceptionExtractor`][elt_zoo.metrics.InceptionExtractor].
+    10 splits of 50,000 samples reproduce ADM's score, which splits the samples into parts of 5,000 in the order of the
+    file, with the logits of [`InceptionExtractor`][elt_zoo.metrics.InceptionExtractor].
 
-    **Arguments:** `logits`: before the softmax; `splits`: parts of (nearly) equal size that are scored apart; `seed`:
-    to shuffle first, which samples sorted by class need; `None` keeps the order.
+    **Arguments:** `logits`: before the softmax; `splits`: parts of (nearly) equal size that are scored one by one;
+    `seed`: of the shuffle before the split, which samples sorted by class need; `None` keeps the order.
 
     **Raises:** `ValueError` for values that are not finite, or fewer samples than splits.
     """

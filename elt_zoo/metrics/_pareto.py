@@ -5,12 +5,13 @@ from jaxtyping import Bool
 
 
 def pareto_front(costs: Sequence[float], figures: Sequence[float]) -> Bool[np.ndarray, " points"]:
-    """Which points are worth having: no other point costs no more and is no worse, and better in one of the two.
+    """Marks the points of the Pareto front. A point is on it unless another point is at least as good in both cost and
+    figure, and better in one of them.
 
-    **Arguments:** `costs`: lower is better, such as FLOPs per sample; `figures`: lower is better, such as FID (negate
-    what should be high), one for each cost.
+    **Arguments:** `costs`: lower is better, such as FLOPs per sample; `figures`: one for each cost, lower is better,
+    such as FID (negate a score where higher is better).
 
-    **Returns:** `True` for the points of the front, in the order given. Of equal points all are on it, or none.
+    **Returns:** `True` for the points of the front, in the order given. Equal points are all on it or all off it.
 
     **Raises:** `ValueError` for unequal numbers, or values that are not numbers.
     """
@@ -20,7 +21,7 @@ def pareto_front(costs: Sequence[float], figures: Sequence[float]) -> Bool[np.nd
         raise ValueError("`pareto_front` got values that are not numbers, which are neither better nor worse.")
     front = np.zeros(len(costs), bool)
     best, best_cost = np.inf, np.nan
-    # By cost, the better figure first: on the front is what beats all cheaper points, or equals the last that did.
+    # By cost, then by figure: a point is on the front if it beats all cheaper points or equals the last that did.
     for index in np.lexsort((figures, costs)):
         if figures[index] < best:
             best, best_cost = figures[index], costs[index]

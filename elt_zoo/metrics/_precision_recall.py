@@ -13,9 +13,9 @@ class PrecisionRecall(NamedTuple):
     """Two shares between 0 and 1."""
 
     precision: float
-    """Of samples that lie within the real set: quality."""
+    """Share of samples that lie within the real set: quality."""
     recall: float
-    """Of real examples that lie within the set of samples: variety."""
+    """Share of real examples that lie within the set of samples: variety."""
 
 
 def precision_recall(
@@ -25,18 +25,17 @@ def precision_recall(
     neighbours: int = 3,
     chunk: int = 2048,
 ) -> PrecisionRecall:
-    """Improved precision and recall (1904.06991): a set's extent is the union of balls around its members, each as wide
-    as the distance to the member's k-th nearest neighbour.
+    """Improved precision and recall (1904.06991). A set covers a ball around each of its members, whose radius is the
+    distance to the member's k-th nearest neighbour.
 
-    ADM's figures are those of 10,000 reference images against 50,000 samples, in the pooled features of Inception; it
-    computes distances in float16, which moves the third digit. Here they are float32, of features less the reference's
-    mean.
+    ADM compares 10,000 reference images with 50,000 samples, in the pooled features of Inception. It computes distances
+    in float16, which changes the third digit. Here they are float32, after the reference's mean is subtracted.
 
     **Arguments:**
 
     - `reference`, `samples`: features of one extractor.
     - `neighbours`: k, not counting the member itself.
-    - `chunk`: vectors at a time; a block of distances has its square, whatever the sizes of the sets.
+    - `chunk`: vectors at a time; memory grows with its square and not with the sizes of the sets.
 
     **Raises:** `ValueError` for features that are not finite or of different lengths, or too few for k neighbours.
     """

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from ..storage import atomic_write
 from ._extractor import AbstractExtractor, Examples
 from ._statistics import GaussianStatistics, StreamingStatistics
 
@@ -15,12 +16,12 @@ FORMAT, VERSION = "elt_zoo statistics", 1
 
 @dataclasses.dataclass(frozen=True)
 class SetStatistics:
-    """What metrics need to know of a set of images or clips, real or generated.
+    """What metrics need to know about a set of images or clips, real or generated.
 
     **Fields:**
 
     - `pool`: statistics of the pooled features, with the number of examples and the name of the extractor.
-    - `spatial`: the same of the spatial features, where the extractor has them and the file too.
+    - `spatial`: the same for the spatial features; `None` if the extractor or the file has none.
     - `features`: the pooled features themselves, for precision and recall; `None` if they were not kept.
     - `logits`: of the extractor's classes, for the Inception score; `None` if they were not kept.
     """
@@ -31,8 +32,8 @@ class SetStatistics:
     logits: Float[np.ndarray, "examples classes"] | None = None
 
     def merge(self, other: "SetStatistics") -> "SetStatistics":
-        """Both sets together, as if they had been one: parts of devices, processes or files. What only one of them has
-        is dropped.
+        """The statistics of both sets together, such as the parts of several processes. A field that only one of them
+        has is dropped.
 
         **Raises:** `ValueError` for different extractors, or if a count is not known.
         """
@@ -47,11 +48,11 @@ class SetStatistics:
         )
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Writes an npz file, whose `mu`, `sigma`, `mu_s` and `sigma_s` pytorch-fid and ADM's evaluator read too.
+        """Writes an npz file, atomically. pytorch-fid and ADM's evaluator read its `mu`, `sigma`, `mu_s` and `sigma_s`.
 
-        **Arguments:** `path`: of the file; `overwrite`: whether an old one may go.
+        **Arguments:** `path`: of the file; `overwrite`: whether to replace an existing file.
 
-        **Raises:** `FileExistsError` if there is a file and it may not.
+        **Raises:** `FileExistsError` if there is a file and `overwrite` is false.
         """
         path = Path(path)
         if path.exists() and not overwrite:
@@ -65,24 +66,19 @@ class SetStatistics:
         if self.spatial is not None:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
         arrays |= {name: value for name in ("features", "logits") if (value := getattr(self, name)) is not None}
-        # Whole or not at all: written beside and moved.
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Through a file object, because NumPy adds ".npz" to the name of a path without it.
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def set_statistics(extractor: AbstractExtractor, batches: Iterable[Examples], *, keep: bool = False) -> SetStatistics:
-    """Runs an extractor over a set and collects its statistics in float64.
+    """Runs an extractor over a set and collects the statistics in float64.
 
-    **Arguments:** `extractor`: of the features; `batches`: arrays of examples, of any sizes; `keep`: whether to keep
-    features and logits of every example (12 kB of each image for Inception), which precision and recall and the
-    Inception score need.
+    **Arguments:** `extractor`: computes the features; `batches`: arrays of examples, of any sizes; `keep`: whether to
+    keep the features and logits of every example (12 kB per image for Inception). Precision and recall and the
+    Inception score need them.
 
-    **Raises:** `ValueError` if there are no examples or they cannot be used; see the extractor.
+    **Raises:** `ValueError` if there are no examples, or the extractor refuses them.
     """
     pool = StreamingStatistics(extractor.name)
     spatial: StreamingStatistics | None = None

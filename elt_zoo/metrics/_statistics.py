@@ -8,14 +8,14 @@ from jaxtyping import Float
 class GaussianStatistics:
     """Number, mean and covariance (divided by n − 1) of a set of feature vectors, in float64.
 
-    Sets can be merged, so a stream of batches needs no memory of its features: `a =
-    a.merge(GaussianStatistics.of(batch))`.
+    Statistics can be merged, so that the features of a stream need not be kept:
+    `a = a.merge(GaussianStatistics.of(batch))`.
 
     **Fields:**
 
-    - `count`: feature vectors; `None` if a file does not say.
-    - `mean`, `covariance`: of them.
-    - `extractor`: name of what the features come from; `None` for features of your own.
+    - `count`: number of feature vectors; `None` if a file does not say.
+    - `mean`, `covariance`: of the vectors.
+    - `extractor`: name of the extractor; `None` for features of your own.
     """
 
     count: int | None
@@ -25,7 +25,7 @@ class GaussianStatistics:
 
     @classmethod
     def of(cls, features: Float[np.ndarray, "examples features"], extractor: str | None = None) -> "GaussianStatistics":
-        """**Arguments:** `features`: finite vectors, at least one; `extractor`: what they come from.
+        """**Arguments:** `features`: at least one vector of finite numbers; `extractor`: name of the extractor.
 
         **Raises:** `ValueError` for another shape, or for values that are not finite.
         """
@@ -60,16 +60,19 @@ class GaussianStatistics:
 
 
 class StreamingStatistics:
-    """Collects the statistics of a stream of features in memory that does not grow with it."""
+    """Collects the statistics of a stream of features in constant memory."""
 
     def __init__(self, extractor: str | None = None):
-        """**Arguments:** `extractor`: name of what the features come from."""
+        """**Arguments:** `extractor`: name of the extractor."""
         self._extractor = extractor
         self._waiting: list[np.ndarray] = []
         self._total: GaussianStatistics | None = None
 
     def add(self, features: Float[np.ndarray, "examples features"]) -> None:
-        """**Raises:** `ValueError` for features that are not finite, or of another length than before."""
+        """Adds a batch of features.
+
+        **Raises:** `ValueError` for features that are not finite, or of another length than before.
+        """
         if not np.isfinite(features).all():
             raise ValueError("The features hold values that are not finite; check the samples they come from.")
         if self._waiting and features.shape[1] != self._waiting[0].shape[1]:

@@ -13,16 +13,16 @@ from ._statistics import GaussianStatistics
 
 
 def load_statistics(path: str | os.PathLike, *, extractor: str | None = None) -> SetStatistics:
-    """Reads statistics that [`SetStatistics.save`][elt_zoo.metrics.SetStatistics] wrote, those of pytorch-fid (`mu`,
-    `sigma`), or those of an ADM reference file (also `mu_s`, `sigma_s`).
+    """Reads statistics from a file of [`SetStatistics.save`][elt_zoo.metrics.SetStatistics], of pytorch-fid (`mu`,
+    `sigma`) or of ADM (also `mu_s`, `sigma_s`).
 
-    Files of others say neither how many examples they are of nor which extractor made them.
+    Files of pytorch-fid and ADM state neither the number of examples nor the extractor.
 
-    **Arguments:** `path`: an npz file; `extractor`: its name, `extractor.name`. Needed for files of others, where it is
-    your word that they were made in the same features; for our own it must agree.
+    **Arguments:** `path`: an npz file; `extractor`: the name of the extractor, `extractor.name`. Files of pytorch-fid
+    and ADM need it: you vouch that they hold the same features. A file that names its extractor must name this one.
 
     **Raises:** `FileNotFoundError` if there is no such file, saying where ADM's are; `ValueError` if it holds no
-    statistics, holds broken ones, does not say of which extractor and you do not either, or is of another extractor.
+    statistics or damaged ones, if nobody names its extractor, or if it is of another extractor.
     """
     path = Path(path)
     with _open(path) as archive:
@@ -61,12 +61,12 @@ def load_statistics(path: str | os.PathLike, *, extractor: str | None = None) ->
 def reference_statistics(
     path: str | os.PathLike, extractor: AbstractExtractor, *, batch_size: int = 64
 ) -> SetStatistics:
-    """All that a reference file can give: its statistics where it has them, and features of its images where it has
-    those. In an ADM file of a data set, statistics are of the whole set and the 10,000 images are for precision and
-    recall; a file of images alone, as samples are passed around, is measured whole.
+    """Reads a reference file: its statistics if it has them, and the features of its images if it has images. ADM's
+    files hold the statistics of a whole data set, and 10,000 images for precision and recall. A file of images alone,
+    such as published samples, is measured whole.
 
-    **Arguments:** `path`: an npz file; `extractor`: which made the statistics, and measures the images; `batch_size`:
-    images read at a time.
+    **Arguments:** `path`: an npz file; `extractor`: the one that made the statistics; it measures the images;
+    `batch_size`: images to read at a time.
 
     **Raises:** as `load_statistics`; `ValueError` if the images are not uint8 of shape (examples, height, width, 3).
     """
@@ -83,7 +83,7 @@ def reference_statistics(
 def read_images(
     path: str | os.PathLike, *, batch_size: int = 64
 ) -> Iterator[UInt8[np.ndarray, "examples height width 3"]]:
-    """The images of an npz file (`arr_0`, or its only array), batch by batch, never all in memory.
+    """Reads the images of an npz file (`arr_0`, or its only array) batch by batch.
 
     **Arguments:** `path`: of the file; `batch_size`: images at a time.
 
