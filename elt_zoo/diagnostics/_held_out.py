@@ -49,7 +49,6 @@ def held_out_losses(
 
     **Raises:** `ValueError` if there are no examples, or a count is below 1.
     """
-
     measure = functools.partial(loss_sums, model, loss, corruption, loops=loops)
     sums = _over_batches("held_out_losses", measure, examples, labels, copies=copies, batch_size=batch_size, key=key)
     return sums.losses / sums.weight
@@ -72,7 +71,7 @@ def held_out_exits(
     **Arguments:**
 
     - `compare`: compares the exits on one batch, called as `compare(examples, labels, key=key)`: such as
-      `functools.partial(config.compare_exits, model, loops=8)` for any family, or a `functools.partial` of
+      `functools.partial(config.compare_exits, model, corruption, loops=8)` for any family, or a `functools.partial` of
       [`token_exits`][elt_zoo.diagnostics.token_exits] or [`diffusion_exits`][elt_zoo.diagnostics.diffusion_exits].
     - `examples`, `labels`, `copies`, `batch_size`, `key`: as for `held_out_losses`.
 

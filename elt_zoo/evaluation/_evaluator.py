@@ -28,6 +28,8 @@ from ._samples import Samples
 
 DIGITS_DISTANCE = "digits Fréchet distance (not FID)"
 """The name of the distance that samples of the digits are measured in."""
+# How the Inception score is measured; every card records it.
+_SCORE = {"splits": 10, "seed": 0}
 # Features of more real images fill the memory, and precision and recall grow with the product of both sets.
 _KEPT_FEATURES = 50_000
 
@@ -101,7 +103,7 @@ class Evaluator:
                     kept.append(batch)
                 yield batch.pixels
 
-        scores = evaluate_samples(self.extractor, pixels(), self.reference, allow_few=self.allow_few).figures
+        scores = evaluate_samples(self.extractor, pixels(), self.reference, allow_few=self.allow_few, **_SCORE).figures
         if self.digits is None:
             return scores
         quality = self.digits(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
@@ -145,6 +147,8 @@ def make_evaluator(options: EvaluatorOptions, *, data: str | None, shape: tuple[
     extractor, weights = _extractor(options, shape, batch)
     reference, described = _reference(options, extractor, shape, folder, batch)
     card = {"weights": weights, "reference": described, "protocol": extractor.description}
+    if extractor.score is not None:
+        card["score"] = _SCORE
     return Evaluator(
         extractor=extractor,
         reference=reference,

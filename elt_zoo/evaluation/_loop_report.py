@@ -56,12 +56,12 @@ def report_loops(
     if heldout is not None:
         task = heldout_task(generator, heldout, examples)
         measured = task.heldout.examples, task.heldout.labels
-        counts: dict[str, Any] = {"loops": 2 * max_loops, "copies": copies, "batch_size": batch_size, "key": key}
-        model, corruption = generator.model, config.corruption()
-        losses = held_out_losses(model, config.loss(), corruption, *measured, **counts)
+        counts: dict[str, Any] = {"copies": copies, "batch_size": batch_size, "key": key}
+        model, corruption, loops = generator.model, config.corruption(), 2 * max_loops
+        losses = held_out_losses(model, config.loss(), corruption, *measured, loops=loops, **counts)
         by_exit = LossByExit.of(losses, max_loops=max_loops)
-        compare = functools.partial(config.compare_exits, settings=generator.settings)
-        exits = held_out_exits(compare, model, corruption, *measured, **counts)
+        compare = functools.partial(config.compare_exits, model, corruption, loops=loops, settings=generator.settings)
+        exits = held_out_exits(compare, *measured, **counts)
         rows = [
             {"exit": row["exit"], "heldout_loss": loss} | row
             for row, loss in zip(exits.rows(), np.asarray(losses).tolist(), strict=True)
