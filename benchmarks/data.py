@@ -22,7 +22,9 @@ import data_clips
 import data_images
 import data_tokens
 import data_wait
-from timing import environment, write_csv
+from timing import write_csv
+
+from elt_zoo.profile import environment
 
 PACKAGES = ("torch", "pillow", "av")
 

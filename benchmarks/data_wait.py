@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from data_tokens import random_tokens, write_tokens
+from data_tokens import SIDE, Reader, SpelledCodes
 
 from elt_zoo.corruption import CosineMaskSchedule, MaskedCorruption
-from elt_zoo.data import ShardedTokens, to_tokens, training_batches
+from elt_zoo.data import ShardedTokens, precompute, to_tokens, training_batches
 from elt_zoo.families import MaskGITConfig, preset
 from elt_zoo.objectives import MaskedCrossEntropy, VanillaLoss
 from elt_zoo.training import OptimizerConfig, Report, TrainState, fit, jit_step, make_optimizer, make_train_step
@@ -26,7 +26,8 @@ def rows(examples: int = 20_000, *, steps: int = 60, log_every: int = 10) -> lis
     """One row: the median over the reports of the share of the time that was spent waiting."""
     reports: list[Report] = []
     with tempfile.TemporaryDirectory() as scratch:
-        source = write_tokens(Path(scratch) / "shards", *random_tokens(examples))
+        precompute(SpelledCodes(examples), Reader(), Path(scratch) / "shards", size=SIDE, batch_size=2048)
+        source = ShardedTokens(Path(scratch) / "shards")
         state, step = _training(source, steps)
         batches = training_batches(source, batch_size=BATCH, seed=0)
         result = fit(state, step, batches, total_steps=steps, log_every=log_every, on_report=reports.append)

@@ -16,7 +16,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from timing import environment, spread, write_csv
+from timing import spread, write_csv
+
+from elt_zoo.profile import environment
 
 _READ = """
 import sys, time

@@ -16,15 +16,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import compare, environment, header, show, write_csv
+from timing import compare, header, show, write_csv
 
 from elt_zoo import ILSDLoss, LoopedTransformer
-from elt_zoo.corruption import CosineMaskSchedule, DiffusionCorruption, MaskedCorruption, ShiftedCosineSchedule
 from elt_zoo.data import Batch
 from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig, preset
 from elt_zoo.models import BatchedPredict
 from elt_zoo.nn import AdaLNZeroLayer, PreNormLayer
-from elt_zoo.objectives import AbstractObjective, MaskedCrossEntropy, SigmoidWeightedMSE, VanillaLoss
+from elt_zoo.objectives import AbstractObjective, VanillaLoss
+from elt_zoo.profile import environment
+from elt_zoo.recipes import takes_tokens
 from elt_zoo.training import OptimizerConfig, TrainState, jit_step, make_optimizer, make_train_step
 
 # Between the digits and the paper's sizes: large enough that one step is mostly matrix products.
@@ -36,17 +37,12 @@ MEDIUM_MASKED = MaskGITConfig(
 
 def training_step(config: ModelConfig, batch_size: int, *, ilsd: bool) -> Callable:
     """A call that takes one training step and keeps the state for the next."""
-    if isinstance(config, DiTConfig):
-        corruption = DiffusionCorruption(
-            ShiftedCosineSchedule(), prediction=config.prediction, null_label=config.num_classes
-        )
-        loss = SigmoidWeightedMSE(config.prediction)
-        examples = jax.random.normal(jax.random.key(0), (batch_size, *config.shape))
+    corruption, loss, example = config.corruption(label_drop=0.1), config.loss(), config.example
+    shape, key = (batch_size, *example.shape), jax.random.key(0)
+    if takes_tokens(config):
+        examples = jax.random.randint(key, shape, 0, getattr(config, "codebook_size"))  # noqa: B009
     else:
-        assert isinstance(config, MaskGITConfig)
-        corruption = MaskedCorruption(CosineMaskSchedule(), mask_id=config.codebook_size, null_label=config.num_classes)
-        loss = MaskedCrossEntropy()
-        examples = jax.random.randint(jax.random.key(0), (batch_size, *config.grid), 0, config.codebook_size)
+        examples = jax.random.normal(key, shape)
     objective: AbstractObjective = VanillaLoss(loss, max_loops=config.max_loops)
     if ilsd:
         objective = ILSDLoss(loss, loss.distillation, max_loops=config.max_loops)

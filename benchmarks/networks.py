@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from diffusers.models import AutoencoderKL, DiTTransformer2DModel  # pyright: ignore[reportMissingImports]
-from timing import compare, environment, header, show, write_csv
+from timing import compare, header, show, write_csv
 
 from elt_zoo.models import BatchedPredict
 from elt_zoo.pretrained import load_autoencoder_kl, load_dit
+from elt_zoo.profile import environment
 
 SD_VAE = {
     "block_out_channels": (128, 256, 512, 512),

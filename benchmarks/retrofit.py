@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import environment, write_csv
+from timing import write_csv
 
 from elt_zoo import ElasticModel, ILSDLoss
 from elt_zoo.corruption import DiffusionCorruption, Prediction, ShiftedCosineSchedule
@@ -22,6 +22,7 @@ from elt_zoo.data import ArraySource, digits_to_pixels, load_digits, training_ba
 from elt_zoo.diagnostics import exit_losses
 from elt_zoo.families import Retrofit, loopify, preset
 from elt_zoo.objectives import AbstractObjective, SigmoidWeightedMSE, VanillaLoss
+from elt_zoo.profile import environment
 from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
 
 LOOPED = preset("digits-dit")

@@ -14,10 +14,11 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from timing import compare, environment, header, show, write_csv
+from timing import compare, header, show, write_csv
 
 from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig, preset
 from elt_zoo.models import BatchedPredict
+from elt_zoo.profile import environment
 from elt_zoo.sampling import DDIM, DDPM, AbstractUpdate, ConstantGuidance, DiffusionSampler, MaskedSampler
 
 # One forward pass of each takes about ten milliseconds or more on a CPU core. The masked sampler's own work grows with

@@ -6,9 +6,10 @@ python benchmarks/video_convolution.py
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from timing import compare, environment
+from timing import compare
 
 from elt_zoo.nn import Conv
+from elt_zoo.profile import environment
 
 _SHAPE = (8, 8, 32, 32, 16)
 """Clips, frames, height, width and channels."""

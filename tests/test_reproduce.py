@@ -11,17 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks_on_the_path():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
 
 def record(case, seed, losses, *, quality=None):
     """What a run leaves, made up: a curve of three milestones that ends with `losses`."""
@@ -33,8 +22,8 @@ def record(case, seed, losses, *, quality=None):
 
 def made_up(data="digits", **losses_of):
     """Results of all cases on two seeds; `losses_of` gives an objective other losses of its exits."""
-    from reproduce_cases import all_cases
-    from reproduce_results import Results
+    from reproduction._cases import all_cases
+    from reproduction._results import Results
 
     runs = []
     for case in all_cases(data):
@@ -48,23 +37,23 @@ def made_up(data="digits", **losses_of):
 
 
 def verdicts(results, text):
-    from reproduce_claims import CLAIMS
+    from reproduction._claims import CLAIMS
 
     (claim,) = (claim for claim in CLAIMS if text in claim.text)
-    return [claim.verdict(results, "digits", framework) for framework in ("dit", "maskgit")]
+    return [claim.verdict(results, "digits", family) for family in ("dit", "maskgit")]
 
 
 def test_every_claim_finds_its_runs_among_those_of_the_digits():
-    from reproduce_claims import CLAIMS
+    from reproduction._claims import CLAIMS
 
     results = made_up()
     for claim in CLAIMS:
-        for framework in ("dit", "maskgit"):
-            assert claim.verdict(results, "digits", framework) != "–", claim.text
+        for family in ("dit", "maskgit"):
+            assert claim.verdict(results, "digits", family) != "–", claim.text
 
 
 def test_cases_differ_and_have_names_of_their_own():
-    from reproduce_cases import all_cases
+    from reproduction._cases import all_cases
 
     for data in ("digits", "MNIST"):
         cases = all_cases(data)
@@ -72,10 +61,10 @@ def test_cases_differ_and_have_names_of_their_own():
 
 
 def test_models_of_equal_compute_have_one_effective_depth():
-    from reproduce_cases import LOOPED, depth_cases
+    from reproduction._cases import LOOPED, depth_cases
 
-    for framework, (layers, loops) in LOOPED.items():
-        cases = depth_cases("digits", framework)
+    for family, (layers, loops) in LOOPED.items():
+        cases = depth_cases("digits", family)
         assert {case.num_layers * case.max_loops for case in cases} == {layers * loops}
         assert cases[0].max_loops == 1 and cases[-1].num_layers == 1
 
@@ -88,8 +77,8 @@ def test_claims_say_yes_no_and_in_between():
     assert [each[:6] for each in verdicts(fine, "fails at one loop")] == ["**no**"] * 2
     assert [each[:6] for each in verdicts(fine, "every exit is good")] == ["**no**"] * 2
 
-    from reproduce_cases import exit_cases
-    from reproduce_results import Results
+    from reproduction._cases import exit_cases
+    from reproduction._results import Results
 
     vanilla = exit_cases("digits", "dit")[1]
     mixed = Results([record(vanilla, 0, [2.0, 1, 1, 1] + [1] * 4), record(vanilla, 1, [1.0, 1, 1, 1] + [1] * 4)])
@@ -97,15 +86,15 @@ def test_claims_say_yes_no_and_in_between():
 
 
 def test_a_single_seed_has_no_spread():
-    from reproduce_results import Spread
+    from reproduction._results import Spread
 
     assert [Spread.of(values).text(2) for values in ([1.0], [1.0, 3.0], [1.0, np.inf])] == ["1.00", "2.00 ± 1.41", "∞"]
 
 
 def test_steps_to_reach_a_loss_lie_between_milestones():
-    from reproduce_cases import depth_cases
-    from reproduce_claims import steps_to_reach
-    from reproduce_results import Results
+    from reproduction._cases import depth_cases
+    from reproduction._claims import steps_to_reach
+    from reproduction._results import Results
 
     case = depth_cases("digits", "dit")[0]
     results = Results([record(case, seed, [1.0]) for seed in range(4)])
@@ -114,8 +103,8 @@ def test_steps_to_reach_a_loss_lie_between_milestones():
 
 
 def test_a_report_has_every_table_and_plot(tmp_path):
-    from reproduce_cases import exit_cases
-    from reproduce_report import plot_samples, save_report
+    from reproduction._cases import exit_cases
+    from reproduction._report import plot_samples, save_report
 
     results = made_up(vanilla=[2.0, 1.5, 1.2, 1.0])
     results.save(tmp_path)
@@ -126,7 +115,7 @@ def test_a_report_has_every_table_and_plot(tmp_path):
     assert "| vanilla | 2.000 ± 0.000 |" in (tmp_path / "exits.md").read_text()
     assert "2.50 ± 0.71 (0.900)" in (tmp_path / "quality.md").read_text()
     exits = (tmp_path / "exits.csv").read_text().splitlines()
-    assert exits[0].startswith("data,framework,num_layers,max_loops,objective,curriculum,seed,exit,heldout_loss")
+    assert exits[0].startswith("data,family,num_layers,max_loops,objective,curriculum,seed,exit,heldout_loss")
     assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 3 * 2 * 23
 
     case = exit_cases("digits", "dit")[0]
@@ -143,7 +132,7 @@ def write_idx(path, array):
 
 
 def test_mnist_is_read_and_averaged(tmp_path):
-    from reproduce_data import mnist
+    from reproduction._data import mnist
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (600, 28, 28), np.uint8)
@@ -161,7 +150,7 @@ def test_mnist_is_read_and_averaged(tmp_path):
     [(b"\x00\x00\x08\x01\x00\x00\x00\x05abc", "promised"), (b"GIF89a", "not an idx file"), (b"\x00", "not an idx")],
 )
 def test_other_files_than_mnists_are_refused(tmp_path, content, message):
-    from reproduce_data import read_idx
+    from reproduction._data import read_idx
 
     path = tmp_path / "images.gz"
     path.write_bytes(gzip.compress(content))
@@ -170,7 +159,7 @@ def test_other_files_than_mnists_are_refused(tmp_path, content, message):
 
 
 def test_a_file_cut_short_is_refused(tmp_path):
-    from reproduce_data import read_idx
+    from reproduction._data import read_idx
 
     path = tmp_path / "images.gz"
     for content in (gzip.compress(bytes(1000))[:-9], b"no gzip"):
@@ -181,24 +170,24 @@ def test_a_file_cut_short_is_refused(tmp_path):
 
 @pytest.mark.parametrize("arguments", [("--samples", "105"), ("--samples", "50"), ("--steps", "0")])
 def test_sizes_that_cannot_be_are_refused(arguments, monkeypatch, capsys):
-    from reproduce import main
+    from reproduction._main import main
 
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["reproduction", *arguments])
     with pytest.raises(SystemExit):
         main()
     assert f"{arguments[0]} {arguments[1]}" in capsys.readouterr().err
 
 
 def test_a_folder_without_mnist_is_named(tmp_path):
-    from reproduce_data import mnist
+    from reproduction._data import mnist
 
     with pytest.raises(FileNotFoundError, match=r"t10k-images-idx3-ubyte\.gz is missing"):
         mnist(tmp_path)
 
 
 def test_runs_of_other_settings_are_refused(tmp_path):
-    from reproduce import check_settings
-    from reproduce_train import Settings
+    from reproduction._main import check_settings
+    from reproduction._train import Settings
 
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"settings": dataclasses.asdict(Settings(steps=5, mnist="elsewhere"))}))
@@ -208,13 +197,13 @@ def test_runs_of_other_settings_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("framework", ["dit", "maskgit"])
-def test_a_run_measures_every_exit_and_repeats(framework):
-    from reproduce_cases import exit_cases
-    from reproduce_train import Settings, run
+@pytest.mark.parametrize("family", ["dit", "maskgit"])
+def test_a_run_measures_every_exit_and_repeats(family):
+    from reproduction._cases import exit_cases
+    from reproduction._train import Settings, run
 
     settings = Settings(steps=6, milestones=2, samples=200, dim=16, diffusion_steps=2, masked_steps=2)
-    case = exit_cases("digits", framework)[0]
+    case = exit_cases("digits", family)[0]
     figures, pictures = run(case, 0, settings)
     assert list(figures["curve"]) == [3, 6]
     assert all(len(losses) == 2 * case.max_loops for losses in figures["curve"].values())
@@ -229,12 +218,12 @@ def test_a_run_measures_every_exit_and_repeats(framework):
 
 @pytest.mark.slow
 def test_the_command_goes_on_with_what_is_missing(tmp_path):
-    from reproduce_cases import all_cases
-    from reproduce_train import Settings
+    from reproduction._cases import all_cases
+    from reproduction._train import Settings
 
     settings = Settings(steps=2, samples=200)
     cases = all_cases("digits")
-    missing = next(case for case in cases if case.framework == "maskgit" and case.max_loops == 1)
+    missing = next(case for case in cases if case.family == "maskgit" and case.max_loops == 1)
     for case in cases:
         if case != missing:
             exits = 2 * case.max_loops if case.max_loops > 1 else 1
@@ -244,9 +233,9 @@ def test_the_command_goes_on_with_what_is_missing(tmp_path):
             made["figures"]["curve"] = {"1": [2.0] * exits, "2": [1.0] * exits}
             (folder / "result.json").write_text(json.dumps(made))
             np.savez(folder / "pictures.npz", loops=[1], images=np.zeros((1, 20, 8, 8, 1), np.float32))
-    command = [sys.executable, str(BENCHMARKS / "reproduce.py"), "--steps", "2", "--samples", "200", "--seeds", "0"]
+    command = [sys.executable, "-m", "reproduction", "--steps", "2", "--samples", "200", "--seeds", "0"]
     command += ["--jobs", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "runs" / f"{missing.name}-seed0" / "result.json").read_text())
     assert written["figures"]["skipped"] == 0 and len(written["figures"]["curve"]) >= 1

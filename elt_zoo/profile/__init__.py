@@ -1,6 +1,7 @@
 """What a model costs: parameters, operations and memory before it is built, and time per sample when it runs."""
 
 from ._count import Costs as Costs
+from ._environment import environment as environment
 from ._profile import FLOPS as FLOPS
 from ._profile import Profile as Profile
 from ._profile import profile as profile

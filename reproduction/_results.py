@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from reproduce_cases import Case
+
+from ._cases import Case
 
 
 class Results:
     """The figures of every case, seeds side by side."""
 
     def __init__(self, runs: Iterable[dict[str, Any]]):
-        """**Arguments:** `runs`: what `reproduce.py` saved for each case and seed."""
+        """**Arguments:** `runs`: what the reproduction saved for each case and seed."""
         self._runs: dict[Case, dict[int, dict[str, Any]]] = {}
         for run in runs:
             self._runs.setdefault(Case(**run["case"]), {})[run["seed"]] = run["figures"]
@@ -49,8 +50,8 @@ class Results:
         return np.array([quality[str(loops)][figure] for quality in qualities])
 
     def groups(self) -> list[tuple[str, str]]:
-        """Data sets and frameworks, in the order of the runs."""
-        return list(dict.fromkeys((case.data, case.framework) for case in self._runs))
+        """Data sets and families, in the order of the runs."""
+        return list(dict.fromkeys((case.data, case.family) for case in self._runs))
 
     def save(self, folder: Path) -> None:
         """Writes `exits.csv`, every exit at the end, and `curves.csv`, the first and the last exit on the way."""

@@ -7,16 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from elt_zoo import ILSDLoss
-from elt_zoo.objectives import (
-    AbstractObjective,
-    DeepSupervisionLoss,
-    MaskedCrossEntropy,
-    RandomDepthLoss,
-    SigmoidWeightedMSE,
-    VanillaLoss,
-)
+from elt_zoo.objectives import AbstractLoss, AbstractObjective, DeepSupervisionLoss, RandomDepthLoss, VanillaLoss
 
-FRAMEWORKS = ("dit", "maskgit")
+FAMILIES = ("dit", "maskgit")
 OBJECTIVES = ("ilsd", "vanilla", "deep_supervision", "random_depth")
 # N and L_max of the looped model: those of the models that come with the library.
 LOOPED = {"dit": (2, 4), "maskgit": (1, 4)}
@@ -36,7 +29,7 @@ class Case:
     """One model to train, over seeds."""
 
     data: str
-    framework: str
+    family: str
     num_layers: int
     max_loops: int
     objective: str = "ilsd"
@@ -49,7 +42,7 @@ class Case:
     @property
     def name(self) -> str:
         """For a folder."""
-        parts = [self.data, self.framework, f"{self.num_layers}Nx{self.max_loops}L", self.objective]
+        parts = [self.data, self.family, f"{self.num_layers}Nx{self.max_loops}L", self.objective]
         if self.curriculum != "linear":
             parts.append("lambda " + self.curriculum)
         return "-".join(parts).replace(" ", "_")
@@ -59,7 +52,7 @@ class Case:
         """Layers that a step goes through, more on the larger images: for the order of the runs."""
         return self.num_layers * self.max_loops * (3 if self.data == "MNIST" else 1)
 
-    def make_objective(self, loss: MaskedCrossEntropy | SigmoidWeightedMSE) -> AbstractObjective:
+    def make_objective(self, loss: AbstractLoss) -> AbstractObjective:
         curriculum = CURRICULA[self.curriculum]
         makers: dict[str, Callable[[], AbstractObjective]] = {
             "ilsd": lambda: ILSDLoss(loss, loss.distillation, max_loops=self.max_loops, curriculum=curriculum),
@@ -70,40 +63,40 @@ class Case:
         return makers[self.objective]()
 
 
-def exit_cases(data: str, framework: str) -> list[Case]:
+def exit_cases(data: str, family: str) -> list[Case]:
     """The looped model with every objective."""
-    layers, loops = LOOPED[framework]
-    return [Case(data, framework, layers, loops, objective) for objective in OBJECTIVES]
+    layers, loops = LOOPED[family]
+    return [Case(data, family, layers, loops, objective) for objective in OBJECTIVES]
 
 
-def depth_cases(data: str, framework: str) -> list[Case]:
+def depth_cases(data: str, family: str) -> list[Case]:
     """All N×L of one effective depth, looped ones with ILSD."""
-    layers, loops = LOOPED[framework]
+    layers, loops = LOOPED[family]
     depth = layers * loops
     sizes = [(depth // each, each) for each in range(1, depth + 1) if depth % each == 0]
-    return [Case(data, framework, n, each, "ilsd" if each > 1 else "vanilla") for n, each in sizes]
+    return [Case(data, family, n, each, "ilsd" if each > 1 else "vanilla") for n, each in sizes]
 
 
-def single_case(data: str, framework: str) -> Case:
+def single_case(data: str, family: str) -> Case:
     """The layers of the looped model without looping."""
-    return Case(data, framework, LOOPED[framework][0], 1, "vanilla")
+    return Case(data, family, LOOPED[family][0], 1, "vanilla")
 
 
-def curriculum_cases(data: str, framework: str) -> list[Case]:
+def curriculum_cases(data: str, family: str) -> list[Case]:
     """ILSD with every schedule of λ."""
-    layers, loops = LOOPED[framework]
-    return [Case(data, framework, layers, loops, curriculum=name) for name in CURRICULA]
+    layers, loops = LOOPED[family]
+    return [Case(data, family, layers, loops, curriculum=name) for name in CURRICULA]
 
 
 def all_cases(data: str) -> list[Case]:
     """Those of a data set, without repeats. MNIST's runs are long: it has the objectives, and the deep model."""
     cases: list[Case] = []
-    for framework in FRAMEWORKS:
-        depths = depth_cases(data, framework)
-        cases += exit_cases(data, framework)
+    for family in FAMILIES:
+        depths = depth_cases(data, family)
+        cases += exit_cases(data, family)
         if data == "digits":
-            cases += [*depths, *curriculum_cases(data, framework)]
+            cases += [*depths, *curriculum_cases(data, family)]
         else:
             cases.append(depths[0])
-        cases.append(single_case(data, framework))
+        cases.append(single_case(data, family))
     return list(dict.fromkeys(cases))

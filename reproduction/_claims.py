@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from reproduce_cases import Case, curriculum_cases, depth_cases, exit_cases, single_case
-from reproduce_results import Results, Spread
+
+from ._cases import Case, curriculum_cases, depth_cases, exit_cases, single_case
+from ._results import Results, Spread
 
 PASSES = 0.10
 """An exit is as good as another if its held-out loss is at most so much larger."""
@@ -24,9 +25,9 @@ class Claim:
     measure: Callable[[Results, str, str], np.ndarray | None]
     holds: Callable[[np.ndarray], np.ndarray]
 
-    def verdict(self, results: Results, data: str, framework: str) -> str:
+    def verdict(self, results: Results, data: str, family: str) -> str:
         """Whether all seeds, none or some agree, and the figure."""
-        values = self.measure(results, data, framework)
+        values = self.measure(results, data, family)
         if values is None:
             return "–"
         agreeing = self.holds(values)
@@ -39,29 +40,29 @@ class Claim:
 def _with_runs(measure: Callable[..., np.ndarray], *needs: Callable[[str, str], Case]):
     """A measure of the cases that `needs` name, where all were run."""
 
-    def measured(results: Results, data: str, framework: str) -> np.ndarray | None:
-        cases = [need(data, framework) for need in needs]
+    def measured(results: Results, data: str, family: str) -> np.ndarray | None:
+        cases = [need(data, family) for need in needs]
         return measure(results, *cases) if all(case in results for case in cases) else None
 
     return measured
 
 
 def _objective(index: int) -> Callable[[str, str], Case]:
-    return lambda data, framework: exit_cases(data, framework)[index]
+    return lambda data, family: exit_cases(data, family)[index]
 
 
 _ilsd, _vanilla, _deep_supervision, _random_depth = map(_objective, range(4))
 
 
 def _size(place: int) -> Callable[[str, str], Case]:
-    return lambda data, framework: depth_cases(data, framework)[place]
+    return lambda data, family: depth_cases(data, family)[place]
 
 
 _unique, _two_loops, _one_layer = _size(0), _size(1), _size(-1)
 
 
 def _schedule(index: int) -> Callable[[str, str], Case]:
-    return lambda data, framework: curriculum_cases(data, framework)[index]
+    return lambda data, family: curriculum_cases(data, family)[index]
 
 
 def _trained(results: Results, case: Case) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The paper's comparisons repeated in the small, over seeds: on the digits, and on MNIST where you have it.
 
-    python benchmarks/reproduce.py                           # digits alone
-    python benchmarks/reproduce.py --mnist /data/mnist       # and MNIST's 10,000 test images (t10k-*.gz)
+    python -m reproduction                           # digits alone
+    python -m reproduction --mnist /data/mnist       # and MNIST's 10,000 test images (t10k-*.gz)
 
-(a) ILSD beside vanilla looping, deep supervision and random depth, at every exit, in both frameworks; (b) N×L at equal
+(a) ILSD beside vanilla looping, deep supervision and random depth, at every exit, in both families; (b) N×L at equal
 compute beside models of unique layers, down to a single layer; (c) schedules of λ; (d) loops past L_max; (e) how fast
 models of equal compute converge. (d) and (e) are measured on the models of (a) and (b).
 
@@ -22,13 +22,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-from reproduce_cases import FRAMEWORKS, Case, all_cases, exit_cases
-from reproduce_data import CLASSES, digits, mnist
-from reproduce_report import plot_samples, save_report
-from reproduce_results import read_results
-from reproduce_train import Settings, load, run
-from timing import environment
 from tqdm import tqdm
+
+from elt_zoo.profile import environment
+from elt_zoo.storage import write_json
+
+from ._cases import FAMILIES, Case, all_cases, exit_cases
+from ._data import CLASSES, digits, mnist
+from ._report import plot_samples, save_report
+from ._results import read_results
+from ._train import Settings, load, run
 
 ROOT = Path(__file__).parents[1]
 PICTURES = "pictures.npz"
@@ -47,10 +50,7 @@ def train_and_save(runs: Path, case: Case, seed: int, settings: Settings) -> str
     np.savez_compressed(path.parent / PICTURES, loops=loops, images=images)
     record = {"case": dataclasses.asdict(case), "seed": seed, "settings": dataclasses.asdict(settings)}
     record |= {"environment": environment(), "figures": figures}
-    # Whole or not at all: the file says that the run is finished.
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(record, indent=1))
-    unfinished.replace(path)
+    write_json(path, record)  # whole or not at all: the file says that the run is finished
     return path.parent.name
 
 
@@ -135,15 +135,8 @@ def report(out: Path, runs: Path, paths: list[Path], settings: Settings, sets: l
     with_pictures = {
         case: result_path(runs, case, results.seeds(case)[0]).with_name(PICTURES)
         for name in sets
-        for framework in FRAMEWORKS
-        for case in exit_cases(name, framework)[:2]
+        for family in FAMILIES
+        for case in exit_cases(name, family)[:2]
     }
     plot_samples(out / "samples.png", with_pictures)
     print(f"Tables and plots are in {out}.")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from None

@@ -11,10 +11,11 @@ import numpy as np
 from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from reproduce_cases import Case, curriculum_cases, depth_cases, exit_cases, single_case
-from reproduce_claims import CLAIMS, steps_to_reach
-from reproduce_data import CLASSES
-from reproduce_results import Results, Spread
+
+from ._cases import Case, curriculum_cases, depth_cases, exit_cases, single_case
+from ._claims import CLAIMS, steps_to_reach
+from ._data import CLASSES
+from ._results import Results, Spread
 
 _LABELS = {
     "ilsd": "ILSD",
@@ -22,7 +23,7 @@ _LABELS = {
     "deep_supervision": "deep supervision",
     "random_depth": "random depth",
 }
-_FRAMEWORKS = {"dit": "diffusion", "maskgit": "masked"}
+_FAMILIES = {"dit": "diffusion", "maskgit": "masked"}
 _GREY = plt.get_cmap("gray").with_extremes(bad="C0")
 _SCHEDULES = {"linear": "1 to 0, linear", "linear over the first half": "1 to 0, linear over the first half"}
 _UNITS = {"dit": "held-out loss", "maskgit": "held-out loss (nats per token)"}
@@ -46,13 +47,13 @@ def save_report(folder: Path, results: Results, floors: dict[str, dict[str, floa
 
 
 def _with_curricula(results: Results) -> list[tuple[str, str]]:
-    """Data sets and frameworks on which every size and schedule was trained."""
+    """Data sets and families on which every size and schedule was trained."""
     return [group for group in results.groups() if all(case in results for case in curriculum_cases(*group))]
 
 
 def _title(group: tuple[str, str]) -> str:
-    data, framework = group
-    return f"{data}, {_FRAMEWORKS[framework]}"
+    data, family = group
+    return f"{data}, {_FAMILIES[family]}"
 
 
 def _titled(results: Results, group: tuple[str, str], table: Callable[[Results, str, str], str]) -> str:
@@ -98,8 +99,8 @@ def _exits(case: Case) -> list[int]:
     return [*range(1, loops + 1), loops + max(loops // 2, 1), 2 * loops]
 
 
-def exits_table(results: Results, data: str, framework: str) -> str:
-    cases = _known(results, exit_cases(data, framework))
+def exits_table(results: Results, data: str, family: str) -> str:
+    cases = _known(results, exit_cases(data, family))
     columns = _exits(cases[0])
     rows = []
     for case in cases:
@@ -108,8 +109,8 @@ def exits_table(results: Results, data: str, framework: str) -> str:
     return _table(["Held-out loss", *(f"L = {each}" for each in columns)], rows)
 
 
-def quality_table(results: Results, data: str, framework: str) -> str:
-    cases = _known(results, exit_cases(data, framework))
+def quality_table(results: Results, data: str, family: str) -> str:
+    cases = _known(results, exit_cases(data, family))
     columns = [each for each in _exits(cases[0]) if results.quality(cases[0], each, "distance") is not None]
     rows = [[_LABELS[case.objective], *(_quality(results, case, each) for each in columns)] for case in cases]
     return _table(["Distance (accuracy)", *(f"L = {each}" for each in columns)], rows)
@@ -122,8 +123,8 @@ def _quality(results: Results, case: Case, loops: int) -> str:
     return f"{Spread.of(distance).text(2)} ({accuracy.mean():.3f})"
 
 
-def depth_table(results: Results, data: str, framework: str) -> str:
-    cases = _known(results, [*depth_cases(data, framework), single_case(data, framework)])
+def depth_table(results: Results, data: str, family: str) -> str:
+    cases = _known(results, [*depth_cases(data, family), single_case(data, family)])
     rows = []
     for case in cases:
         figures = results.figures(case)[0]
@@ -142,8 +143,8 @@ def depth_table(results: Results, data: str, framework: str) -> str:
     return _table([*header, "Distance (accuracy) at L_max"], rows)
 
 
-def curriculum_table(results: Results, data: str, framework: str) -> str:
-    cases = _known(results, curriculum_cases(data, framework))
+def curriculum_table(results: Results, data: str, family: str) -> str:
+    cases = _known(results, curriculum_cases(data, family))
     columns = range(1, cases[0].max_loops + 1)
     rows = []
     for case in cases:
@@ -159,8 +160,8 @@ def curriculum_table(results: Results, data: str, framework: str) -> str:
     return _table(["λ", *(f"Loss at L = {each}" for each in columns), "Mean", "Distance (accuracy) at L_max"], rows)
 
 
-def convergence_table(results: Results, data: str, framework: str) -> str:
-    cases = _known(results, depth_cases(data, framework))
+def convergence_table(results: Results, data: str, family: str) -> str:
+    cases = _known(results, depth_cases(data, family))
     target = results.last_exit(cases[0])
     steps, _ = results.curve(cases[0])
     shown = [steps[round(len(steps) * share) - 1] for share in (0.25, 0.5, 0.75, 1.0)]
@@ -198,7 +199,7 @@ def _plot(
     groups: list[tuple[str, str]],
     draw: Callable[[Axes, Results, str, str], None],
 ) -> None:
-    """One panel for each data set and framework."""
+    """One panel for each data set and family."""
     if not groups:
         return
     figure, panels = _panels(len(groups), height=3.9)
@@ -212,25 +213,25 @@ def _plot(
     plt.close(figure)
 
 
-def plot_exits(axes: Axes, results: Results, data: str, framework: str) -> None:
+def plot_exits(axes: Axes, results: Results, data: str, family: str) -> None:
     """Held-out loss against loops for every objective, past L_max too; bands are one standard deviation of the
     seeds.
     """
-    for case in _known(results, exit_cases(data, framework)):
+    for case in _known(results, exit_cases(data, family)):
         losses = results.losses(case)
         _band(axes, np.arange(1, losses.shape[1] + 1), losses, _LABELS[case.objective])
-    loops = exit_cases(data, framework)[0].max_loops
+    loops = exit_cases(data, family)[0].max_loops
     axes.axvline(loops, color="0.7", linestyle=":", label="L_max in training")
     axes.set_yscale("log")
     _plain_numbers(axes)
     axes.set_xlabel("loops L")
 
 
-def plot_depth(axes: Axes, results: Results, data: str, framework: str) -> None:
+def plot_depth(axes: Axes, results: Results, data: str, family: str) -> None:
     """Held-out loss against parameters of the trunk: models of one effective depth, and the looped one's layers
     without looping.
     """
-    cases = _known(results, depth_cases(data, framework))
+    cases = _known(results, depth_cases(data, family))
     points = [
         (results.figures(case)[0]["trunk_parameters"] / 1e3, Spread.of(results.last_exit(case))) for case in cases
     ]
@@ -242,7 +243,7 @@ def plot_depth(axes: Axes, results: Results, data: str, framework: str) -> None:
         capsize=3,
         label="equal compute",
     )
-    single = single_case(data, framework)
+    single = single_case(data, family)
     x, spread = results.figures(single)[0]["trunk_parameters"] / 1e3, Spread.of(results.last_exit(single))
     axes.errorbar([x], [spread.mean], [spread.deviation], marker="s", capsize=3, color="C3", label="not looped")
     for case, (place, loss) in zip([*cases, single], [*points, (x, spread)], strict=True):
@@ -254,9 +255,9 @@ def plot_depth(axes: Axes, results: Results, data: str, framework: str) -> None:
     axes.set_xlabel("thousand parameters in the trunk")
 
 
-def plot_convergence(axes: Axes, results: Results, data: str, framework: str) -> None:
+def plot_convergence(axes: Axes, results: Results, data: str, family: str) -> None:
     """Held-out loss at the last exit while the models train."""
-    for case in _known(results, depth_cases(data, framework)):
+    for case in _known(results, depth_cases(data, family)):
         steps, curve = results.curve(case)
         # The first tenth is off the scale of everything after it.
         shown = steps >= 0.1 * steps[-1]
@@ -267,14 +268,14 @@ def plot_convergence(axes: Axes, results: Results, data: str, framework: str) ->
 
 
 def plot_samples(path: Path, pictures: Mapping[Case, Path]) -> None:
-    """What the models drew, one of each class: a panel for each data set and framework, a row for each objective and
+    """What the models drew, one of each class: a panel for each data set and family, a row for each objective and
     loop count up to L_max.
     """
-    groups = list(dict.fromkeys((case.data, case.framework) for case in pictures))
+    groups = list(dict.fromkeys((case.data, case.family) for case in pictures))
     figure, panels = _panels(len(groups), height=3.0)
     for axes, group in zip(panels, groups, strict=True):
         rows = {}
-        for case in (each for each in pictures if (each.data, each.framework) == group):
+        for case in (each for each in pictures if (each.data, each.family) == group):
             with np.load(pictures[case]) as file:
                 drawn = zip(file["loops"], file["images"], strict=True)
                 rows |= {

@@ -1,0 +1,1 @@
+"""The paper's comparisons repeated in the small: `python -m reproduction`."""
