@@ -1,5 +1,7 @@
 """Small folders of shards whose records tell what they are."""
 
+from typing import Any
+
 import numpy as np
 
 from elt_zoo.data import ShardOptions, Views
@@ -32,7 +34,7 @@ def ids_of(example):
 def token_records(plan):
     def entries(rows):
         for row in rows:
-            record = np.zeros((), plan.record)
+            record: Any = np.zeros((), plan.record)
             record["label"], record["ids"] = row % 3, ids_of(row)
             yield [record.tobytes()]
 

@@ -82,7 +82,8 @@ def test_what_another_machine_left_is_removed_after_a_day(tmp_path):
     file.touch()
     remove_abandoned(tmp_path)
     assert file.exists() and foreign_entries(tmp_path) == []
-    os.utime(file, (time.time() - 90_000,) * 2)
+    old = time.time() - 90_000
+    os.utime(file, (old, old))
     remove_abandoned(tmp_path)
     assert not file.exists()
 

@@ -37,7 +37,7 @@ def test_every_entry_can_be_used_or_says_why_not():
     assert set(bundled_names()) <= set(catalog())
     assert catalog()["dit-xl-2-256"].licence == "CC-BY-NC 4.0" and catalog()["dit-xl-2-256"].restricted
     with pytest.raises(TypeError):
-        catalog()["mine"] = catalog()["magvit"]
+        catalog()["mine"] = catalog()["magvit"]  # pyright: ignore[reportIndexIssue]
 
 
 @pytest.fixture

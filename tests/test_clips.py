@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -166,7 +167,7 @@ def test_streams_do_not_depend_on_workers(folder):
 def test_what_is_missing_is_named(ucf, tmp_path):
     lists, videos = ucf / "ucfTrainTestlist", ucf / "UCF-101"
     with pytest.raises(ValueError, match="the splits are 'train', 'test' and 'all'"):
-        ucf101(ucf, split="validation")
+        ucf101(ucf, split="validation")  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError, match=r"nowhere does not exist. Expected .*nowhere/UCF-101/<Class>/v_\*.avi"):
         ucf101(ucf / "nowhere")
     with pytest.raises(DataError, match=r"`video_folder\(.*nowhere does not exist. Expected .*nowhere/<class>/<video>"):
@@ -215,7 +216,7 @@ def test_impossible_sources_are_refused(folder):
     with pytest.raises(ValueError, match="needs at least 1 frame, a size of 16 and 1 clip"):
         MovingDigits("train", size=8)
     with pytest.raises(ValueError, match="the parts are 'train' and 'heldout'"):
-        MovingDigits("test")
+        MovingDigits("test")  # pyright: ignore[reportArgumentType]
 
 
 def test_digits_move_evenly_stay_inside_and_bounce():
@@ -258,7 +259,8 @@ def test_moving_digits_are_written_as_ucf101_and_read_back(tmp_path):
     train = MovingDigits("train", frames=6, size=32, length=24, augment=False)
     test = MovingDigits("heldout", frames=6, size=32, length=6, augment=False)
     write_ucf101(tmp_path, train, test)
-    for split, source in (("train", train), ("test", test)):
+    splits: tuple[tuple[Literal["train", "test"], MovingDigits], ...] = (("train", train), ("test", test))
+    for split, source in splits:
         videos = ucf101(tmp_path, ClipTransform(frames=6, size=32), split=split)
         assert videos.class_names == source.class_names and len(videos) == len(source)
         for index in range(len(source)):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def test_digits_are_real_and_their_split_is_fixed():
     # Pinned, so that figures measured on the held-out part stay comparable.
     assert heldout.labels[:12].tolist() == HELDOUT_LABELS
     with pytest.raises(ValueError, match="the parts are 'train' and 'heldout'"):
-        load_digits("test")
+        load_digits("test")  # pyright: ignore[reportArgumentType]
 
 
 def test_pixels_and_levels_convert_both_ways():
@@ -30,7 +32,8 @@ def test_pixels_and_levels_convert_both_ways():
 
 def stream(**options):
     source = ArraySource(np.arange(20)[:, None], np.arange(20))
-    return training_batches(source, **{"batch_size": 5, "seed": 0} | options)
+    defaults: dict[str, Any] = {"batch_size": 5, "seed": 0}
+    return training_batches(source, **defaults | options)
 
 
 def test_every_epoch_is_another_permutation_of_everything():

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -126,7 +126,7 @@ def test_the_budget_of_sampling_is_what_is_measured_unless_it_is_given():
         sampling_update_norms(model, sampler, LABELS, loops=2, budget=budget, key=jax.random.key(4)).absolute
         for budget in (None, 2)
     ]
-    np.testing.assert_array_equal(*same)
+    np.testing.assert_array_equal(same[0], same[1])
 
 
 @pytest.mark.parametrize("config", [MASKED, DIFFUSION])
@@ -260,7 +260,7 @@ def test_rows_hold_the_columns_of_their_class_and_nothing_where_there_is_no_exit
         (tokens, tokens.accuracy, tokens.flips, "flips"),
         (arrays, arrays.rms_error, arrays.rms_change, "rms_change"),
     ):
-        rows = exits.rows()
+        rows: Any = exits.rows()
         assert [row["exit"] for row in rows] == [1, 2, 3]
         np.testing.assert_allclose([row[exits.columns()[0].name] for row in rows], measure)
         assert rows[0][compared] is None
@@ -351,7 +351,7 @@ def test_held_out_exits_are_sums_over_all_batches(config):
     compare = functools.partial(token_exits if config is MASKED else diffusion_exits, model, corruption, loops=3)
     exits = held_out_exits(compare, examples, labels, copies=2, batch_size=4, key=key)
     order = np.arange(10) % 5
-    parts = [
+    parts: Any = [
         compare(examples[rows], labels[rows], key=part_key)
         for rows, part_key in (
             (order[:4], key),
@@ -376,7 +376,7 @@ def test_a_held_out_set_without_batches_is_refused(counts):
 class Wrapped(eqx.Module):
     """No `ElasticModel`, but with what the diagnostics ask for."""
 
-    inner: eqx.Module
+    inner: Any
 
     @property
     def head(self):

@@ -160,12 +160,9 @@ def test_one_step_is_the_predicted_x0():
 class TestOriginalDiT:
     """Against the tables and steps of facebookresearch/DiT, 25 steps of 1000, learned variance."""
 
+    update = DDPM(learned_variance=True)
     sampler = DiffusionSampler(
-        shape=(8, 8, 4),
-        prediction=Prediction.EPSILON,
-        schedule=LinearBetaSchedule(),
-        steps=25,
-        update=DDPM(learned_variance=True),
+        shape=(8, 8, 4), prediction=Prediction.EPSILON, schedule=LinearBetaSchedule(), steps=25, update=update
     )
 
     @pytest.fixture
@@ -197,7 +194,7 @@ class TestOriginalDiT:
         x = channels_last(fixture["x"])
         output, variance = self.sampler._split(channels_last(fixture["model_output"]))
         x0, epsilon = self.sampler._clean_and_noise(output, x, step)
-        mean, log_variance = self.sampler.update.posterior(x, x0, step, variance=variance)
+        mean, log_variance = self.update.posterior(x, x0, step, variance=variance)
         ddim = DDIM()(x, x0, epsilon, step)
         for name, value in (
             ("pred_xstart", x0),

@@ -55,7 +55,7 @@ def test_the_network_has_the_published_sizes(shapes):
 
 def test_another_network_is_refused(shapes, tmp_path):
     tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if not name.startswith("Mixed")}
-    tensors["fc.weight"], tensors["fc.bias"] = np.zeros((1000, 2048), np.float32), np.zeros(1000, np.float32)
+    tensors |= {"fc.weight": np.zeros((1000, 2048), np.float32), "fc.bias": np.zeros(1000, np.float32)}
     other = tmp_path / "torchvision.safetensors"
     write_safetensors(other, tensors)
     with pytest.raises(WeightsError, match=r"fc\.weight is of shape \(1000, 2048\), expected \(1008, 2048\)") as error:

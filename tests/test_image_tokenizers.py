@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -347,7 +348,8 @@ def test_tokenizers_are_saved_and_loaded(name, request, tmp_path):
     with pytest.raises(FileExistsError, match="already holds a model"):
         save_tokenizer(folder, tokenizer)
     save_tokenizer(folder, tokenizer, overwrite=True)
-    assert load_tokenizer(folder, dtype=jnp.bfloat16).config == tokenizer.config
+    loaded: Any = load_tokenizer(folder, dtype=jnp.bfloat16)
+    assert loaded.config == tokenizer.config
 
 
 def test_folders_that_hold_no_tokenizer_are_refused(tmp_path):

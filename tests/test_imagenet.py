@@ -148,7 +148,7 @@ def test_some_validation_images_keep_their_own_labels(tmp_path):
 
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"`imagenet\(split='test'\)`: the splits are 'train' and 'val'"):
-        imagenet(tmp_path, "test", CENTER)
+        imagenet(tmp_path, "test", CENTER)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError, match=r"nowhere does not exist. Expected train/<WordNet id>/"):
         imagenet(tmp_path / "nowhere", "train", CENTER)
     (tmp_path / "Data").mkdir()

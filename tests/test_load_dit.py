@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -213,11 +214,11 @@ def test_the_licence_of_the_released_weights_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["dit.pt", "dit.safetensors"])
 def test_the_original_function(name, published):
     folder, io = published("dit_facebook")
-    loaded = load_dit(folder / name, num_heads=4)
+    model: Any = load_dit(folder / name, num_heads=4).model
     predict = eqx.filter_jit(lambda model, x, t, y: BatchedPredict(model)(x, t, y, loops=1))
-    ours = predict(loaded.model, *inputs(io["x"], io["t"], io["y"]))
+    ours = predict(model, *inputs(io["x"], io["t"], io["y"]))
     assert relative_error(ours.transpose(0, 3, 1, 2), io["output"]) < 1e-4
-    time = jax.vmap(loaded.model.head.time_embedding)(jnp.asarray(io["t"] / 1000, jnp.float32))
+    time = jax.vmap(model.head.time_embedding)(jnp.asarray(io["t"] / 1000, jnp.float32))
     assert relative_error(time, io["timestep_embedding"]) < 1e-4
 
 
@@ -238,7 +239,8 @@ def test_the_original_guidance_acts_on_three_channels(published):
 
 def test_a_training_checkpoint_of_the_original_gives_its_average(published):
     folder, _ = published("dit_facebook")
-    model, average = (load_dit(folder / name, num_heads=4).model for name in ("dit.pt", "train_checkpoint.pt"))
+    loaded: Any = [load_dit(folder / name, num_heads=4).model for name in ("dit.pt", "train_checkpoint.pt")]
+    model, average = loaded
     np.testing.assert_allclose(average.head.out.weight, 0.9 * model.head.out.weight, rtol=1e-6)
 
 

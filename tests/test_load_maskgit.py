@@ -1,5 +1,7 @@
 """MaskGIT's published transformer: the names, the function, and what is refused."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -109,7 +111,7 @@ def test_what_is_no_maskgit_is_refused(model, tmp_path):
 @pytest.mark.parametrize("name", ["checkpoint.msgpack", "weights.npz"])
 def test_the_original_function(name, published):
     folder, io = published("maskgit_transformer_flax")
-    loaded = load_maskgit(folder / name, num_classes=10)
+    loaded: Any = load_maskgit(folder / name, num_classes=10)
     k, grid = loaded.config.codebook_size, loaded.config.grid
     sequence = io["sequence"]
     labels = jnp.asarray(sequence[:, 0] - k)

@@ -1,4 +1,5 @@
 import functools
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -260,7 +261,7 @@ def test_conditioning_is_computed_once_outside_the_loop(x):
 def test_layers_of_your_own_loop_with_and_without_conditioning(x):
     class Affine(eqx.Module):
         weight: jax.Array
-        activation: object = eqx.field(static=True)
+        activation: Callable = eqx.field(static=True)
 
         def __call__(self, x, shift=None):
             return self.activation(x * self.weight[None, :]) + (0.0 if shift is None else shift)

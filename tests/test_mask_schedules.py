@@ -24,7 +24,7 @@ def test_everything_is_masked_at_0_and_nothing_at_1_and_the_share_falls_between(
     shares = jax.vmap(schedule)(jnp.linspace(0.0, 1.0, 101))
     assert shares.dtype == jnp.float32
     assert shares[0] == 1.0 and shares[-1] == 0.0
-    assert np.all(np.diff(np.asarray(shares)) < 0)
+    assert np.all(jnp.diff(shares) < 0)
 
 
 def test_values_are_those_of_the_formulas():

@@ -1,3 +1,5 @@
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -73,7 +75,7 @@ def test_any_optax_schedule_is_a_curriculum():
         loss = ILSDLoss(square, distance, max_loops=2, curriculum=schedule)
         x = jnp.zeros(2)
         value = loss(x, x, target=x, progress=jnp.asarray(0.5))[1]["lambda"]
-        assert float(value) == pytest.approx(float(schedule(0.5)))
+        assert float(value) == pytest.approx(float(jnp.asarray(schedule(0.5))))
 
 
 def test_student_exits_are_uniform_and_never_the_teachers():
@@ -88,7 +90,12 @@ def test_student_exits_are_uniform_and_never_the_teachers():
 
 
 def test_an_empty_student_range_is_refused():
-    for options in ({"max_loops": 1}, {"max_loops": 4, "min_loops": 4}, {"max_loops": 4, "min_loops": 0}):
+    cases: list[dict[str, Any]] = [
+        {"max_loops": 1},
+        {"max_loops": 4, "min_loops": 4},
+        {"max_loops": 4, "min_loops": 0},
+    ]
+    for options in cases:
         with pytest.raises(ValueError, match="leaves no exit for the student, which takes at least") as caught:
             ILSDLoss(square, distance, **options)
         assert "{" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,8 @@ class Noise(AbstractSource):
 
 
 def some_batches(count, source=None, **options):
-    stream = training_batches(Noise() if source is None else source, **{"batch_size": 8, "seed": 5} | options)
+    defaults: dict[str, Any] = {"batch_size": 8, "seed": 5}
+    stream = training_batches(Noise() if source is None else source, **defaults | options)
     with contextlib.closing(stream):
         return [next(stream) for _ in range(count)]
 

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -51,7 +53,7 @@ class Pictures(AbstractSource):
 
     class_names = ("a", "b", "c")
 
-    def __init__(self, count, size=SIZE, channels=3, unreadable=(), kind=Images):
+    def __init__(self, count, size=SIZE, channels=3, unreadable=(), kind: Callable = Images):
         shape = (count, size, size, channels) if kind is Images else (count, 4, size, size, channels)
         self.pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
         self.unreadable = unreadable
@@ -221,7 +223,8 @@ def test_an_interruption_costs_one_shard_and_changes_nothing(tmp_path):
     source, tokenizer = Pictures(20), codebook()
 
     def encode(name, tokenizer=tokenizer, views=Views.FLIP, **changes):
-        options = ShardOptions(**{"shard_size": 6, "workers": 1} | changes)
+        defaults: dict[str, Any] = {"shard_size": 6, "workers": 1}
+        options = ShardOptions(**defaults | changes)
         return precompute(source, tokenizer, tmp_path / name, size=SIZE, batch_size=4, views=views, options=options)
 
     def contents(name):
@@ -276,7 +279,7 @@ def test_processes_share_the_work_and_batches_may_be_placed(tmp_path):
 def test_several_devices_give_the_same_shards(tmp_path):
     source, mesh = Pictures(6), data_mesh()
     assert mesh.size == 4
-    options = {"size": SIZE, "batch_size": 8}
+    options: dict[str, Any] = {"size": SIZE, "batch_size": 8}
     index = precompute(source, codebook(), tmp_path / "one", **options)
     sharded = precompute(
         source,

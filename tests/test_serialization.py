@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import elt_zoo
-from elt_zoo.families import DiTConfig, MaskGITConfig
+from elt_zoo.families import DiTConfig, MaskGITConfig, preset
 from elt_zoo.generator import Generator, bundled_names
 from elt_zoo.storage import (
     WeightsError,
@@ -100,9 +101,9 @@ def test_a_model_is_not_overwritten_unless_asked(saved, masked):
 
 def test_a_failed_save_leaves_nothing_behind(masked, saved, tmp_path):
     class Mine(AbstractTokenizer):
-        codebook_size = 5
-        grid = (2, 2)
-        shape = (2, 2, 1)
+        codebook_size: int = 5  # pyright: ignore[reportIncompatibleMethodOverride]
+        grid: tuple[int, ...] = (2, 2)  # pyright: ignore[reportIncompatibleMethodOverride]
+        shape: tuple[int, ...] = (2, 2, 1)
 
         def encode(self, image):
             return image
@@ -154,11 +155,11 @@ def test_a_model_is_read_into_another_dtype_and_onto_a_sharding(saved, masked):
         spec = ("model",) if name.endswith("up.weight") and shape[0] % 2 == 0 else ()
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
-    sharded = elt_zoo.load(saved, sharding=rows).model
+    sharded: Any = elt_zoo.load(saved, sharding=rows).model
     assert sharded.trunk.layers.mlp.up.weight.sharding.spec == jax.sharding.PartitionSpec("model")
     assert len(sharded.head.hidden.weight.sharding.device_set) == 2
     assert eqx.tree_equal(jax.device_get(sharded), jax.device_get(masked))
-    second = elt_zoo.load(saved, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[1])).model
+    second: Any = elt_zoo.load(saved, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[1])).model
     assert second.head.bias.devices() == {jax.devices()[1]}
 
 
@@ -167,7 +168,8 @@ def test_weights_in_half_precision_are_widened_and_in_double_refused(saved):
         tensors["model.head.hidden.bias"] = np.linspace(0, 1, 8).astype(np.float16)
 
     rewrite(saved, narrow)
-    bias = elt_zoo.load(saved).model.head.hidden.bias
+    head: Any = elt_zoo.load(saved).model.head
+    bias = head.hidden.bias
     assert bias.dtype == jnp.float32
     np.testing.assert_array_equal(bias, np.linspace(0, 1, 8).astype(np.float16).astype(np.float32))
 
@@ -227,7 +229,7 @@ def test_the_bundled_models_load_and_are_small():
     assert set(bundled_names()) >= {"digits-dit", "digits-maskgit"}
     for name in ("digits-dit", "digits-maskgit"):
         loaded = elt_zoo.load(name)
-        assert loaded.config == elt_zoo.families.preset(name) and loaded.metadata["objective"] == "ilsd"
+        assert loaded.config == preset(name) and loaded.metadata["objective"] == "ilsd"
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(loaded.model, eqx.is_array))) < 1_000_000
 
 
@@ -258,7 +260,7 @@ def test_an_opened_folder_stays_what_it_was_while_it_is_replaced(saved, masked):
     other = jax.tree.map(lambda leaf: leaf + 1.0 if eqx.is_inexact_array(leaf) else leaf, masked)
     elt_zoo.save(saved, Generator(other, MASKED, metadata={"steps": 8}), overwrite=True)
     assert not tensors.is_current() and description["metadata"] == {"steps": 7}
-    for name, leaf in elt_zoo.storage.named_arrays(masked).items():
+    for name, leaf in named_arrays(masked).items():
         np.testing.assert_array_equal(tensors[f"model.{name}"], leaf)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import zipfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -106,7 +107,12 @@ def test_files_of_others_need_to_be_told_their_extractor(tmp_path):
     with pytest.raises(ValueError, match="without their number of examples"):
         read.pool.merge(named)
     # ADM's: statistics of all, and images of some.
-    adm = {"mu": pool.mean, "sigma": pool.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    adm: dict[str, Any] = {
+        "mu": pool.mean,
+        "sigma": pool.covariance,
+        "mu_s": spatial.mean,
+        "sigma_s": spatial.covariance,
+    }
     np.savez(tmp_path / "adm.npz", arr_0=images(10), mu_clip=np.zeros(2), **adm)
     extractor = MeansExtractor()
     reference = reference_statistics(tmp_path / "adm.npz", extractor, batch_size=4)

@@ -34,7 +34,7 @@ def test_grey_levels_lose_nothing_of_an_image_of_that_many_levels(levels, seed):
 def test_17_levels_are_the_digits_own():
     digits = load_digits("heldout").images[:20]
     tokenizer = GreyLevels((8, 8, 1), 17)
-    np.testing.assert_array_equal(jax.vmap(tokenizer.encode)(digits_to_pixels(digits)), digits[..., 0])
+    np.testing.assert_array_equal(jax.vmap(tokenizer.encode)(jnp.asarray(digits_to_pixels(digits))), digits[..., 0])
 
 
 def test_a_pixel_out_of_range_takes_the_nearest_level():

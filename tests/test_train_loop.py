@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -71,7 +72,7 @@ def uninterrupted(step):
 
 def arrays(state):
     leaves = jax.tree.leaves(eqx.filter(state, eqx.is_array))
-    return [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+    return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
 
 
 def assert_bitwise_equal(a, b):
@@ -306,7 +307,7 @@ def test_accumulation_refuses_what_it_cannot_split_or_count():
 class SpyHead(eqx.Module):
     """A head that notes the dtypes of what passes through it."""
 
-    head: eqx.Module
+    head: Any
     seen: list = eqx.field(static=True)
 
     def embed(self, x_t, time, label, *, key=None):

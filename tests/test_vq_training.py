@@ -105,7 +105,7 @@ update_codes = eqx.filter_jit(
 
 def arrays(tree):
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
-    return [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+    return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
 
 
 def assert_bitwise_equal(a, b):
@@ -334,7 +334,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, step):
 
 def test_the_adversary_waits_for_its_turn(step):
     state, stream = start(IMAGE, RULES[0], ADVERSARY), batches(IMAGE)
-    first = [np.asarray(leaf) for leaf in arrays(state.model.discriminator)]
+    first, metrics = [np.asarray(leaf) for leaf in arrays(state.model.discriminator)], {}
     for taken in range(4):
         state, metrics = step(state, next(stream))
         same = [np.array_equal(a, b) for a, b in zip(first, arrays(state.model.discriminator), strict=True)]
