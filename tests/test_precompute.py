@@ -402,7 +402,7 @@ def test_the_command_resumes_where_it_was_stopped(tmp_path):
         return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     refused = run("--views", "one")
-    assert refused.returncode == 1 and "views: saved 'flip', given 'one'" in refused.stderr
+    assert refused.returncode != 0 and "views: saved 'flip', given 'one'" in refused.stderr
     finished = run()
     assert finished.returncode == 0 and "1437 examples (tokens) in 36 shards" in finished.stdout
     tokens, digits = ShardedTokens(tmp_path / "tokens", shape=(SIZE, SIZE)), load_digits("train")
