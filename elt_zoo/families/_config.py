@@ -10,10 +10,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..corruption import AbstractCorruption
+from ..diagnostics import AbstractExits
 from ..looped import LoopedTransformer, Remat
 from ..models import ElasticModel
 from ..objectives import AbstractLoss
-from ..sampling import AbstractGuidance, ConstantGuidance
+from ..sampling import AbstractGuidance, AbstractSampler, ConstantGuidance
 
 _Settings = TypeVar("_Settings", bound="SamplerSettings")
 _LARGEST = {"dim": 65_536, "num_layers": 1024, "max_loops": 1024, "num_heads": 1024, "num_classes": 10_000_000}
@@ -142,7 +143,7 @@ class ModelConfig(abc.ABC):
         """How the papers sample this family."""
 
     @abc.abstractmethod
-    def sampler(self, settings: SamplerSettings | None = None) -> Any:
+    def sampler(self, settings: SamplerSettings | None = None) -> AbstractSampler:
         """The sampler of the given settings, by default [`sampler_settings`][elt_zoo.families.ModelConfig].
 
         **Raises:** `ValueError` for settings that the sampler cannot take.
@@ -152,14 +153,14 @@ class ModelConfig(abc.ABC):
     def compare_exits(
         self,
         model: ElasticModel,
-        corruption: Any,
+        corruption: AbstractCorruption,
         examples: Array,
         labels: Int[Array, " batch"],
         *,
         loops: int,
         settings: SamplerSettings | None = None,
         key: PRNGKeyArray,
-    ) -> Any:
+    ) -> AbstractExits:
         """What exits 1 to `loops` say about the same corrupted examples, and what each loop changes. Batched."""
 
     def training_defaults(self) -> TrainingDefaults:

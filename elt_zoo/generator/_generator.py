@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..families import ModelConfig, SamplerSettings
 from ..models import BatchedPredict, ElasticModel
-from ..sampling import AbstractGuidance, LoopBudget, Loops
+from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops
 from ..sharding import data_mesh, replicate, shard_batch
 from ..tokenizers import Tokenizer
 
@@ -46,7 +46,7 @@ class Generator:
         if self.settings is None:
             object.__setattr__(self, "settings", self.config.sampler_settings())
 
-    def sampler(self, *, steps: int | None = None, guidance: float | AbstractGuidance | None = None) -> Any:
+    def sampler(self, *, steps: int | None = None, guidance: float | AbstractGuidance | None = None) -> AbstractSampler:
         """The generator's sampler, with other steps or guidance if they are given.
 
         **Arguments:** `steps`: sampling steps; `guidance`: the scale (1 is none), or a schedule of it; default those of
@@ -143,7 +143,14 @@ class Generator:
         return self._drawn(sampler, network, labels, budget, key, size, mesh)
 
     def _drawn(
-        self, sampler: Any, network: Any, labels: np.ndarray, loops: Loops, key: Any, batch_size: int, mesh: Mesh
+        self,
+        sampler: AbstractSampler,
+        network: Any,
+        labels: np.ndarray,
+        loops: Loops,
+        key: Any,
+        batch_size: int,
+        mesh: Mesh,
     ) -> Iterator[np.ndarray]:
         for number, start in enumerate(range(0, len(labels), batch_size)):
             part = labels[start : start + batch_size]
@@ -201,7 +208,9 @@ def _traced_count(loops: Any) -> Any:
 
 
 @eqx.filter_jit
-def _draw(config: ModelConfig, sampler: Any, network: Any, labels: Array, loops: Loops, key: PRNGKeyArray) -> Array:
+def _draw(
+    config: ModelConfig, sampler: AbstractSampler, network: Any, labels: Array, loops: Loops, key: PRNGKeyArray
+) -> Array:
     """Everything is an argument: one program for all labels, loops and scales of equal steps and batch."""
     predict, tokenizer = network
     samples = sampler(predict, labels, loops=loops, key=key)
