@@ -9,7 +9,7 @@ A few seconds on a laptop CPU, most of them compilation: one program serves ever
 
     generator = elt_zoo.load("digits-dit")
     images = generator.sample([3, 7, 7], loops=2, key=jax.random.key(0))
-    elt_zoo.figures.save_png("samples.png", images, scale=8)
+    save_png("samples.png", images, scale=8)  # from elt_zoo.figures
 """
 
 from elt_zoo.commands import SampleOptions, run, sample

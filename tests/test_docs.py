@@ -22,7 +22,8 @@ def _parameters():
 
 
 @pytest.mark.parametrize("page", list(_parameters()))
-def test_the_python_blocks_of_a_page_run(page):
+def test_the_python_blocks_of_a_page_run(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # for what they write
     # Readers have JAX's defaults, and the tests' strictness is meant for the library and not for what they type.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         check_md_file(fpath=page, memory=True)
