@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elt_zoo import Remat
+from elt_zoo import LoopedTransformer, Remat
 from elt_zoo.families import DiTConfig, MaskGITConfig, preset, preset_names
-from elt_zoo.models import BatchedPredict
-from elt_zoo.profile import FLOPS, profile, sample_compute, time_samples, xla_flops, xla_forward_flops
+from elt_zoo.models import BatchedPredict, ElasticModel
+from elt_zoo.profile import FLOPS, Costs, profile, sample_compute, time_samples, xla_flops, xla_forward_flops
+from elt_zoo.profile._count import costs_of
 from elt_zoo.sampling import (
     ConstantGuidance,
     DiffusionSampler,
@@ -109,6 +110,50 @@ def test_the_compute_of_a_sample_follows_its_budget_and_its_guidance():
     assert (guided.evaluations, guided.loops, guided.macs) == (6, 14, 6 * ends + 14 * whole.loop.macs)
     assert guided.parameters == whole.parameters and guided.flops == 2 * guided.macs
     assert FLOPS in str(guided) and "not measured" in str(guided)
+
+
+class Plain(eqx.Module):
+    """A layer that takes conditioning and prepares nothing from it."""
+
+    linear: eqx.nn.Linear
+
+    def __call__(self, x, conditioning, *, key=None):
+        return x + jax.vmap(self.linear)(x) + conditioning[None]
+
+
+class PlainConfig(DiTConfig):
+    """A family of one's own, defined outside the package."""
+
+    def build(self, *, key):
+        layers = [Plain(eqx.nn.Linear(self.dim, self.dim, key=each)) for each in jax.random.split(key, self.num_layers)]
+        model = super().build(key=key)
+        return ElasticModel(model.head, LoopedTransformer(layers), max_loops=self.max_loops)
+
+
+def test_layers_of_ones_own_are_counted_as_the_trunk_calls_them():
+    config = PlainConfig(dim=8, num_layers=3, max_loops=2, num_heads=1, num_classes=2, shape=(4, 4, 1), patch_size=2)
+    costs = profile(config)
+    assert costs.condition == Costs() and costs.trunk_parameters == 3 * (8 * 8 + 8)
+    assert costs.layer.macs == 4 * 8 * 8 and costs.loop == 3 * costs.layer
+    assert costs.loop.workspace_bytes == costs.layer.workspace_bytes
+    assert costs.forward_macs == costs.embed.macs + costs.head.macs + 2 * 3 * 4 * 8 * 8
+
+
+def test_parameters_are_no_workspace_inside_calls_either():
+    weight, x = jnp.zeros((64, 64)), jnp.zeros((2, 64))
+
+    def call(weight, x):
+        return jax.jit(jnp.matmul)(x, weight)
+
+    def scan(weight, x):
+        return jax.lax.scan(lambda x, _: (x @ weight, None), x, length=3)[0]
+
+    def branch(weight, x):
+        return jax.lax.cond(x[0, 0] > 0.0, lambda: x @ weight, lambda: x)
+
+    for function in (call, scan, branch):
+        # A branch comes with its index.
+        assert 0 <= costs_of(function, weight, x).workspace_bytes - 2 * x.nbytes <= 4, function
 
 
 def test_time_is_measured_per_sample_after_warming_up():

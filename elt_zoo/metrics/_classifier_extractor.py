@@ -132,7 +132,9 @@ class ClassifierExtractor(AbstractExtractor):
         """The share of images that the perceptron takes for their class. Measure it on held-out images: features of a
         classifier that is no better than chance are of little use.
         """
-        answers = self.classes[np.argmax(self(images).logits, axis=1)]
+        logits = self(images).logits
+        assert logits is not None
+        answers = self.classes[np.argmax(logits, axis=1)]
         return float(np.mean(answers == np.asarray(labels)))
 
     @staticmethod
