@@ -157,7 +157,9 @@ def test_falling_back_takes_a_word(tmp_path, caplog):
     steps = tmp_path / "run" / "steps"
     for file in files(steps / "2" / "state"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"step 2 in .*damaged.*`Checkpoints\(fall_back=True\)` restores step 1"):
+    with pytest.raises(
+        CheckpointError, match=r"step 2 in .*damaged.* To continue from step 1, use `Checkpoints\(fall_back"
+    ):
         Checkpoints(tmp_path / "run", RUN).restore(abstract())
     checkpoints = Checkpoints(tmp_path / "run", RUN, fall_back=True)
     with caplog.at_level(logging.WARNING, "elt_zoo.training"):

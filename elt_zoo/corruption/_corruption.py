@@ -14,7 +14,7 @@ from ._targets import DiffusionTarget, MaskedTarget
 
 
 class Corrupted(NamedTuple):
-    """A training batch after corruption: what the model gets, what it should say, how much each example counts."""
+    """A training batch after corruption: the model's inputs, the target, and the weight of each example."""
 
     inputs: tuple[PyTree[Array], ...]
     target: PyTree[Array]
@@ -23,7 +23,7 @@ class Corrupted(NamedTuple):
 
 
 class AbstractCorruption(eqx.Module):
-    """Turns clean examples into inputs and targets. Works on batches, because times are spread evenly over a batch."""
+    """Turns clean examples into inputs and targets. It works on batches, because it spreads times evenly over one."""
 
     @abc.abstractmethod
     def __call__(self, examples: Any, labels: Int[Array, " batch"], *, key: PRNGKeyArray) -> Corrupted:
@@ -35,7 +35,7 @@ class AbstractCorruption(eqx.Module):
 class MaskedCorruption(AbstractCorruption):
     """Masks a random share of each example's tokens (MaskGIT, 2202.04200, section 3.2). Batched.
 
-    A ratio r ~ U[0, 1) is drawn per example, spread evenly over the batch, and ⌈γ(r)·tokens⌉ positions are masked, at
+    A ratio r ~ U[0, 1) is sampled per example, spread evenly over the batch, and ⌈γ(r)·tokens⌉ positions are masked, at
     least one.
     """
 

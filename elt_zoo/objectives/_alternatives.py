@@ -67,7 +67,7 @@ class RandomDepthLoss(AbstractObjective):
 
     @checked
     def sample_loops(self, key: PRNGKeyArray, batch: int) -> Int[Array, "..."]:
-        """Draws the exit uniformly from {`min_loops`, …, `max_loops`}: a scalar, or (batch,) if `per_example`."""
+        """Samples the exit uniformly from {`min_loops`, …, `max_loops`}: a scalar, or (batch,) if `per_example`."""
         return sample_uniform_loops(key, batch, low=self.min_loops, high=self.max_loops, per_example=self.per_example)
 
     @checked

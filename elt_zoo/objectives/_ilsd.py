@@ -16,9 +16,9 @@ class ILSDLoss(AbstractObjective):
     $$\mathcal{L} = \mathrm{GT}(F_{L_{max}}, y) + \lambda\,\mathrm{GT}(F_{L_{int}}, y)
       + (1 - \lambda)\,\mathrm{dist}(F_{L_{int}}, \mathrm{sg}(F_{L_{max}}))$$
 
-    The student is an early exit of the very forward pass that makes the teacher, so the extra cost is one kept state,
-    one more head application and two loss terms. No gradient of the distillation term reaches the teacher's prediction
-    (sg); both reach the shared layers through the student.
+    The student is an early exit of the forward pass that makes the teacher, so the extra cost is one kept state, one
+    more application of the head and two loss terms. The distillation term has no gradient through the teacher's
+    prediction (sg), only through the student's.
     """
 
     exits: ClassVar[Exits] = Exits.STUDENT_AND_TEACHER
@@ -48,7 +48,7 @@ class ILSDLoss(AbstractObjective):
         - `min_loops`: L_min, the earliest exit of the student.
         - `curriculum`: λ as an optax schedule of training progress, so that its length is 1 and not a number of steps;
           default the paper's, `optax.linear_schedule(1.0, 0.0, transition_steps=1)`.
-        - `per_example`: draw the student's exit for each example instead of once per batch (the paper's way).
+        - `per_example`: sample the student's exit for each example; the paper, and the default, once per batch.
 
         **Raises:** `ValueError` unless 1 ≤ `min_loops` < `max_loops`.
         """
@@ -67,7 +67,7 @@ class ILSDLoss(AbstractObjective):
 
     @checked
     def sample_loops(self, key: PRNGKeyArray, batch: int) -> Int[Array, "..."]:
-        """Draws L_int uniformly from {`min_loops`, …, `max_loops` − 1}: a scalar, or (batch,) if `per_example`."""
+        """Samples L_int uniformly from {`min_loops`, …, `max_loops` − 1}: a scalar, or (batch,) if `per_example`."""
         return sample_uniform_loops(
             key, batch, low=self.min_loops, high=self.max_loops - 1, per_example=self.per_example
         )

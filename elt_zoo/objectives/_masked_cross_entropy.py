@@ -12,8 +12,8 @@ class MaskedCrossEntropy(AbstractLoss):
     """Cross-entropy summed over the masked positions of one example, in nats (MaskGIT, 2202.04200, equation 1).
 
     The ground-truth loss compares with the true ids, softened by label smoothing; `distillation` compares with the
-    teacher's whole softmax at the same positions. A batch is normalised by its number of masked positions where the
-    sums are added up.
+    teacher's whole softmax at the same positions. The sums of a batch are divided by its number of masked positions in
+    [`batch_loss`][elt_zoo.training.batch_loss].
     """
 
     label_smoothing: float = eqx.field(static=True, default=0.0)

@@ -10,9 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 GroundTruthLoss = Callable[[PyTree[Array], PyTree[Array]], Float[Array, ""]]
 """Loss of one example: `(prediction, target) -> scalar`."""
 DistillationLoss = Callable[[PyTree[Array], PyTree[Array], PyTree[Array]], Float[Array, ""]]
-"""Distance of one example: `(student, teacher, target) -> scalar`; the target tells where to compare, such as the
-mask.
-"""
+"""Distance of one example: `(student, teacher, target) -> scalar`. The target may hold a mask of where to compare."""
 
 
 class Exits(enum.Enum):
@@ -31,8 +29,8 @@ class Exits(enum.Enum):
 class AbstractObjective(eqx.Module):
     """What a looped model is trained for, as a function of its predictions for one example.
 
-    An objective never sees the model. Its class attribute `exits` says which predictions it wants, `sample_loops` draws
-    the sampled exit, and the call turns predictions and target into a loss and its terms.
+    An objective never sees the model. Its class attribute `exits` says which predictions it takes, `sample_loops`
+    samples an exit, and the call turns predictions and target into a loss and its terms.
     """
 
     exits: ClassVar[Exits]
@@ -40,7 +38,7 @@ class AbstractObjective(eqx.Module):
 
     @abc.abstractmethod
     def sample_loops(self, key: PRNGKeyArray, batch: int) -> Int[Array, "..."]:
-        """Draws the loops of the sampled exit: a scalar for the whole batch, or an array (batch,)."""
+        """Samples the loops of the sampled exit: a scalar for the whole batch, or an array (batch,)."""
 
     @abc.abstractmethod
     def __call__(
@@ -59,5 +57,5 @@ class AbstractObjective(eqx.Module):
 
 
 def sample_uniform_loops(key: PRNGKeyArray, batch: int, *, low: int, high: int, per_example: bool) -> Int[Array, "..."]:
-    """Draws loop counts uniformly from {`low`, …, `high`}, one for the batch or one per example."""
+    """Samples loop counts uniformly from {`low`, …, `high`}, one for the batch or one per example."""
     return jax.random.randint(key, (batch,) if per_example else (), low, high + 1)

@@ -11,14 +11,14 @@ class Adversary:
 
     **Fields:**
 
-    - `optimizer`: the discriminator's.
+    - `optimizer`: the discriminator's, an optax transformation.
     - `weight`: of the generator's term in the tokenizer's loss.
-    - `start`: step from which both play; before it, neither gets a gradient from the other. A discriminator that starts
-      with the tokenizer only learns that its reconstructions are blurred.
-    - `r1`, `lecam`: weights of the two penalties, 0 for none (and no cost).
-    - `lecam_decay`: of the averages of the logits.
+    - `start`: step at which adversarial training starts. Before it the discriminator does not learn and the tokenizer
+      gets no gradient from it: early reconstructions are blurred, and a discriminator would learn little else.
+    - `r1`, `lecam`: weights of the two penalties. A penalty of weight 0 is not computed.
+    - `lecam_decay`: of the moving averages of the logits, in [0, 1).
 
-    **Raises:** `ValueError` for weights below 0 or a decay outside [0, 1).
+    **Raises:** `ValueError` for weights or a start below 0, or a decay outside [0, 1).
     """
 
     optimizer: optax.GradientTransformation
@@ -36,5 +36,5 @@ class Adversary:
             )
 
     def active(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """1 from the first step of the game on, 0 before."""
+        """1 from step `start` on, 0 before."""
         return (step >= self.start).astype(jnp.float32)

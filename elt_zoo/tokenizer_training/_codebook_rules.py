@@ -10,10 +10,10 @@ from .._checks import checked
 
 
 class CodeStatistics(eqx.Module):
-    """What a rule remembers of each code: exponential moving averages over batches."""
+    """Exponential moving averages over batches, for each code."""
 
     counts: Float[Array, " codes"]
-    """Latents of a batch that chose the code."""
+    """How many latents of a batch chose the code."""
     sums: Float[Array, "codes dim"] | None
     """The sum of those latents, if the rule moves codes by it."""
 
@@ -36,17 +36,19 @@ def straight_through(latents: Float[Array, "*grid dim"], codes: Float[Array, "*g
 class AbstractCodebookRule(abc.ABC):
     """How latents are held near their codes, and codes near their latents.
 
-    A code is dead when it is chosen by fewer than `revive_below` times the share of a batch that is its due, 1/K. Dead
-    codes are replaced by latents of the batch, drawn without replacement and with probabilities in proportion to their
-    squared distance from their code, as k-means++ would choose its next centre: drawn evenly, most would be of the
-    background, which has its codes already. Codes that were never used count as dead, so the first batch initialises a
-    new codebook.
+    With K codes, a code's even share of a batch is 1/K of its latents. A code that is chosen by fewer latents than
+    `revive_below` times its even share is dead. Dead codes are replaced by latents of the batch, sampled without
+    replacement with probabilities proportional to their squared distance from their code, as k-means++ chooses its
+    centres. (Uniform sampling would mostly pick the background, which has codes already.) Codes that were never used
+    are dead, so the first batch initialises a new codebook.
 
     **Fields:**
 
-    - `commitment`: β, the weight of the pull on latents.
+    - `commitment`: β ≥ 0, the weight of the loss that pulls latents to their codes.
     - `decay`: of the moving averages, in [0, 1).
-    - `revive_below`: see above; 0 revives nothing.
+    - `revive_below`: the threshold above, in [0, 1); 0 revives nothing.
+
+    **Raises:** `ValueError` for values outside these ranges.
     """
 
     commitment: float = 0.25
@@ -77,7 +79,11 @@ class AbstractCodebookRule(abc.ABC):
         *,
         key: PRNGKeyArray,
     ) -> CodebookUpdate:
-        """What becomes of the codes after a step with these latents, and the ids that they chose."""
+        """The codes and their statistics after a step.
+
+        **Arguments:** `codebook` and `statistics`: before the step; `latents`: of the batch; `ids`: the codes that they
+        chose; `key`: for the revival of dead codes.
+        """
 
     def _counts(self, statistics: CodeStatistics, chosen: Float[Array, "latents codes"]) -> Float[Array, " codes"]:
         return self._average(statistics.counts, jnp.sum(chosen, axis=0))
@@ -97,7 +103,7 @@ class AbstractCodebookRule(abc.ABC):
         due = number / codes
         dead = statistics.counts < self.revive_below * due
         errors = jnp.sum(jnp.square(latents - codebook[ids]), axis=1)
-        # The largest of log p + Gumbel noise are draws without replacement.
+        # The largest values of log p + Gumbel noise are a sample without replacement.
         _, drawn = jax.lax.top_k(
             jnp.log(errors) + jax.random.gumbel(key, errors.shape, errors.dtype), min(codes, number)
         )
@@ -115,7 +121,7 @@ class AbstractCodebookRule(abc.ABC):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradientCodebook(AbstractCodebookRule):
     """Codes that the optimiser moves: ‖sg[z] − e‖² + β‖z − sg[e]‖² (1711.00937, equation 3), means over entries. VQGAN
-    (2012.09841) and MAGVIT (2212.05199) train theirs so.
+    (2012.09841) and MAGVIT (2212.05199) use this rule.
     """
 
     def start(self, codebook: Float[Array, "codes dim"], *, codes_initialised: bool) -> CodeStatistics:
@@ -139,7 +145,7 @@ class GradientCodebook(AbstractCodebookRule):
         *,
         key: PRNGKeyArray,
     ) -> CodebookUpdate:
-        """Counts, and revives the dead."""
+        """Updates the counts and revives dead codes; the optimiser moves the others."""
         statistics = CodeStatistics(self._counts(statistics, _chosen(ids, codebook)), None)
         return self._revive(codebook, statistics, latents, ids, key)
 
@@ -148,12 +154,12 @@ class GradientCodebook(AbstractCodebookRule):
 class EMACodebook(AbstractCodebookRule):
     r"""Codes that are the moving averages of their latents, with β‖z − sg[e]‖² in the loss (1711.00937, appendix A.1):
     $N_i \leftarrow \gamma N_i + (1 - \gamma) n_i$, $m_i \leftarrow \gamma m_i + (1 - \gamma) \sum_j z_{ij}$,
-    $e_i = m_i / N_i$. The gradient leaves them alone.
+    $e_i = m_i / N_i$. The codes get no gradient.
 
     **Fields:**
 
     - `epsilon`: of the Laplace smoothing of the counts, $(N_i + \epsilon) N / (N + K \epsilon)$ with
-      $N = \sum_i N_i$, which keeps codes finite that nothing chose.
+      $N = \sum_i N_i$. It keeps unused codes finite.
     """
 
     epsilon: float = 1e-5
@@ -178,11 +184,11 @@ class EMACodebook(AbstractCodebookRule):
         *,
         key: PRNGKeyArray,
     ) -> CodebookUpdate:
-        """Moves the codes to the averages, and revives the dead."""
+        """Moves the codes to the averages and revives dead codes."""
         assert statistics.sums is not None
         chosen = _chosen(ids, codebook)
         counts = self._counts(statistics, chosen)
-        # A product and not a scatter, whose order of additions, and so whose last bits, accelerators leave open.
+        # A product, because accelerators do not fix the order in which a scatter adds, nor thus its last bits.
         added = jnp.matmul(chosen.T, latents, precision=jax.lax.Precision.HIGHEST)
         sums = self._average(statistics.sums, added)
         total = jnp.sum(counts)

@@ -19,8 +19,9 @@ class DiscriminatorConfig:
 
     **Fields:**
 
-    - `shape`: of what it judges, without channels: height and width of images, or frames, height and width of clips.
-    - `filters`, `channel_multipliers`: width of each residual block, each of which halves every axis that it can.
+    - `shape`: of its inputs without channels: (height, width) of images, or (frames, height, width) of clips.
+    - `filters`, `channel_multipliers`: their products are the widths of the residual blocks. Every block halves each
+      axis that is even.
 
     **Raises:** `ValueError` for sizes below one or no blocks.
     """
@@ -35,19 +36,19 @@ class DiscriminatorConfig:
 
     @property
     def grids(self) -> tuple[tuple[int, ...], ...]:
-        """What each block gets, and after them what is left: an axis is halved while it is even."""
+        """The input grid of every block, and the output grid of the last: an axis is halved while it is even."""
         grids = [self.shape]
         for _ in self.channel_multipliers:
             grids.append(tuple(size if size % 2 else size // 2 for size in grids[-1]))
         return tuple(grids)
 
     def build(self, *, key: PRNGKeyArray) -> "Discriminator":
-        """The discriminator with fresh parameters (float32)."""
+        """A discriminator with new parameters (float32)."""
         return Discriminator(self, key=key)
 
 
 class DownBlock(eqx.Module):
-    """Two convolutions with a blurred halving between, beside a shortcut of one tap."""
+    """Two convolutions with a blurred halving between them, and a 1×1 shortcut."""
 
     conv1: Conv
     conv2: Conv
@@ -66,7 +67,7 @@ class DownBlock(eqx.Module):
 
 class Discriminator(eqx.Module):
     """StyleGAN's residual discriminator (1912.04958) for images or, as in MAGVIT (2212.05199), for clips: one logit,
-    high for what looks real. It judges each example alone, so it has no minibatch statistics.
+    high for what looks real. Every example is judged alone, without minibatch statistics.
     """
 
     conv_in: Conv

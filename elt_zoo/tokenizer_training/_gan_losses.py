@@ -1,4 +1,4 @@
-"""The non-saturating logistic loss of both players (1406.2661), and two ways to keep a discriminator in check."""
+"""The non-saturating logistic losses of generator and discriminator (1406.2661), and two penalties."""
 
 from collections.abc import Callable
 

@@ -14,14 +14,14 @@ _LEAST_ERROR = 1e-10
 
 
 class TokenizerQuality(NamedTuple):
-    """How good a tokenizer is on some examples."""
+    """The quality of a tokenizer's reconstructions, over all measured examples."""
 
     psnr: float
     """Mean over examples of the peak signal-to-noise ratio in decibels."""
     usage: float
     """Share of the codes that were chosen at all."""
     perplexity: float
-    """Of how the codes were chosen: 1 if always the same, K if all alike."""
+    """Of the chosen codes: 1 if always the same one, K if all K equally often."""
     examples: int
 
 
@@ -46,7 +46,7 @@ def perplexity(counts: Float[Array | np.ndarray, " codes"]) -> Float[Array | np.
 
 
 def evaluate_tokenizer(tokenizer: AbstractTokenizer, batches: Iterable[Any]) -> TokenizerQuality:
-    """Encodes and decodes examples, and measures what comes back. Batched; sums are kept in float64.
+    """Encodes and decodes examples and compares. Batched; sums are kept in float64.
 
     **Arguments:** `tokenizer`: any; `batches`: each with a field `examples`, pixels in [−1, 1].
 

@@ -20,6 +20,7 @@ from ._signals import stop_on_signals as stop_on_signals
 from ._state import TrainState as TrainState
 from ._step import HasExits as HasExits
 from ._step import LabelledBatch as LabelledBatch
+from ._step import TrainStep as TrainStep
 from ._step import batch_loss as batch_loss
 from ._step import jit_step as jit_step
 from ._step import make_train_step as make_train_step

@@ -174,7 +174,12 @@ class Checkpoints:
                 restored = self._read(step, abstract)
             except CheckpointError as error:
                 if not self.fall_back:
-                    advice = "" if before is None else f" `Checkpoints(fall_back=True)` restores step {before} instead."
+                    advice = (
+                        ""
+                        if before is None
+                        else f" To continue from step {before}, use `Checkpoints(fall_back=True)` or delete "
+                        f"{self._steps / str(step)}."
+                    )
                     raise CheckpointError(f"{error}{advice}") from error.__cause__
                 _LOGGER.warning("%s Trying the checkpoint before it.", error)
                 self._damaged.add(step)

@@ -15,6 +15,7 @@ from ._state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
+"""A training step: `(state, batch) -> (state, metrics)`."""
 
 
 @runtime_checkable
