@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             with _one_line(path):
                 raise
         with _one_line(path):
-            # Some libraries put a private file of their own in its place.
+            # Libraries may have put a private file in its place.
             temporary.chmod(mode)
             _flush(temporary)
             os.replace(temporary, target)

@@ -1,16 +1,12 @@
-import errno
 import json
 import math
 import os
-import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from ._atomic import atomic_write, unique_keys
 from ._tensor_file import BFLOAT16, OpenFile, StoredTensor, TensorFile, WeightsError, bytes_of, check_tensor, in_file
@@ -102,21 +98,32 @@ def write_safetensors(
     **Arguments:** `path`: of the file; `tensors`: by name; `metadata`: texts by name, to be found in
     `TensorFile.metadata`.
 
-    **Raises:** `OSError` in one line if it cannot be written.
+    **Raises:** `TypeError` for arrays of a type that safetensors do not know; `OSError` in one line if the file cannot
+    be written.
     """
     tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     checksums = {
         name: zlib.crc32(bytes_of(array), _crc32_of_layout(array.shape, array.dtype)) for name, array in tensors.items()
     }
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    if unknown := sorted({str(array.dtype) for array in tensors.values()} - {str(dtype) for dtype in names}):
+        raise TypeError(f"safetensors hold no arrays of type {', '.join(unknown)}.")
     text = json.dumps({"metadata": _crc32_of_metadata(metadata or {}), "tensors": checksums})
-    with atomic_write(path) as file:
-        try:
-            save_file(tensors, file, {**(metadata or {}), _CHECKSUMS: text})
-        except SafetensorError as error:
-            # It gives the system's error in words only.
-            code = re.search(r"code: (\d+)", str(error))
-            number = int(code[1]) if code else errno.EIO
-            raise OSError(number, os.strerror(number)) from error
+    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), _CHECKSUMS: text}}
+    # The widest first: each starts at a multiple of its own width.
+    order, end = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)), 0
+    for name in order:
+        array = tensors[name]
+        offsets = [end, end + array.nbytes]
+        header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
+        end += array.nbytes
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    # Not by the `safetensors` package, whose own unfinished file would stay behind a killed process.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in order:
+            file.write(bytes_of(tensors[name]))
 
 
 def _checksums(path: Path, metadata: Mapping[str, str], header: Mapping[str, Any]) -> dict[str, int]:
