@@ -1,4 +1,4 @@
-"""What mkdocs does to our pages beyond Markdown: tables made from the code, and formulas as MathML.
+"""What mkdocs does to our pages beyond Markdown: tables made from the code, formulas as MathML, and arXiv links.
 
 A page asks for a table with a line `<!-- generated: NAME -->`; the functions that make them are in `_TABLES`. Formulas
 become MathML when the site is built, so reading it needs neither a script nor the network.
@@ -19,6 +19,10 @@ _MARKER = re.compile(r"^<!-- generated: (?P<name>[\w-]+) -->$", re.MULTILINE)
 _INLINE = re.compile(r'<span class="arithmatex">\\\((?P<tex>.*?)\\\)</span>', re.DOTALL)
 _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(?P<tex>.*?)\\\]\s*</div>', re.DOTALL)
 
+_TAG = re.compile(r"(<[^>]+>)")
+# A year and month, a point, and four or five digits.
+_ARXIV = re.compile(r"(?<![\w./:-])\d{2}(?:0[1-9]|1[0-2])\.\d{4,5}(?![\w.]*\d)")
+
 # Of "log p" the converter leaves "logp".
 _NAMED_FUNCTION = re.compile(r"(<mi>(?:log|sin|cos|tan|arccos)</mi>)(?=<m(?:i|row|sub|sup)\b)")
 
@@ -34,8 +38,24 @@ def on_page_markdown(markdown: str, page, **_) -> str:
 
 
 def on_page_content(content: str, **_) -> str:
+    content = _with_arxiv_links(content)
     content = _INLINE.sub(lambda match: _formula(match["tex"], "inline"), content)
     return _BLOCK.sub(lambda match: f'<div class="arithmatex">{_formula(match["tex"], "block")}</div>', content)
+
+
+def _with_arxiv_links(content: str) -> str:
+    """Makes a link of every bare arXiv number, such as the 2604.09168 of a docstring, outside links and code."""
+    inside = 0
+    pieces = []
+    for piece in _TAG.split(content):
+        if piece.startswith("<"):
+            opened = re.match(r"</?(a|code|pre|script|style|h\d)\b", piece)
+            if opened and not piece.endswith("/>"):
+                inside += -1 if piece.startswith("</") else 1
+        elif inside == 0:
+            piece = _ARXIV.sub(r'<a href="https://arxiv.org/abs/\g<0>">\g<0></a>', piece)
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _formula(tex: str, display: str) -> str:
@@ -179,9 +199,9 @@ def _top_level() -> str:
 
 
 def _modules() -> str:
-    pages = "nn looped heads models objectives sampling tokenizers metrics pretrained data training profile diagnostics"
+    navigation = (Path(__file__).parents[1] / "mkdocs.yml").read_text()
     rows = []
-    for page in pages.split():
+    for page in re.findall(r"elt_zoo\.\w+: api/(\w+)\.md", navigation):
         module = importlib.import_module(f"elt_zoo.{page}")
         rows.append([f"[`elt_zoo.{page}`]({page}.md)", _first_sentence(module.__doc__ or "")])
     return _table(["Module", "What it holds"], rows)

@@ -26,7 +26,10 @@ from ..data import (
     video_folder,
 )
 
-DIGITS, MOVING_DIGITS = "digits", "moving-digits"
+DIGITS = "digits"
+"""The name of the handwritten digits."""
+MOVING_DIGITS = "moving-digits"
+"""The name of the clips of moving digits."""
 Split = Literal["train", "heldout"]
 
 

@@ -15,7 +15,10 @@ from ._tensor_file import TensorFile, WeightsError
 
 FORMAT_VERSION = 1
 """Version of the folders that we write; newer ones are refused."""
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
+"""The file of a folder that is the truth: tensors and description."""
+CONFIG = "config.json"
+"""A copy of the description for people."""
 # Name of the description in the metadata of the weights.
 _DESCRIPTION = "description"
 _ABOUT = "A copy for people to read. What is loaded is the description inside model.safetensors."
