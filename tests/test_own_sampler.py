@@ -1,5 +1,10 @@
 """A sampler that the library does not know works wherever it takes a sampler."""
 
+# Type checkers take the abstract fields of a base class for arguments of its members.
+# pyright: reportCallIssue=false
+
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,7 +25,7 @@ from elt_zoo.sampling import (
     total_loops,
 )
 
-TINY = {"dim": 16, "num_layers": 1, "num_heads": 2, "max_loops": 3, "num_classes": 4}
+TINY: dict[str, Any] = {"dim": 16, "num_layers": 1, "num_heads": 2, "max_loops": 3, "num_classes": 4}
 MASKED = MaskGITConfig(grid=(2, 3), codebook_size=5, **TINY)
 DIFFUSION = DiTConfig(shape=(4, 4, 1), patch_size=2, **TINY)
 LABELS, KEY = jnp.arange(3), jax.random.key(0)
@@ -58,7 +63,7 @@ class LeftToRight(AbstractSampler):
     guidance: AbstractGuidance | None = None
 
     @property
-    def steps(self) -> int:
+    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.num_tokens
 
     def init(self, labels: Int[Array, " batch"], key: PRNGKeyArray, initial: Array | None) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ import struct
 import time
 import tracemalloc
 import zipfile
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -333,7 +334,7 @@ def test_views_that_repeat_a_number_are_refused(tmp_path):
 
 
 def test_a_table_of_msgpack_with_a_key_twice_is_refused(tmp_path):
-    array = msgpack.packb(msgpack.ExtType(1, msgpack.packb(([1], "float32", bytes(4)), use_bin_type=True)))
+    array: Any = msgpack.packb(msgpack.ExtType(1, msgpack.packb(([1], "float32", bytes(4)), use_bin_type=True)))
     for keys in (b"\xa1x", b"\xa1x"), (b"\xa11", b"\x01"):
         (tmp_path / "file").write_bytes(b"\x82" + keys[0] + array + keys[1] + array)
         with pytest.raises(WeightsError, match="a key that is no text, or is there twice"):

@@ -254,7 +254,7 @@ def test_large_images_are_averaged_over_areas_and_small_ones_stay():
 
 def test_a_classifier_of_tokens_is_refused():
     class Ids(Patches):
-        def read(self, visit):
+        def read(self, visit) -> Any:
             return Tokens(np.zeros((2, 2), np.int32), self.labels[visit.index])
 
     with pytest.raises(TypeError, match="needs images or clips, not tokens: give the source that they were made from"):

@@ -142,7 +142,8 @@ def test_a_second_interrupt_says_what_is_saved(tmp_path, step):
 
 
 def test_counts_and_batches_must_suffice(step):
-    for options in ({"total_steps": 0}, {"total_steps": -5}, {"total_steps": 5, "log_every": 0}):
+    cases: list[dict[str, Any]] = [{"total_steps": 0}, {"total_steps": -5}, {"total_steps": 5, "log_every": 0}]
+    for options in cases:
         with pytest.raises(ValueError, match="both must be at least 1"):
             fit(start(), step, batches(), **options)
     with pytest.raises(ValueError, match="got no more batches after step 1"):
