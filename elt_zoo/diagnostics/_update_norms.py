@@ -22,7 +22,8 @@ class UpdateNorms(NamedTuple):
 
 @checked
 def update_norms(model: HasStates, *inputs: Any, loops: int) -> UpdateNorms:
-    """How far every loop moves the state, for one example (2604.09168, figure 14).
+    """How far every loop moves the state, for one example
+    ([2604.09168](https://arxiv.org/abs/2604.09168), figure 14).
 
     **Arguments:** `model`: an [`ElasticModel`][elt_zoo.ElasticModel], or any with such a `head` and `trunk`; `inputs`:
     the arguments of the head's `embed`; `loops`: loops to measure, beyond L_max too.
@@ -48,7 +49,8 @@ def sampling_update_norms(
     budget: Loops | None = None,
     key: PRNGKeyArray,
 ) -> UpdateNorms:
-    """How far every loop moves the state at every step of sampling (2604.09168, figure 14). Batched.
+    """How far every loop moves the state at every step of sampling
+    ([2604.09168](https://arxiv.org/abs/2604.09168), figure 14). Batched.
 
     It samples first, then runs the network again on the inputs of every step and keeps the states. Under guidance it
     measures the conditional branch.

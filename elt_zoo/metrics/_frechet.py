@@ -5,17 +5,19 @@ from ._statistics import GaussianStatistics, check_comparable
 
 
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
-    r"""The squared Fréchet (2-Wasserstein) distance of two Gaussians (1706.08500, equation 6).
+    r"""The squared Fréchet (2-Wasserstein) distance of two Gaussians
+    ([1706.08500](https://arxiv.org/abs/1706.08500), equation 6).
 
     $$\lVert\mu_a - \mu_b\rVert^2 + \mathrm{tr}\,C_a + \mathrm{tr}\,C_b
       - 2\,\lVert F_a^\top F_b \rVert_*, \qquad C = F F^\top$$
 
-    The nuclear norm (the sum of singular values) equals the usual $\mathrm{tr}\,(C_a C_b)^{1/2}$ and takes no root of
-    rounding errors of the product, so it stays right for near-singular covariances: no offset on the diagonal, no
-    complex parts.
+    The nuclear norm (the sum of singular values) equals the usual $\mathrm{tr}\,(C_a C_b)^{1/2}$, but takes no root of
+    the product's rounding errors. It stays accurate for near-singular covariances, without an offset on the diagonal
+    and without complex numbers.
 
-    **Returns:** the distance, at least 0. **Raises:** `ValueError` for different extractors or numbers of features, or
-    fewer than two vectors.
+    **Returns:** the distance, at least 0.
+
+    **Raises:** `ValueError` for different extractors or numbers of features, or fewer than two vectors.
     """
     check_comparable(a, b)
     if min(2 if s.count is None else s.count for s in (a, b)) < 2:

@@ -29,17 +29,18 @@ _SIZE, _MIN_FRAMES = 224, 9
 
 
 class I3DFeatures(NamedTuple):
-    """What metrics need of one clip."""
+    """What metrics need from one clip."""
 
     logits: Float[Array, " 400"]
-    """Of Kinetics' 400 classes, averaged over time: the features of FVD."""
+    """Logits of Kinetics' 400 classes, averaged over time: the features of FVD."""
     pool: Float[Array, " 1024"]
     """Average-pooled features before the classifier, averaged over time."""
 
 
 class I3D(eqx.Module):
-    """The inflated 3D network (1705.07750), RGB stream, trained on Kinetics-400: the evaluator of the Fréchet video
-    distance (1812.01717), under the names of its PyTorch port.
+    """The RGB stream of the inflated 3D network ([1705.07750](https://arxiv.org/abs/1705.07750)), trained on
+    Kinetics-400: the network of the Fréchet video distance ([1812.01717](https://arxiv.org/abs/1812.01717)). Its
+    parameters have the names of the PyTorch port.
 
     Weights: see [`load_i3d`][elt_zoo.pretrained.load_i3d].
     """
@@ -68,7 +69,7 @@ class I3D(eqx.Module):
         if video.shape[1:3] != (_SIZE, _SIZE) or video.shape[0] < _MIN_FRAMES:
             raise ValueError(
                 f"`I3D` got a clip of shape {video.shape}: it needs {_MIN_FRAMES} frames or more of {_SIZE} × {_SIZE} "
-                "pixels. `resize_video` makes them so."
+                "pixels. Use `resize_video` first."
             )
         run = self.convs
         x = _max_pool(run["conv3d_1a_7x7"](video), (1, 3, 3), (1, 2, 2))
@@ -113,10 +114,10 @@ def _sizes() -> dict[str, tuple[int, int, int, int]]:
 def resize_video(
     video: Float[Array, "frames height width 3"], *, half_pixel: bool = True
 ) -> Float[Array, "frames 224 224 3"]:
-    """To the size that I3D takes, bilinear, without a low-pass filter.
+    """Resizes a clip to the 224 × 224 pixels of I3D, bilinearly and without a low-pass filter.
 
-    **Arguments:** `video`: a clip; `half_pixel`: between pixel centres, as PyTorch and StyleGAN-V do it, or between
-    pixel corners, as TensorFlow 1 and MAGVIT do it.
+    **Arguments:** `video`: the clip; `half_pixel`: interpolate between pixel centres, as PyTorch and StyleGAN-V do, or
+    between pixel corners, as TensorFlow 1 and MAGVIT do.
     """
     return resize_half_pixel(video, _SIZE) if half_pixel else resize_corner(video, _SIZE)
 

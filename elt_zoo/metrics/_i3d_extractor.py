@@ -46,7 +46,9 @@ class VideoProtocol:
 
     @classmethod
     def magvit(cls) -> "VideoProtocol":
-        """UCF-101 as MAGVIT measures it (2212.05199, and the evaluation code of its repository), and ELT after it."""
+        """UCF-101 as MAGVIT measures it ([2212.05199](https://arxiv.org/abs/2212.05199), and the evaluation
+        code of its repository), and ELT after it.
+        """
         return cls(
             name="magvit",
             frames=16,
@@ -61,8 +63,8 @@ class VideoProtocol:
 
     @classmethod
     def stylegan_v(cls) -> "VideoProtocol":
-        """UCF-101 as StyleGAN-V measures FVD₁₆ (2112.14683, and its repository). The reference is one clip, at a random
-        position, of each of 2,048 training videos.
+        """UCF-101 as StyleGAN-V measures FVD₁₆ ([2112.14683](https://arxiv.org/abs/2112.14683), and its
+        repository). The reference is one clip, at a random position, of each of 2,048 training videos.
         """
         return cls(
             name="stylegan-v",
@@ -78,7 +80,8 @@ class VideoProtocol:
 
 
 class I3DExtractor(AbstractExtractor):
-    """The features of the Fréchet video distance (1812.01717): I3D's 400 logits of Kinetics-400, averaged over time.
+    """The features of the Fréchet video distance ([1812.01717](https://arxiv.org/abs/1812.01717)): I3D's 400
+    logits of Kinetics-400, averaged over time.
 
     Published distances use the weights of TensorFlow hub's `deepmind/i3d-kinetics-400`, or copies of them. The weights
     of kinetics_i3d_pytorch come from another release of the same network: distances with them rank models, but do not

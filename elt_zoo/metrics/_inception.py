@@ -22,23 +22,24 @@ Sizes = dict[str, tuple[int, int, int | tuple[int, int], int]]
 
 
 class InceptionFeatures(NamedTuple):
-    """What metrics need of one image."""
+    """What metrics need from one image."""
 
     pool: Float[Array, " 2048"]
-    """Average-pooled features, those of FID and of precision and recall."""
+    """Average-pooled features, for FID and for precision and recall."""
     logits: Float[Array, " 1008"]
-    """Of the 1,008 classes that the network was trained with."""
+    """Logits of the 1,008 classes of the network's training."""
     spatial: Float[Array, " 2023"]
     """The first 7 channels of the 1 × 1 branch of `Mixed_6d`, 17 × 17 × 7 values row by row: the features of sFID
-    (2103.03841). TensorFlow counts the blocks from `Mixed_5b` as `mixed`, `mixed_1`, …, so this is ADM's
-    `mixed_6/conv:0`; `Mixed_6e` would be `mixed_7`."""
+    ([2103.03841](https://arxiv.org/abs/2103.03841)). TensorFlow counts the blocks from `Mixed_5b` as `mixed`,
+    `mixed_1`, …, so this is ADM's `mixed_6/conv:0`; `Mixed_6e` would be `mixed_7`.
+    """
 
 
 class InceptionResize(enum.StrEnum):
-    """How an image becomes the network's input. The two give slightly different features, and so different distances.
+    """How an image is resized and scaled for the network. The two ways give different features and distances.
 
-    `PYTORCH_FID`: bilinear between pixel centres, then 2x/255 − 1. `TENSORFLOW`: the preprocessing inside the original
-    graph, bilinear between pixel corners, then (x − 128)/128: that of ADM's evaluator and its reference files.
+    `PYTORCH_FID`: bilinear between pixel centres, then 2x/255 − 1. `TENSORFLOW`: bilinear between pixel corners, then
+    (x − 128)/128, as in the original graph, ADM's evaluator and its reference files.
     """
 
     PYTORCH_FID = "pytorch-fid"
@@ -46,11 +47,13 @@ class InceptionResize(enum.StrEnum):
 
 
 class InceptionV3(eqx.Module):
-    """The Inception-v3 (1512.00567) that the Fréchet Inception distance is defined with (1706.08500): the TensorFlow
-    network of 2015, in the form and under the names that pytorch-fid gave it.
+    """The Inception-v3 ([1512.00567](https://arxiv.org/abs/1512.00567)) that defines the Fréchet Inception
+    distance ([1706.08500](https://arxiv.org/abs/1706.08500)): the TensorFlow network of 2015, with the structure and
+    names of pytorch-fid.
 
-    It differs from torchvision's in its weights, in pooling (border pixels are averages of what is there, and the last
-    block takes maxima) and in its 1,008 logits. Weights: see [`load_inception`][elt_zoo.pretrained.load_inception].
+    It differs from torchvision's network in its weights, in pooling (averages at the border count existing pixels only,
+    and the last block takes maxima) and in its 1,008 logits. Weights: see
+    [`load_inception`][elt_zoo.pretrained.load_inception].
     """
 
     convs: dict[str, ConvNorm]
@@ -73,8 +76,8 @@ class InceptionV3(eqx.Module):
         *,
         resize: InceptionResize = InceptionResize.PYTORCH_FID,
     ) -> InceptionFeatures:
-        """**Arguments:** `image`: of any size, values 0 to 255, uint8 or float32; batch with `jax.vmap`; `resize`: how
-        it becomes the input of 299 × 299.
+        """**Arguments:** `image`: any size, values 0 to 255, uint8 or float32; batch with `jax.vmap`; `resize`: how to
+        resize it to 299 × 299.
 
         **Returns:** pooled features, logits and spatial features, float32.
         """
@@ -86,7 +89,7 @@ class InceptionV3(eqx.Module):
     def activations(
         self, image: UInt8[Array, "height width 3"] | Float[Array, "height width 3"]
     ) -> tuple[Float[Array, "..."], ...]:
-        """The activations that pytorch-fid calls blocks 0 to 3, before their mean: of 64, 192, 768 and 2,048 channels.
+        """The activations of pytorch-fid's blocks 0 to 3 before the mean, with 64, 192, 768 and 2,048 channels.
 
         **Arguments:** as `__call__`.
         """

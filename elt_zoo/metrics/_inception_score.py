@@ -15,7 +15,8 @@ class InceptionScore(NamedTuple):
 def inception_score(
     logits: Float[np.ndarray, "examples classes"], *, splits: int = 10, seed: int | None = None
 ) -> InceptionScore:
-    r"""The Inception score (1606.03498), higher is better: $\exp\,\mathbb{E}_x\,\mathrm{KL}(p(y | x) \,\Vert\, p(y))$.
+    r"""The Inception score ([1606.03498](https://arxiv.org/abs/1606.03498)), higher is better:
+    $\exp\,\mathbb{E}_x\,\mathrm{KL}(p(y | x) \,\Vert\, p(y))$.
 
     10 splits of 50,000 samples reproduce ADM's score, which splits the samples into parts of 5,000 in the order of the
     file, with the logits of [`InceptionExtractor`][elt_zoo.metrics.InceptionExtractor].

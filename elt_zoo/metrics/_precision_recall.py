@@ -25,8 +25,8 @@ def precision_recall(
     neighbours: int = 3,
     chunk: int = 2048,
 ) -> PrecisionRecall:
-    """Improved precision and recall (1904.06991). A set covers a ball around each of its members, whose radius is the
-    distance to the member's k-th nearest neighbour.
+    """Improved precision and recall ([1904.06991](https://arxiv.org/abs/1904.06991)). A set covers a ball around
+    each of its members, whose radius is the distance to the member's k-th nearest neighbour.
 
     ADM compares 10,000 reference images with 50,000 samples, in the pooled features of Inception. It computes distances
     in float16, which changes the third digit. Here they are float32, after the reference's mean is subtracted.
