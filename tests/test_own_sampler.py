@@ -1,8 +1,5 @@
 """A sampler that the library does not know works wherever it takes a sampler."""
 
-# Type checkers take the abstract fields of a base class for arguments of its members.
-# pyright: reportCallIssue=false
-
 from typing import Any
 
 import equinox as eqx
@@ -34,10 +31,10 @@ LABELS, KEY = jnp.arange(3), jax.random.key(0)
 class OneStep(AbstractSampler):
     """One call of the network, from noise to what it takes for clean."""
 
-    shape: tuple[int, ...] = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True, kw_only=True)
+    steps: int = eqx.field(static=True, default=1)
     null_label: int | None = eqx.field(static=True, default=None)
     guidance: AbstractGuidance | None = None
-    steps: int = eqx.field(static=True, default=1)
 
     def init(self, labels: Int[Array, " batch"], key: PRNGKeyArray, initial: Array | None) -> Array:
         return jax.random.normal(key, (*labels.shape, *self.shape)) if initial is None else initial
@@ -57,17 +54,13 @@ class OneStep(AbstractSampler):
 class LeftToRight(AbstractSampler):
     """One token after the other, each the likeliest. The state is a pair: ids, and how sure they are together."""
 
-    num_tokens: int = eqx.field(static=True)
-    mask_id: int = eqx.field(static=True)
+    mask_id: int = eqx.field(static=True, kw_only=True)
+    steps: int = eqx.field(static=True, kw_only=True)
     null_label: int | None = eqx.field(static=True, default=None)
     guidance: AbstractGuidance | None = None
 
-    @property
-    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.num_tokens
-
     def init(self, labels: Int[Array, " batch"], key: PRNGKeyArray, initial: Array | None) -> tuple[Array, Array]:
-        return jnp.full((len(labels), self.num_tokens), self.mask_id), jnp.zeros(labels.shape)
+        return jnp.full((len(labels), self.steps), self.mask_id), jnp.zeros(labels.shape)
 
     def inputs(self, state: tuple[Array, Array], now: Int[Array, ""]) -> tuple[Array, ...]:
         return (jnp.reshape(state[0], (-1, 2, 3)),)
@@ -76,7 +69,7 @@ class LeftToRight(AbstractSampler):
         self, state: tuple[Array, Array], prediction: Float[Array, "batch *out"], now: Int[Array, ""], key: PRNGKeyArray
     ) -> tuple[Array, Array]:
         ids, log_prob = state
-        log_probs = jax.nn.log_softmax(jnp.reshape(prediction, (len(ids), self.num_tokens, -1))[:, now])
+        log_probs = jax.nn.log_softmax(jnp.reshape(prediction, (len(ids), self.steps, -1))[:, now])
         return ids.at[:, now].set(jnp.argmax(log_probs, axis=1)), log_prob + jnp.max(log_probs, axis=1)
 
     def output(self, state: tuple[Array, Array]) -> Array:
@@ -98,8 +91,8 @@ def diffusion_predict(x, time, labels, *, loops):
 def own(request):
     """A function from guidance to the sampler, and what it asks."""
     if request.param == "one step":
-        return lambda guidance=None: OneStep((4, 4, 1), null_label=4, guidance=guidance), diffusion_predict
-    return lambda guidance=None: LeftToRight(6, 5, null_label=4, guidance=guidance), masked_predict
+        return lambda guidance=None: OneStep(shape=(4, 4, 1), null_label=4, guidance=guidance), diffusion_predict
+    return lambda guidance=None: LeftToRight(steps=6, mask_id=5, null_label=4, guidance=guidance), masked_predict
 
 
 def test_the_trajectory_ends_in_the_sample(own):
@@ -112,13 +105,13 @@ def test_the_trajectory_ends_in_the_sample(own):
 
 
 def test_tokens_come_from_left_to_right():
-    known = np.asarray(LeftToRight(6, 5).trajectory(masked_predict, LABELS, loops=1, key=KEY)) != 5
+    known = np.asarray(LeftToRight(steps=6, mask_id=5).trajectory(masked_predict, LABELS, loops=1, key=KEY)) != 5
     np.testing.assert_array_equal(known, np.broadcast_to(np.tril(np.ones((6, 6), bool))[:, None], known.shape))
 
 
 def test_the_start_may_be_given():
     noise = jax.random.normal(KEY, (3, 4, 4, 1))
-    samples = OneStep((4, 4, 1))(diffusion_predict, LABELS, loops=1, key=KEY, initial=noise)
+    samples = OneStep(shape=(4, 4, 1))(diffusion_predict, LABELS, loops=1, key=KEY, initial=noise)
     np.testing.assert_array_equal(samples, 3.0 * noise)
 
 
@@ -145,8 +138,8 @@ def test_progress_is_reported(own):
 @pytest.fixture(params=["one step", "left to right"])
 def own_with_config(request):
     if request.param == "one step":
-        return OneStep((4, 4, 1), null_label=4), DIFFUSION
-    return LeftToRight(6, 5, null_label=4), MASKED
+        return OneStep(shape=(4, 4, 1), null_label=4), DIFFUSION
+    return LeftToRight(steps=6, mask_id=5, null_label=4), MASKED
 
 
 def test_the_profile_counts_its_loops(own_with_config):
@@ -169,9 +162,9 @@ def test_diagnostics_take_it(own_with_config):
 
 def test_its_fields_are_checked():
     with pytest.raises(ValueError, match=r"OneStep\(guidance=...\)` also needs `null_label`"):
-        OneStep((4,), guidance=ConstantGuidance(2.0))
+        OneStep(shape=(4,), guidance=ConstantGuidance(2.0))
     with pytest.raises(ValueError, match=r"OneStep\(steps=0\)` samples nothing"):
-        OneStep((4,), steps=0)
+        OneStep(shape=(4,), steps=0)
 
 
 def test_the_librarys_samplers_are_members():
