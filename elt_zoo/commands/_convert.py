@@ -13,7 +13,7 @@ from ..pretrained import (
     load_maskgit_vqgan,
     load_vq3d,
 )
-from ..storage import require_writable
+from ..storage import refuse_to_overwrite, require_writable_folder
 from ..tokenizers import save_tokenizer
 
 TOKENIZERS = {
@@ -46,16 +46,22 @@ class ConvertOptions:
     keep_vectors: bool = False
     """Let every loop keep the biases that the deep model had at its place."""
 
+    def __post_init__(self):
+        for name in ("num_heads", "latent_size", "num_classes", "loop_layers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
+        if self.kind in TOKENIZERS and self.loop_layers is not None:
+            raise ValueError(f"`--loop-layers {self.loop_layers}`: a {self.kind} has no layers to loop.")
+
 
 def convert(options: ConvertOptions) -> None:
     """`elt-zoo convert`."""
-    require_writable(options.out / "config.json")
+    require_writable_folder(options.out)
+    refuse_to_overwrite(options.out)
     path = Path(options.weights)
     if not path.exists() and options.weights in catalog():
         path = fetch(options.weights)
     if options.kind in TOKENIZERS:
-        if options.loop_layers is not None:
-            raise ValueError(f"--loop-layers {options.loop_layers}: a {options.kind} has no layers to loop.")
         save_tokenizer(options.out, TOKENIZERS[options.kind](path), metadata={"source": options.weights})
         print(f"Saved in {options.out}.")
         return

@@ -5,11 +5,19 @@ from pathlib import Path
 import jax
 
 from ..data import AbstractSource
-from ..evaluation import EvaluatorOptions, SamplePlan, evaluate_grid, grid, make_evaluator, report_loops
+from ..evaluation import (
+    EvaluatorOptions,
+    SamplePlan,
+    evaluate_grid,
+    grid,
+    heldout_task,
+    make_evaluator,
+    report_loops,
+)
 from ..generator import load
 from ..metrics import VideoProtocol
 from ..recipes import DIGITS, open_source
-from ..storage import require_writable
+from ..storage import require_writable_folder
 from ..tokenizers import load_tokenizer
 
 
@@ -64,6 +72,8 @@ class EvaluateOptions(EvaluatorOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"`--seed {self.seed}` must be 0 or more.")
         if not all(map(math.isfinite, self.guidance)):
             raise ValueError(f"`--guidance {' '.join(map(str, self.guidance))}` must be finite numbers.")
 
@@ -79,10 +89,12 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.tokenizer is not None:
         generator = dataclasses.replace(generator, tokenizer=load_tokenizer(options.tokenizer))
     settings, data, folder = generator.settings, generator.metadata.get("data"), options.folder
-    require_writable(folder / "results.csv")
+    require_writable_folder(folder)
     cells = grid(options.loops, options.steps or (settings.steps,), options.guidance or (settings.guidance,))
     shape = generator.pixels.shape
     heldout = heldout_source(options, data, shape) if options.diagnostics else None
+    if heldout is not None:
+        heldout_task(generator, heldout, 1)  # refuses data that do not fit before anything is measured
     evaluator = make_evaluator(options, data=data, shape=shape, folder=folder)
     plan = sample_plan(options, data, shape)
     print(

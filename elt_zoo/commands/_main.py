@@ -1,3 +1,6 @@
+import contextlib
+import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -76,18 +79,41 @@ def run(
     **Arguments:** `function`: what to do; `options`: the dataclass; `description`, `prog`: for the help, default the
     dataclass's docstring and the script's name; `arguments`: default those of the process.
     """
+    try:
+        # A cluster's SIGTERM is a keyboard's Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        function(_parsed(options, description=description, prog=prog, arguments=arguments))
+    except _WRONG_USE as error:
+        raise _stop(f"error: {_one_line(str(error))}", 2) from None
+    except _FAILED as error:
+        raise _stop(f"error: {_one_line(str(error))}", 1) from None
+    except KeyboardInterrupt as error:
+        # A third Ctrl-C has nothing left to interrupt.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        said = str(error) or "Interrupted. What was saved is kept; the same command goes on from there."
+        raise _stop(f"\n{_one_line(said)}", 130) from None
+
+
+def _parsed(options: type, *, description: str | None, prog: str | None, arguments: Sequence[str] | None) -> Any:
+    """The options that a command line gives. What is wrong with them is said in one line."""
     import tyro  # late, as it is slow to import
 
-    # A cluster's SIGTERM is a keyboard's Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    said = io.StringIO()
     try:
-        function(tyro.cli(options, description=description, prog=prog, args=arguments))
-    except _WRONG_USE as error:
-        raise _stop(f"error: {error}", 2) from None
-    except _FAILED as error:
-        raise _stop(f"error: {error}", 1) from None
-    except KeyboardInterrupt as error:
-        raise _stop(f"\n{error or 'Interrupted.'} What was saved is kept; the same command goes on.", 130) from None
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, description=description, prog=prog, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # It is framed, under a title and above a rule.
+        lines = [line.strip(" │|") for line in said.getvalue().splitlines()]
+        text = " ".join(line for line in lines[1:] if line.strip("╭╮╰╯─-"))
+        raise _stop(f"error: {re.sub(r'^Error parsing [^:]*: ', '', text)}", 2) from None
+
+
+def _one_line(message: str) -> str:
+    first, *others = (line.strip() for line in message.splitlines() or [""])
+    return " ".join([first, "; ".join(others)]).strip()
 
 
 def _stop(message: str, code: int) -> SystemExit:

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -61,9 +62,13 @@ class PrecomputeOptions:
         for name in ("size", "batch_size", "shard_size", "process_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {getattr(self, name)}` must be at least 1.")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"`--workers {self.workers}` must be at least 1.")
+        if self.max_unreadable < 0:
+            raise ValueError(f"`--max-unreadable {self.max_unreadable}` must be 0 or more.")
         if not 0 <= self.process_index < self.process_count:
             raise ValueError(f"`--process-index {self.process_index}` must be in [0, {self.process_count}).")
-        if self.margin < 1.0:
+        if not 1.0 <= self.margin < math.inf:
             raise ValueError(f"`--margin {self.margin}` must be at least 1.")
 
 

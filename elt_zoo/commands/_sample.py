@@ -45,6 +45,8 @@ class SampleOptions:
         for name in ("steps", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"`--seed {self.seed}` must be 0 or more.")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"`--guidance {self.guidance}` must be a finite number; 1 is no guidance.")
         if self.labels is not None and not self.labels:

@@ -17,6 +17,8 @@ from ..recipes import (
     clip_task,
     digits_task,
     image_task,
+    make_objective,
+    settings_for,
 )
 from ..recipes import train as train_run
 from ..tokenizers import Tokenizer, load_tokenizer
@@ -69,17 +71,24 @@ class TrainOptions(TrainingOptions):
             raise ValueError(f"`--samples {self.samples}` must be a multiple of the 10 classes, and at least 100.")
         if self.data == DIGITS and self.tokenizer is not None:
             raise ValueError(f"`--tokenizer {self.tokenizer}` goes with `--data`; digits have their own tokens.")
+        if self.data in (DIGITS, MOVING_DIGITS) and self.image_size is not None:
+            raise ValueError(f"`--image-size {self.image_size}`: {self.data} have one size. Leave it out.")
 
     @property
     def config(self) -> ModelConfig:
         """The config before its sizes follow the data."""
         if self.data == MOVING_DIGITS:
-            return self.model("tiny-ucf101")
+            config = self.model("tiny-ucf101")
+            if not video(config):
+                raise ValueError(f"Preset {self.preset!r} is not for clips. Use elt-ucf101-6Nx4L or tiny-ucf101.")
+            return config
         pixels = self.data == DIGITS and self.family == "maskgit" and self.tokens == "pixels"
         small = f"{'digits' if self.data == DIGITS else 'tiny'}-{self.family}{'-pixels' if pixels else ''}"
         config = self.model(small)
-        if len(config.example.shape) < 4 and not video(config) and config.family != self.family:
+        if not video(config) and config.family != self.family:
             raise ValueError(f"Preset {self.preset!r} is for `--family {config.family}`, not {self.family}.")
+        if self.data == DIGITS and video(config):
+            raise ValueError(f"Preset {self.preset!r} is for clips, and `--data {DIGITS}` are images.")
         return config
 
 
@@ -149,8 +158,19 @@ def train(options: TrainOptions) -> None:
 
 
 def describe(options: TrainOptions, config: ModelConfig, task: Task | None) -> str:
-    """What a run would be: its data, its sampler, and what the model costs with the chosen batch and precision."""
-    settings = config.sampler_settings() if task is None else task.settings
+    """What a run would be: its data, its sampler, and what the model costs with the chosen batch, precision and remat.
+
+    **Raises:** `ValueError` for what the run would refuse.
+    """
+    if task is None:
+        settings = settings_for(config, options.data, options.sampler.given)
+        data = f"{options.data}, whose tokenizer is trained first"
+    else:
+        settings, run = task.settings, Run.of(options, task)
+        data = f"{len(task.train):,} examples of {task.train.num_classes} classes in {task.data}"
+        for name in run.objectives:
+            make_objective(name, run)
+    config.sampler(settings)
     costs = profile(
         config,
         batch=options.batch_size,
@@ -158,9 +178,8 @@ def describe(options: TrainOptions, config: ModelConfig, task: Task | None) -> s
         guidance=settings.guidance != 1.0,
         dtype=options.precision,
     )
-    lines = [str(costs)]
-    if task is not None:
-        lines.append(f"data: {len(task.train):,} examples of {task.train.num_classes} classes in {task.data}")
-    lines.append(f"sampler: {settings}")
-    lines.append(f"precision: {options.precision}, remat: {config.remat}")
-    return "\n".join(lines)
+    activations = costs.training_activation_bytes() / options.accumulation / 2**20
+    return (
+        f"{costs}\ndata: {data}\nsampler: {settings}\nprecision: {options.precision}, remat: {config.remat}, "
+        f"activations of a training step: {activations:,.1f} MiB"
+    )

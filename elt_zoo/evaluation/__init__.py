@@ -9,6 +9,7 @@ from ._evaluator import EvaluatorOptions as EvaluatorOptions
 from ._evaluator import make_evaluator as make_evaluator
 from ._grid import evaluate_grid as evaluate_grid
 from ._grid import protocol_of as protocol_of
+from ._loop_report import heldout_task as heldout_task
 from ._loop_report import report_loops as report_loops
 from ._run_report import Quality as Quality
 from ._run_report import ReportOptions as ReportOptions

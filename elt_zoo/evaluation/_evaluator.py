@@ -130,6 +130,7 @@ def make_evaluator(options: EvaluatorOptions, *, data: str | None, shape: tuple[
     """
     if data == DIGITS:
         given = [name for name in ("inception", "i3d", "reference", "reference_data") if getattr(options, name)]
+        given += ["extractor"] * (options.extractor != "published")
         if given:
             raise ValueError(
                 f"`--{given[0].replace('_', '-')}` has no use here: digits are compared with the training digits "

@@ -53,6 +53,15 @@ class DiffusionSamplerSettings(SamplerSettings):
     clip_x0: float | None = None
     guidance_channels: int | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.clip_x0 is not None and not 0.0 < self.clip_x0 < math.inf:
+            raise ValueError(f"`DiffusionSamplerSettings(clip_x0={self.clip_x0})` must be a positive number.")
+        if self.guidance_channels is not None and self.guidance_channels < 1:
+            raise ValueError(
+                f"`DiffusionSamplerSettings(guidance_channels={self.guidance_channels})` must be at least 1."
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiTConfig(ModelConfig):
@@ -94,6 +103,8 @@ class DiTConfig(ModelConfig):
             raise ValueError(f"`DiTConfig(shape={self.shape}, patch_size={self.patch_size})`: patches must divide it.")
         if self.conditioning_dim is not None and not 1 <= self.conditioning_dim <= 65_536:
             raise ValueError(f"`DiTConfig(conditioning_dim={self.conditioning_dim})` must be from 1 to 65,536.")
+        if not math.isfinite(self.loss_bias):
+            raise ValueError(f"`DiTConfig(loss_bias={self.loss_bias})` must be a finite number.")
         self.schedule  # noqa: B018  (raises for a shift that the schedule cannot have)
 
     @property
@@ -212,5 +223,10 @@ class DiTConfig(ModelConfig):
                 f"This generator makes latents of {self.shape[-1]} channels and has no autoencoder to turn them into "
                 "pixels: give it one, such as "
                 "`dataclasses.replace(generator, tokenizer=elt_zoo.tokenizers.load_tokenizer(folder))`."
+            )
+        if hasattr(tokenizer, "codebook_size"):
+            raise ValueError(
+                f"This generator makes pixels or latents, which a tokenizer of discrete tokens, a "
+                f"{type(tokenizer).__name__}, does not decode: give it an autoencoder or none."
             )
         return sample if tokenizer is None else tokenizer.decode(sample)

@@ -32,6 +32,12 @@ class MaskedSamplerSettings(SamplerSettings):
     temperature_scale: float = 0.8
     confidence_noise: float = 4.5
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("temperature_bias", "temperature_scale", "confidence_noise"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"`MaskedSamplerSettings({name}={getattr(self, name)})` must be a finite number.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskGITConfig(ModelConfig):
@@ -58,6 +64,8 @@ class MaskGITConfig(ModelConfig):
             raise ValueError(f"`MaskGITConfig(grid={self.grid})` needs one to three axes of 1 to 4,096 tokens.")
         if not 1 <= self.codebook_size <= 2**24:
             raise ValueError(f"`MaskGITConfig(codebook_size={self.codebook_size})` must be from 1 to {2**24:,}.")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"`MaskGITConfig(label_smoothing={self.label_smoothing})` must be in [0, 1).")
 
     @property
     def mask_id(self) -> int:
@@ -160,5 +168,12 @@ class MaskGITConfig(ModelConfig):
             raise ValueError(
                 "This generator makes token ids and has no tokenizer to turn them into pixels: give it one, such as "
                 "`dataclasses.replace(generator, tokenizer=elt_zoo.tokenizers.load_tokenizer(folder))`."
+            )
+        grid, size = (getattr(tokenizer, name, None) for name in ("grid", "codebook_size"))
+        if (grid, size) != (self.grid, self.codebook_size):
+            theirs = "no discrete tokens" if size is None else f"grids {grid} of {size}"
+            raise ValueError(
+                f"This generator makes grids {self.grid} of {self.codebook_size} token ids, and its tokenizer, a "
+                f"{type(tokenizer).__name__}, decodes {theirs}: give the one that it was trained with."
             )
         return tokenizer.decode(sample)

@@ -202,9 +202,9 @@ def _traced(loops: Loops) -> Loops:
 def _traced_count(loops: Any) -> Any:
     if isinstance(loops, bool | np.bool_):
         raise TypeError(f"`loops={loops}` is a bool: pass a number of loops.")
-    if isinstance(loops, int) and loops < 1:
+    if isinstance(loops, int | np.integer) and loops < 1:
         raise ValueError(f"`loops={loops}` samples nothing: use at least one loop.")
-    return jnp.asarray(loops) if isinstance(loops, int | np.integer) else loops
+    return jnp.asarray(loops, jnp.int32) if isinstance(loops, int | np.integer) else loops
 
 
 @eqx.filter_jit

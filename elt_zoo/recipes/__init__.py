@@ -33,6 +33,7 @@ from ._task import digits_task as digits_task
 from ._task import image_size as image_size
 from ._task import image_task as image_task
 from ._task import make_task as make_task
+from ._task import settings_for as settings_for
 from ._task import takes_tokens as takes_tokens
 from ._tokenizer_options import TokenizerOptions as TokenizerOptions
 from ._tokenizer_options import TokenizerRecipe as TokenizerRecipe

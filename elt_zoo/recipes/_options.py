@@ -139,8 +139,17 @@ class TrainingOptions(SizeOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"`--workers {self.workers}` must be 0 or more.")
+        for name in ("workers", "max_unreadable", "seed"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"`--{name.replace('_', '-')} {value}` must be 0 or more.")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"`--batch-size {self.batch_size}` must be a multiple of `--accumulation {self.accumulation}`, the "
+                "parts that a batch is split into."
+            )
+        if self.min_loops < 1:
+            raise ValueError(f"`--min-loops {self.min_loops}` must be at least 1.")
         if not 0.0 <= self.label_drop <= 1.0:
             raise ValueError(f"`--label-drop {self.label_drop}` must be in [0, 1].")
         if self.learning_rate is not None and not 0.0 < self.learning_rate < 1e6:

@@ -139,10 +139,10 @@ class _Prepared:
         self.name: ObjectiveName = name
         self.run = run
         options, recipe, task = run.options, run.recipe, run.task
-        if options.batch_size % options.accumulation:
+        if options.batch_size > len(task.train):
             raise ValueError(
-                f"`--batch-size {options.batch_size}` must be a multiple of `--accumulation {options.accumulation}`, "
-                "the parts that a batch is split into."
+                f"`--batch-size {options.batch_size}` cannot be filled: there are {len(task.train):,} training "
+                "examples. Use at most as many."
             )
         # Programs of two runs at once may not wait for each other on several devices.
         alone = len(run.objectives) == 1

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,20 @@ class TokenizerOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
+        for name in ("seed", "adversarial_start"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`--{name.replace('_', '-')} {getattr(self, name)}` must be 0 or more.")
+        for name in ("commitment", "revive_below", "l1", "l2", "perceptual", "adversarial", "r1", "lecam"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`--{name.replace('_', '-')} {getattr(self, name)}` must be 0 or a positive number.")
+        if self.l1 == self.l2 == self.perceptual == 0.0:
+            raise ValueError("`--l1`, `--l2` and `--perceptual` are all 0: nothing says what a good picture is.")
+        if self.learning_rate is not None and not 0.0 < self.learning_rate < 1e6:
+            raise ValueError(f"`--learning-rate {self.learning_rate}` must be a positive number.")
+        for name in ("ema_decay", "code_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise ValueError(f"`--{name.replace('_', '-')} {value}` must be in [0, 1).")
         if self.inflate is not None and not self.video:
             raise ValueError("`--inflate` starts a 3D-VQ: train on clips, with `--kind video`.")
         if self.video and self.data == DIGITS:

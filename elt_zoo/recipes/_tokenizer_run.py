@@ -177,6 +177,11 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
     rule = make_codebook_rule(options)
     adversary, discriminator = make_adversary(options)
     tokenizer_key, discriminator_key, state_key = jax.random.split(jax.random.key(options.seed), 3)
+    if recipe.batch_size > len(data.train):
+        raise ValueError(
+            f"`--batch-size {recipe.batch_size}` cannot be filled: there are {len(data.train):,} training examples. "
+            "Use at most as many."
+        )
     batches = training_batches(data.train, batch_size=recipe.batch_size, seed=options.seed)
     step = make_tokenizer_step(
         optimizer,

@@ -9,6 +9,7 @@ from ._atomic import foreign_entries as foreign_entries
 from ._atomic import read_json as read_json
 from ._atomic import remove_abandoned as remove_abandoned
 from ._atomic import require_writable as require_writable
+from ._atomic import require_writable_folder as require_writable_folder
 from ._atomic import write_json as write_json
 from ._folder import CONFIG as CONFIG
 from ._folder import WEIGHTS as WEIGHTS

@@ -70,6 +70,19 @@ def require_writable(path: str | os.PathLike) -> None:
         temporary.unlink()
 
 
+def require_writable_folder(folder: str | os.PathLike) -> None:
+    """Makes sure that files can be written to a folder that is there or can be made, and makes none.
+
+    **Raises:** `OSError` in one line if they cannot.
+    """
+    existing = Path(os.path.realpath(folder))
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} cannot be a folder: {existing} is a file")
+    require_writable(existing / "x")
+
+
 def remove_abandoned(folder: str | os.PathLike) -> None:
     """Removes the unfinished files that killed processes of this library left in a folder, and nothing else.
 
