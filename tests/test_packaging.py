@@ -214,3 +214,10 @@ def test_what_stands_on_the_package_imports_nothing_but_its_public_names(folder)
 
 def test_the_examples_are_thin():
     assert sum(len(file.read_text().splitlines()) for file in (ROOT / "examples").glob("*.py")) <= 1000
+
+
+def test_no_test_reaches_an_example_or_a_benchmark_by_its_path():
+    for file in sorted((ROOT / "tests").glob("test_*.py")):
+        if file.name != Path(__file__).name:
+            text = file.read_text()
+            assert "sys.path" not in text and "syspath_prepend" not in text, file.name
