@@ -8,15 +8,18 @@ from .._checks import checked
 from ..corruption import Prediction
 from ..nn import LabelEmbedding, LayerNorm, Linear, TimestepEmbedding, modulate, sincos_positions
 
-_AXES = ("frames", "height", "width")
+# Arrays and their tokens, by the number of axes beside channels. The last letter p marks the size of a patch.
+_ARRAYS = {2: "(height hp) (width wp) channels", 3: "(frames fp) (height hp) (width wp) channels"}
+_TOKENS = {2: "(height width) (hp wp channels)", 3: "(frames height width) (fp hp wp channels)"}
 
 
 class DiTHead(eqx.Module):
     """Both ends of diffusion with transformers: a noisy array, a time and a class in, the prediction out (DiT,
-    2212.09748).
+    [2212.09748](https://arxiv.org/abs/2212.09748)).
 
-    Patches become tokens through one linear map plus fixed sine-cosine positions; time and class embeddings add up to
-    the conditioning vector of the trunk's adaLN layers; the prediction is adaLN, a linear map and the patches put back.
+    Tokens are a linear map of patches plus fixed sine-cosine positions. The conditioning vector of the trunk's adaLN
+    layers is the sum of a time and a class embedding. The prediction is adaLN and a linear map of the state, with the
+    patches put back in place.
     """
 
     patch_embedding: Linear
@@ -51,7 +54,7 @@ class DiTHead(eqx.Module):
         - `num_classes`: number of classes; label `num_classes` is the null class.
         - `prediction`: what the network's output means; samplers and losses read it from here.
         - `learned_variance`: append as many channels again for the variance interpolation v of improved DDPM
-          (2102.09672).
+          ([2102.09672](https://arxiv.org/abs/2102.09672)).
         - `conditioning_dim`: width of the conditioning vector, `dim` by default.
         - `key`: PRNG key.
 
@@ -115,7 +118,7 @@ class DiTHead(eqx.Module):
         - `x`: noisy array of the head's `shape`, channels last.
         - `time`: in [0, 1]; index/1000 for a 1000-step chain.
         - `label`: class in [0, num_classes].
-        - `key`: accepted for the sake of one interface; nothing here is random.
+        - `key`: not used: nothing here is random.
 
         **Returns:** tokens in row-major order and the conditioning vector.
 
@@ -126,13 +129,9 @@ class DiTHead(eqx.Module):
                 f"`DiTHead.embed` got an array of shape {x.shape}, but this head was built for {self.shape}. "
                 "Pass one example at a time (`jax.vmap` for a batch), channels last."
             )
-        outer, inner, sizes = self._pattern()
-        patches = einops.rearrange(
-            x.astype(self.patch_embedding.weight.dtype),
-            f"{' '.join(f'({o} {i})' for o, i in zip(outer, inner, strict=True))} channels "
-            f"-> ({' '.join(outer)}) ({' '.join(inner)} channels)",
-            **sizes,
-        )
+        x = x.astype(self.patch_embedding.weight.dtype)
+        axes = len(self.grid)
+        patches = einops.rearrange(x, f"{_ARRAYS[axes]} -> {_TOKENS[axes]}", **self._sizes())
         tokens = self.patch_embedding(patches)
         tokens = tokens + jnp.asarray(sincos_positions(self.grid, tokens.shape[1]), tokens.dtype)
         return tokens, self.time_embedding(time) + self.label_embedding(label)
@@ -147,16 +146,11 @@ class DiTHead(eqx.Module):
         """
         shift, scale = jnp.split(self.modulation(jax.nn.silu(conditioning)), 2)
         patches = self.out(modulate(self.state_norm(state), shift, scale))
-        outer, inner, sizes = self._pattern()
-        sizes |= dict(zip(outer, self.grid, strict=True))
-        return einops.rearrange(
-            patches,
-            f"({' '.join(outer)}) ({' '.join(inner)} channels) "
-            f"-> {' '.join(f'({o} {i})' for o, i in zip(outer, inner, strict=True))} channels",
-            **sizes,
-        )
+        axes = len(self.grid)
+        return einops.rearrange(patches, f"{_TOKENS[axes]} -> {_ARRAYS[axes]}", **self._sizes())
 
-    def _pattern(self) -> tuple[list[str], list[str], dict[str, int]]:
-        outer: list[str] = list(_AXES[-len(self.patch_size) :])
-        inner = [f"{axis}_patch" for axis in outer]
-        return outer, inner, dict(zip(inner, self.patch_size, strict=True))
+    def _sizes(self) -> dict[str, int]:
+        """The lengths of the patterns' axes: patches along each, and pixels of a patch."""
+        axes = len(self.grid)
+        names = [*("frames", "height", "width")[-axes:], *("fp", "hp", "wp")[-axes:]]
+        return dict(zip(names, (*self.grid, *self.patch_size), strict=True))

@@ -11,7 +11,8 @@ from ..nn import dropout as apply_dropout
 
 
 class MaskGITHead(eqx.Module):
-    """Both ends of masked generation: token ids and a class in, logits over the codebook out (MaskGIT, 2202.04200).
+    """Both ends of masked generation: token ids and a class in, logits over the codebook out (MaskGIT,
+    [2202.04200](https://arxiv.org/abs/2202.04200)).
 
     The trunk sees one class token and then the tokens of the grid in row-major order. The prediction is BERT's masked
     language model head (Linear, GELU, layer norm) times the transposed token embedding plus a bias.

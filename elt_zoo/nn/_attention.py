@@ -9,7 +9,8 @@ from ._linear import Initializer, Linear
 
 
 class SelfAttention(eqx.Module):
-    """Full (bidirectional) multi-head self-attention (1706.03762) over one sequence of tokens.
+    """Full (bidirectional) multi-head self-attention over one sequence of tokens
+    ([1706.03762](https://arxiv.org/abs/1706.03762)).
 
     Built on `jax.nn.dot_product_attention`, so that accelerator kernels are used where the hardware has them. On a CPU,
     where its batched form is several times slower than two matrix products, it is those. The softmax is computed in

@@ -13,9 +13,10 @@ from ._linear import Initializer, Linear
 def sincos_positions(grid: tuple[int, ...], dim: int) -> np.ndarray:
     """Fixed sine-cosine position table of a token grid of any number of axes.
 
-    The channels are divided among the axes, last axis first as in DiT (2212.09748) and MAE (2111.06377): with two axes
-    the first half encodes the column and the second the row. Each part is `[sin(p·ω), cos(p·ω)]` with `ω_i =
-    10000^(−i/n)`. An even share that does not divide `dim` leaves its remainder to the last axis.
+    The channels are divided among the axes, last axis first as in DiT ([2212.09748](https://arxiv.org/abs/2212.09748))
+    and MAE ([2111.06377](https://arxiv.org/abs/2111.06377)): with two axes the first half encodes the column and the
+    second the row. Each part is `[sin(p·ω), cos(p·ω)]` with `ω_i = 10000^(−i/n)`. If `dim` cannot be
+    divided evenly, the last axis gets the remainder.
 
     **Arguments:**
 
@@ -44,7 +45,7 @@ def sincos_positions(grid: tuple[int, ...], dim: int) -> np.ndarray:
 
 
 class TimestepEmbedding(eqx.Module):
-    """Embeds a diffusion time: sinusoids, then Linear, SiLU, Linear (DiT, 2212.09748).
+    """Embeds a diffusion time: sinusoids, then Linear, SiLU, Linear (DiT, [2212.09748](https://arxiv.org/abs/2212.09748)).
 
     The sinusoids are `[cos(1000·t·ω), sin(1000·t·ω)]`, `ω_i = 10000^(−i/half)`, `half = num_frequencies / 2`. Time runs
     over [0, 1]; the factor 1000 makes index i of a 1000-step chain, t = i/1000, the number that DiT's weights were

@@ -7,8 +7,8 @@ from .._checks import checked
 
 
 class GroupNorm(eqx.Module):
-    """Group normalisation (1803.08494) over all positions and the channels of a group, computed in float32 whatever the
-    input's dtype.
+    """Group normalisation over all positions and the channels of a group, computed in float32 whatever the input's
+    dtype ([1803.08494](https://arxiv.org/abs/1803.08494)).
     """
 
     weight: Float[Array, " channels"]

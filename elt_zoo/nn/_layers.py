@@ -1,5 +1,5 @@
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -17,8 +17,8 @@ from ._norm import LayerNorm
 class AbstractLayer(eqx.Module):
     """One transformer layer, in the form that [`LoopedTransformer`][elt_zoo.LoopedTransformer] loops.
 
-    `condition` turns the conditioning of the whole model into what this layer needs of it. It does not see the loop
-    index, so the trunk calls it once and reuses the result in every loop. `__call__` maps the tokens.
+    `condition` computes from the model's conditioning what this layer needs of it. It does not see the loop's index, so
+    the trunk calls it once and uses the result in every loop. `__call__` maps the tokens.
     """
 
     def condition(self, conditioning: PyTree[Array]) -> PyTree[Array]:
@@ -36,13 +36,11 @@ def _split(key: PRNGKeyArray | None):
     return (None, None) if key is None else jax.random.split(key)
 
 
-class PreNormLayer(AbstractLayer):
-    """Pre-norm layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+class _PlainLayer(AbstractLayer):
+    """What the layers without conditioning share: their parts, and how those are made."""
 
-    The state stays an unnormalised residual stream, so a head should normalise it (as ours do). It is our default for
-    masked generation because it keeps working past the trained number of loops. Departs from the paper, whose backbone
-    is MaskGIT's BERT: that one is [`PostNormLayer`][elt_zoo.nn.PostNormLayer].
-    """
+    default_norm_eps: ClassVar[float]
+    default_init: ClassVar[Initializer]
 
     attention_norm: LayerNorm
     attention: SelfAttention
@@ -57,7 +55,7 @@ class PreNormLayer(AbstractLayer):
         *,
         mlp_dim: int,
         dropout: float = 0.0,
-        norm_eps: float = 1e-6,
+        norm_eps: float | None = None,
         init: Initializer | None = None,
         key: PRNGKeyArray,
     ):
@@ -65,16 +63,32 @@ class PreNormLayer(AbstractLayer):
 
         - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
         - `dropout`: rate on both residual branches, in [0, 1).
-        - `norm_eps`: epsilon of the layer norms.
-        - `init`: initialiser of all weights; default Glorot uniform, which unlike BERT's fixed 0.02 suits any width.
+        - `norm_eps`: epsilon of the layer norms; default `default_norm_eps`.
+        - `init`: initialiser of all weights; default `default_init`.
         - `key`: PRNG key.
         """
+        norm_eps = self.default_norm_eps if norm_eps is None else norm_eps
+        init = self.default_init if init is None else init
         attention_key, mlp_key = jax.random.split(key)
         self.attention_norm = LayerNorm(dim, eps=norm_eps)
         self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
         self.mlp_norm = LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, mlp_dim, init=init, key=mlp_key)
         self.dropout = dropout
+
+
+class PreNormLayer(_PlainLayer):
+    """Pre-norm layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+
+    The state stays an unnormalised residual stream, so a head should normalise it (ours do). It is our default for
+    masked generation because it keeps working past the trained number of loops. Departs from the paper, whose backbone
+    is MaskGIT's BERT: that one is [`PostNormLayer`][elt_zoo.nn.PostNormLayer].
+
+    `norm_eps` is 1e-6 by default. `init` is Glorot uniform by default, which suits any width, unlike BERT's fixed 0.02.
+    """
+
+    default_norm_eps = 1e-6
+    default_init = staticmethod(jax.nn.initializers.glorot_uniform())
 
     @checked
     def __call__(
@@ -86,36 +100,16 @@ class PreNormLayer(AbstractLayer):
         return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, key=mlp_key)
 
 
-class PostNormLayer(AbstractLayer):
-    """Post-norm BERT layer as in MaskGIT (2202.04200): `norm(x + attention(x))`, then `norm(x + mlp(x))`."""
+class PostNormLayer(_PlainLayer):
+    """Post-norm BERT layer as in MaskGIT ([2202.04200](https://arxiv.org/abs/2202.04200)): `norm(x + attention(x))`,
+    then `norm(x + mlp(x))`.
 
-    attention: SelfAttention
-    attention_norm: LayerNorm
-    mlp: Mlp
-    mlp_norm: LayerNorm
-    dropout: float = eqx.field(static=True)
+    `norm_eps` is MaskGIT's 1e-12 by default. `init` is BERT's by default, a normal of standard deviation 0.02 truncated
+    at two of them.
+    """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        mlp_dim: int,
-        dropout: float = 0.0,
-        norm_eps: float = 1e-12,
-        init: Initializer | None = None,
-        key: PRNGKeyArray,
-    ):
-        """**Arguments:** as [`PreNormLayer`][elt_zoo.nn.PreNormLayer], but `norm_eps` defaults to MaskGIT's 1e-12 and
-        `init` to BERT's truncated normal with standard deviation 0.02.
-        """
-        init = jax.nn.initializers.truncated_normal(0.02) if init is None else init
-        attention_key, mlp_key = jax.random.split(key)
-        self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
-        self.attention_norm = LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, mlp_dim, init=init, key=mlp_key)
-        self.mlp_norm = LayerNorm(dim, eps=norm_eps)
-        self.dropout = dropout
+    default_norm_eps = 1e-12
+    default_init = staticmethod(jax.nn.initializers.truncated_normal(0.02))
 
     @checked
     def __call__(
@@ -130,15 +124,15 @@ class PostNormLayer(AbstractLayer):
 def modulate(
     x: Float[Array, "tokens dim"], shift: Float[Array, " dim"], scale: Float[Array, " dim"]
 ) -> Float[Array, "tokens dim"]:
-    """adaLN's affine map, `x · (1 + scale) + shift` (DiT, 2212.09748)."""
+    """adaLN's affine map, `x · (1 + scale) + shift` (DiT, [2212.09748](https://arxiv.org/abs/2212.09748))."""
     return x * (1.0 + scale)[None, :] + shift[None, :]
 
 
 class AdaLNZeroLayer(AbstractLayer):
-    """DiT's adaLN-zero layer (2212.09748).
+    """DiT's adaLN-zero layer ([2212.09748](https://arxiv.org/abs/2212.09748)).
 
-    Shift, scale and gate of both branches are `Linear(SiLU(conditioning))`, which starts at zero, so that a new layer
-    is the identity. Their order in the weight is shift, scale, gate of the attention, then of the MLP.
+    `Linear(SiLU(conditioning))` gives shift, scale and gate of the attention branch, then of the MLP branch. Its weight
+    starts at zero, so a new layer is the identity.
     """
 
     modulation: Linear
@@ -179,19 +173,18 @@ class AdaLNZeroLayer(AbstractLayer):
         self.dropout = dropout
 
     @checked
-    def condition(self, conditioning: Float[Array, " conditioning_dim"]) -> Float[Array, "6 dim"]:
-        """Returns shift, scale and gate of the attention branch, then of the MLP branch."""
-        return jnp.reshape(self.modulation(jax.nn.silu(conditioning)), (6, -1))
+    def condition(self, conditioning: Float[Array, " conditioning_dim"]) -> Float[Array, "2 3 dim"]:
+        """Returns shift, scale and gate (second axis) of the attention and of the MLP branch (first axis)."""
+        return jnp.reshape(self.modulation(jax.nn.silu(conditioning)), (2, 3, -1))
 
     @checked
     def __call__(
-        self, x: Float[Array, "tokens dim"], modulation: Float[Array, "6 dim"], *, key: PRNGKeyArray | None = None
+        self, x: Float[Array, "tokens dim"], modulation: Float[Array, "2 3 dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "tokens dim"]:
         """Returns the mapped tokens. `modulation` is what `condition` returned; `key` turns dropout on."""
         attention_key, mlp_key = _split(key)
-        shift, scale, gate = modulation[0], modulation[1], modulation[2]
+        (shift, scale, gate), (mlp_shift, mlp_scale, mlp_gate) = modulation
         branch = self.attention(modulate(self.attention_norm(x), shift, scale))
         x = x + gate[None, :] * dropout(branch, self.dropout, key=attention_key)
-        shift, scale, gate = modulation[3], modulation[4], modulation[5]
-        branch = self.mlp(modulate(self.mlp_norm(x), shift, scale))
-        return x + gate[None, :] * dropout(branch, self.dropout, key=mlp_key)
+        branch = self.mlp(modulate(self.mlp_norm(x), mlp_shift, mlp_scale))
+        return x + mlp_gate[None, :] * dropout(branch, self.dropout, key=mlp_key)

@@ -7,7 +7,9 @@ from .._checks import checked
 
 
 class LayerNorm(eqx.Module):
-    """Layer normalisation of the last axis (1607.06450), computed in float32 whatever the input's dtype."""
+    """Layer normalisation of the last axis, computed in float32 whatever the input's dtype
+    ([1607.06450](https://arxiv.org/abs/1607.06450)).
+    """
 
     weight: Float[Array, " dim"] | None
     bias: Float[Array, " dim"] | None
