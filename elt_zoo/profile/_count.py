@@ -26,12 +26,14 @@ class Costs:
     - `macs`: multiply-accumulates of the matrix products.
     - `elementwise`: floating-point operations beside the matrix products, without exponentials and the like.
     - `saved_bytes`: memory of the arrays that the backward pass needs.
+    - `product_bytes`: memory of the results of the matrix products.
     - `workspace_bytes`: memory of the operands and results of the largest single operation, without parameters.
     """
 
     macs: int = 0
     elementwise: int = 0
     saved_bytes: int = 0
+    product_bytes: int = 0
     workspace_bytes: int = 0
 
     def __rmul__(self, times: int) -> "Costs":
@@ -40,6 +42,7 @@ class Costs:
             macs=times * self.macs,
             elementwise=times * self.elementwise,
             saved_bytes=times * self.saved_bytes,
+            product_bytes=times * self.product_bytes,
             workspace_bytes=self.workspace_bytes,
         )
 
@@ -60,6 +63,7 @@ def costs_of(function: Callable[[Any, Any], PyTree], module: PyTree, inputs: PyT
         macs=macs(forward),
         elementwise=elementwise(forward),
         saved_bytes=sum(aval_bytes(var.aval) for var in saved),
+        product_bytes=product_bytes(forward),
         workspace_bytes=workspace(forward, parameters),
     )
 
@@ -73,6 +77,15 @@ def macs(jaxpr: Jaxpr) -> int:
         (contracted, _), _ = equation.params["dimension_numbers"]
         contracted_sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
         return math.prod(equation.outvars[0].aval.shape) * math.prod(contracted_sizes)
+
+    return _total(of, jaxpr)
+
+
+def product_bytes(jaxpr: Jaxpr) -> int:
+    """Memory of the results of all matrix products of a program."""
+
+    def of(equation: Any) -> int:
+        return aval_bytes(equation.outvars[0].aval) if equation.primitive.name == "dot_general" else 0
 
     return _total(of, jaxpr)
 

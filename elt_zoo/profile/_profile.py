@@ -113,12 +113,14 @@ class Profile:
     def training_activation_bytes(self, remat: Remat | None = None) -> int:
         r"""Estimated memory of the arrays that JAX's reverse mode saves for the whole batch, without dropout.
 
-        With $s$ the state, $r$ the arrays that one layer saves, $N$ layers and $L$ loops, the trunk saves
+        With $s$ the state, $r$ the arrays that one layer saves, $p$ the results of its matrix products, $N$ layers and
+        $L$ loops, the trunk saves
 
         | rematerialisation | trunk |
         |---|---|
         | none | $N \cdot L \cdot r$ |
         | loop | $L \cdot s + N \cdot r$ |
+        | elementwise | $N \cdot L \cdot (s + p) + r$ |
         | layer | $N \cdot L \cdot s + r$ |
 
         Embedding and conditioning come on top, and the head at two exits (student and teacher; one if L = 1). XLA fuses
@@ -130,6 +132,8 @@ class Profile:
         match self.config.remat if remat is None else Remat(remat):
             case Remat.NONE:
                 trunk = self.effective_depth * self.layer.saved_bytes
+            case Remat.ELEMENTWISE:
+                trunk = self.effective_depth * (self.state_bytes + self.layer.product_bytes) + self.layer.saved_bytes
             case Remat.LOOP:
                 trunk = self.loops * self.state_bytes + self.loop.saved_bytes
             case Remat.LAYER:

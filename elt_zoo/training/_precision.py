@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from ..looped import LoopedTransformer
+
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
@@ -21,7 +23,11 @@ class Precision:
             raise ValueError(f"`Precision(compute={self.compute!r})` must be float32 or bfloat16.")
 
     def cast(self, tree: PyTree) -> PyTree:
-        """Casts the floating-point arrays of a tree, such as a model, to the compute dtype."""
+        """Casts the floating-point arrays of a tree, such as a model, to the compute dtype, except a trunk's.
+
+        A [`LoopedTransformer`][elt_zoo.LoopedTransformer] computes in the dtype of its tokens and casts its layers
+        inside the loop, so that the gradients of the layers are summed over the loops in float32.
+        """
         return self._cast(tree, least_axes=0)
 
     def cast_inputs(self, inputs: PyTree) -> PyTree:
@@ -34,6 +40,8 @@ class Precision:
 
     def _cast(self, tree: PyTree, *, least_axes: int) -> PyTree:
         dtype = jnp.dtype(self.compute)
-        return jax.tree.map(
-            lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) and leaf.ndim >= least_axes else leaf, tree
-        )
+
+        def cast(leaf):
+            return leaf.astype(dtype) if eqx.is_inexact_array(leaf) and leaf.ndim >= least_axes else leaf
+
+        return jax.tree.map(cast, tree, is_leaf=lambda node: isinstance(node, LoopedTransformer))

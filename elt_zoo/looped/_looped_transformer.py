@@ -1,0 +1,348 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from .._checks import checked
+from ..nn import PreNormLayer
+from ._block import Block, State, make_block
+from ._counts import LoopCount, StaticCount, static_count, traced_count
+from ._remat import Remat
+from ._stack import entry, stack, zero_deltas
+
+ExitRule = Callable[[Any, Any], Bool[Array, ""]]
+"""Called with what it watches before and after a loop; true means that the example may leave."""
+
+
+class LoopedTransformer(eqx.Module):
+    r"""N unique layers, applied L times: $F_{N,L}(x) = g^{L}(x)$ with $g = f_N \circ \dots \circ f_1$
+    ([2604.09168](https://arxiv.org/abs/2604.09168), section 3).
+
+    Parameters grow with N = `num_layers`, compute and effective depth N·L with L = `loops`. The trunk knows no
+    modality: it maps tokens to tokens. The number of loops is an argument of each call. Start with the first row of
+    this table; the others are for the purposes that they name.
+
+    | call | for | differentiable | work done |
+    |---|---|---|---|
+    | `trunk(x, c, loops=4)` | a fixed number of loops | yes | 4 loops; compile time independent of the number |
+    | `trunk(x, c, loops=r)` | a traced `r`, at inference | no | r loops; one compilation serves every number |
+    | `trunk.at_exit(x, c, loops=r, max_loops=8)` | a traced `r`, in training | yes | 8 loops, state kept after r |
+    | `trunk.trajectory(x, c, loops=4)` | all exits | yes | 4 loops, all four states returned |
+    | `trunk.student_and_teacher(x, c, student_loops=r, max_loops=4)` | ILSD | yes | 4 loops, two states returned |
+    | `trunk.early_exit(x, c, rule=…, max_loops=8)` | a number that a rule decides | on request | until the rule holds |
+
+    All of them agree to float tolerance: the state after loop r is the same whichever way it is reached. Under
+    `jax.vmap` a traced number may differ between examples.
+
+    A layer is any Equinox module called as `layer(x)`, or as `layer(x, conditioning)` when the call passes
+    conditioning. If it has a method `condition`, the trunk calls that once, outside the loop, and passes the result in
+    place of the conditioning.
+
+    The trunk computes in the dtype of its tokens: floating-point arrays of the layers are cast to it inside the loop.
+    With float32 layers and bfloat16 tokens, products run in bfloat16 and the gradients of the layers are summed over
+    the loops in float32.
+
+    With `num_loop_deltas` = K, each of the first K loops adds vectors of its own to the layers' vectors (biases, scales
+    of norms); they start at zero, and the matrices stay shared. Loops after the K-th use the vectors of the K-th. The
+    paper has none. They let a deep model that was turned into a looped one keep more of what its layers were.
+    """
+
+    layers: PyTree[Array]
+    loop_deltas: PyTree[Array]
+    num_layers: int = eqx.field(static=True)
+    scan_layers: bool = eqx.field(static=True)
+    unroll_loops: bool = eqx.field(static=True)
+    remat: Remat = eqx.field(static=True)
+
+    def __init__(
+        self,
+        layers: Sequence[eqx.Module],
+        *,
+        scan_layers: bool = False,
+        unroll_loops: bool = False,
+        remat: Remat = Remat.NONE,
+        num_loop_deltas: int = 0,
+    ):
+        """Loops a list of layers. [`create`][elt_zoo.LoopedTransformer.create] builds the list from sizes.
+
+        **Arguments:**
+
+        - `layers`: the N unique layers in the order of application: Equinox modules of one structure, with arrays of
+          the same shapes and dtypes. The trunk stacks them.
+        - `scan_layers`: scan the layers inside a loop instead of unrolling them: compile time independent of N, at 12
+          to 25% more time per step on a CPU.
+        - `unroll_loops`: unroll the loops of a static count: faster steps, compile time proportional to L. Without
+          effect under `remat`.
+        - `remat`: what the backward pass recomputes; default nothing.
+        - `num_loop_deltas`: loops that get vectors of their own; default none.
+
+        **Raises:** `ValueError` if the list is empty, the structures differ (naming the first layer that does), or
+        `num_loop_deltas` < 0.
+        """
+        if len(layers) == 0:
+            raise ValueError("`LoopedTransformer([])` needs at least one layer.")
+        self.layers = stack(layers)
+        self.loop_deltas = zero_deltas(self.layers, num_loop_deltas)
+        self.num_layers = len(layers)
+        self.scan_layers = scan_layers
+        self.unroll_loops = unroll_loops
+        self.remat = Remat(remat)
+
+    @classmethod
+    def create(
+        cls,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        mlp_dim: int | None = None,
+        layer: Callable[..., eqx.Module] = PreNormLayer,
+        scan_layers: bool = False,
+        unroll_loops: bool = False,
+        remat: Remat = Remat.NONE,
+        num_loop_deltas: int = 0,
+        key: PRNGKeyArray,
+    ) -> "LoopedTransformer":
+        """Builds the layers from their sizes, and loops them.
+
+        **Arguments:**
+
+        - `dim`: width of the tokens.
+        - `num_layers`: N, the number of unique layers, at least 1.
+        - `num_heads`: attention heads, a divisor of `dim`.
+        - `mlp_dim`: hidden width of the MLP; default 4·`dim`.
+        - `layer`: called as `layer(dim, num_heads, mlp_dim=…, key=…)` for each unique layer; default pre-norm. Pass
+          another layer class, or a `functools.partial` of one to set more of its arguments.
+        - `scan_layers`, `unroll_loops`, `remat`, `num_loop_deltas`: as for `LoopedTransformer`.
+        - `key`: PRNG key, split among the layers.
+
+        **Raises:** `ValueError` if `num_layers` < 1 or the heads do not divide the width.
+        """
+        if num_layers < 1:
+            raise ValueError(f"`LoopedTransformer.create(num_layers={num_layers})` needs at least one layer.")
+        mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
+        keys = jax.random.split(key, num_layers)
+        return cls(
+            [layer(dim, num_heads, mlp_dim=mlp_dim, key=key) for key in keys],
+            scan_layers=scan_layers,
+            unroll_loops=unroll_loops,
+            remat=remat,
+            num_loop_deltas=num_loop_deltas,
+        )
+
+    def unstacked(self) -> "LoopedTransformer":
+        """The same trunk with its layers kept apart, for inference with many unique layers.
+
+        XLA copies a layer's weights out of the stack in every call before it multiplies by them. With few layers and
+        many loops that is little; in a deep model of one loop on a CPU it can take as long as the products themselves
+        (`benchmarks/networks.py`). The copy needs as much memory again. Train, save and convert the stacked trunk.
+        """
+        if isinstance(self.layers, tuple):
+            return self
+        layers = tuple(entry(self.layers, index) for index in range(self.num_layers))
+        return eqx.tree_at(lambda trunk: trunk.layers, self, layers)
+
+    @property
+    def num_loop_deltas(self) -> int:
+        """Loops that have vectors of their own; 0 for none."""
+        return jax.tree.leaves(self.loop_deltas)[0].shape[1] if self.loop_deltas is not None else 0
+
+    @checked
+    def __call__(
+        self,
+        x: Float[Array, "tokens dim"],
+        conditioning: PyTree[Array] = None,
+        *,
+        loops: LoopCount,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "tokens dim"]:
+        """Applies the layers `loops` times.
+
+        **Arguments:**
+
+        - `x`: tokens.
+        - `conditioning`: what the layers take besides tokens.
+        - `loops`: L ≥ 1. A Python or NumPy integer is static: a `lax.scan`, which can be differentiated. A JAX array
+          is traced: one compilation serves every number, nothing runs past the last loop, and reverse-mode
+          differentiation is not possible (use `at_exit` for that).
+        - `key`: turns on the layers' dropout, with another mask in every layer and loop.
+
+        **Returns:** the state after the last loop.
+
+        **Raises:** `TypeError` if `loops` is a truth value; `ValueError` if a static number is below 1, a runtime error
+        if a traced one is.
+        """
+        if not isinstance(loops, jax.Array):
+            count = static_count("loops", loops)
+            block = self._block(x, conditioning, key, count)
+            return self._scan(lambda state, index: (block(state, index), None), x, count)[0]
+        count = traced_count("loops", loops)
+        block = self._block(x, conditioning, key)
+        return jax.lax.fori_loop(jnp.zeros_like(count), count, lambda index, state: block(state, index), x)
+
+    @checked
+    def at_exit(
+        self,
+        x: Float[Array, "tokens dim"],
+        conditioning: PyTree[Array] = None,
+        *,
+        loops: LoopCount,
+        max_loops: StaticCount,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "tokens dim"]:
+        """Runs `max_loops` loops and returns the state at one exit, the state after `loops` of them.
+
+        It can be differentiated, and under `jax.vmap` each example may have its own exit. It costs `max_loops` loops
+        whatever the exit is.
+
+        **Arguments:** as `__call__`; `loops`: traced or static, in [1, `max_loops`].
+
+        **Raises:** `ValueError` if `max_loops` < 1, a runtime error if `loops` is outside the range.
+        """
+        max_loops = static_count("max_loops", max_loops)
+        loops = traced_count("loops", loops, max_loops)
+        block = self._block(x, conditioning, key, max_loops)
+
+        def body(state, index):
+            return jnp.where(index < loops, block(state, index), state), None
+
+        return self._scan(body, x, max_loops)[0]
+
+    @checked
+    def trajectory(
+        self,
+        x: Float[Array, "tokens dim"],
+        conditioning: PyTree[Array] = None,
+        *,
+        loops: StaticCount,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "loops tokens dim"]:
+        """The state at every loop boundary: entry r − 1 is the state after r loops.
+
+        **Arguments:** as `__call__`, with a static number of loops.
+
+        **Raises:** `ValueError` if it is below 1.
+        """
+        loops = static_count("loops", loops)
+        block = self._block(x, conditioning, key, loops)
+
+        def body(state, index):
+            state = block(state, index)
+            return state, state
+
+        return self._scan(body, x, loops)[1]
+
+    @checked
+    def student_and_teacher(
+        self,
+        x: Float[Array, "tokens dim"],
+        conditioning: PyTree[Array] = None,
+        *,
+        student_loops: LoopCount,
+        max_loops: StaticCount,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "tokens dim"], Float[Array, "tokens dim"]]:
+        """The two states that Intra-Loop Self Distillation needs, from one forward pass
+        ([2604.09168](https://arxiv.org/abs/2604.09168), algorithm 1).
+
+        **Arguments:** as `__call__`; `student_loops`: the student's exit L_int, traced or static, in [1, `max_loops`];
+        `max_loops`: L_max.
+
+        **Returns:** the state after `student_loops` loops and the state after `max_loops` loops.
+
+        **Raises:** `ValueError` if `max_loops` < 1, a runtime error if `student_loops` is outside the range.
+        """
+        max_loops = static_count("max_loops", max_loops)
+        student_loops = traced_count("student_loops", student_loops, max_loops)
+        block = self._block(x, conditioning, key, max_loops)
+
+        def body(carry, index):
+            state, student = carry
+            state = block(state, index)
+            return (state, jnp.where(index + 1 == student_loops, state, student)), None
+
+        (teacher, student), _ = self._scan(body, (x, jnp.zeros_like(x)), max_loops)
+        return student, teacher
+
+    @checked
+    def early_exit(
+        self,
+        x: Float[Array, "tokens dim"],
+        conditioning: PyTree[Array] = None,
+        *,
+        rule: ExitRule,
+        max_loops: StaticCount,
+        min_loops: StaticCount = 1,
+        watch: Callable[[Float[Array, "tokens dim"]], PyTree[Array]] | None = None,
+        differentiable: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "tokens dim"], Int[Array, ""]]:
+        """Loops until a rule says that the state has settled.
+
+        [`ElasticModel.early_exit`][elt_zoo.ElasticModel.early_exit] has rules on predictions.
+
+        **Arguments:**
+
+        - `x`, `conditioning`, `key`: as `__call__`.
+        - `rule`: called as `rule(previous_state, state)` after every loop; true means that `state` is the exit. The
+          previous state of the first loop is `x`.
+        - `max_loops`: the most loops to run.
+        - `min_loops`: the loops to run before the exit may be taken, in [1, `max_loops`].
+        - `watch`: what the rule sees of a state; default the state itself.
+        - `differentiable`: false stops as soon as the rule holds; in a batch under `jax.vmap`, as soon as it has held
+          for every example. True runs all `max_loops` and keeps the state of the exit, so that the result can be
+          differentiated. Both return the same.
+
+        **Returns:** the exit's state and the number of loops it took.
+
+        **Raises:** `ValueError` unless 1 ≤ `min_loops` ≤ `max_loops`.
+        """
+        min_loops, max_loops = static_count("min_loops", min_loops), static_count("max_loops", max_loops)
+        if min_loops > max_loops:
+            raise ValueError(
+                f"`early_exit(min_loops={min_loops}, max_loops={max_loops})` needs 1 <= min_loops <= max_loops."
+            )
+        block = self._block(x, conditioning, key, max_loops if differentiable else None)
+        watch = (lambda state: state) if watch is None else watch
+
+        def advance(carry):
+            state, seen, used, _ = carry
+            state = block(state, used)
+            now = watch(state)
+            return state, now, used + 1, jnp.logical_and(used + 1 >= min_loops, rule(seen, now))
+
+        def body(carry, _):
+            left = carry[-1]
+            return jax.tree.map(lambda old, new: jnp.where(left, old, new), carry, advance(carry)), None
+
+        start = (x, watch(x), jnp.asarray(0, jnp.int32), jnp.asarray(False))
+        if differentiable:
+            state, _, used, _ = self._scan(body, start, max_loops)[0]
+        else:
+            state, _, used, _ = jax.lax.while_loop(
+                lambda carry: jnp.logical_and(carry[2] < max_loops, jnp.logical_not(carry[3])), advance, start
+            )
+        return state, used
+
+    def _block(
+        self, x: State, conditioning: PyTree[Array], key: PRNGKeyArray | None, loops: int | None = None
+    ) -> Block:
+        """The block that the loops repeat; `loops` is the length of the scan that it will be in, if it is one."""
+        return make_block(
+            self.layers,
+            self.loop_deltas,
+            conditioning,
+            key,
+            num_layers=self.num_layers,
+            dtype=x.dtype,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
+            single=loops == 1,
+        )
+
+    def _scan(self, body: Callable, start: PyTree[Array], loops: int) -> tuple[Any, Any]:
+        unroll = self.unroll_loops and self.remat == Remat.NONE
+        return jax.lax.scan(body, start, jnp.arange(loops), unroll=loops if unroll else 1)

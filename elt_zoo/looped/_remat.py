@@ -1,0 +1,41 @@
+import enum
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+
+
+class Remat(enum.StrEnum):
+    """What the backward pass recomputes instead of storing. Values and gradients do not depend on it.
+
+    | kind | stored | recomputed |
+    |---|---|---|
+    | `NONE` | every activation | nothing |
+    | `ELEMENTWISE` | the results of all matrix products | what lies between them: norms, softmax, activations |
+    | `LAYER` | the state before every layer | one layer at a time |
+    | `LOOP` | the state before every loop | one loop at a time |
+
+    `ELEMENTWISE` repeats no matrix product. `LAYER` and `LOOP` repeat the whole forward pass. `LOOP` stores fewer
+    states, but holds all activations of the loop that it recomputes; with a single loop it therefore saves nothing.
+
+    Every kind but `NONE` needs a loop to work in. The trunk scans the loops even with `unroll_loops`, and for `LAYER`
+    and `ELEMENTWISE` scans the layers of a call with a single loop. A model of one layer in one loop has nothing to
+    recompute piece by piece, and saves nothing.
+    """
+
+    NONE = "none"
+    ELEMENTWISE = "elementwise"
+    LOOP = "loop"
+    LAYER = "layer"
+
+
+def recompute(function: Callable, *, in_loop: bool, store_products: bool = False) -> Callable:
+    """A function whose activations the backward pass recomputes, matrix products excepted if they are stored.
+
+    **Arguments:** `in_loop`: whether the function runs inside a scan of at least two steps.
+    """
+    # Forward and backward pass of a scan are two separate loops. In straight-line code XLA merges the recomputation
+    # with the forward pass and stores the activations after all; `prevent_cse` puts a barrier between them, which
+    # accelerators respect and CPUs ignore (jaxlib 0.10). Inside a scan the barrier would only hinder fusion.
+    policy = jax.checkpoint_policies.dots_saveable if store_products else None
+    return eqx.filter_checkpoint(function, prevent_cse=not in_loop, policy=policy)
