@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import inspect
 import json
 
 import equinox as eqx
@@ -38,10 +40,60 @@ def test_all_exits_of_a_model_agree(model_and_inputs):
     close(teacher, exits[2])
     close(model(*inputs, loops=2), exits[1])
     close(model(*inputs, loops=jnp.asarray(2)), exits[1])
+    close(model(*inputs, loops=np.int64(2)), exits[1])
     close(model.at_exit(*inputs, loops=jnp.asarray(2), max_loops=3), exits[1])
     batch = [jnp.stack([leaf, leaf]) for leaf in inputs]
     close(BatchedPredict(model)(*batch, loops=2)[1], exits[1])
     assert not np.allclose(exits[0], exits[1])
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_early_exit_by_a_rule_on_predictions_or_states(model_and_inputs, differentiable):
+    model, inputs = model_and_inputs
+    exits = model.trajectory(*inputs, loops=4)
+    # Each prediction is known, so a rule can wait for one of them.
+    third = lambda previous, now: jnp.allclose(now, exits[2], rtol=1e-3, atol=1e-4)  # noqa: E731
+    options = {"max_loops": 4, "differentiable": differentiable}
+    prediction, used = model.early_exit(*inputs, rule=third, **options)
+    assert int(used) == 3
+    np.testing.assert_allclose(prediction, exits[2], rtol=1e-4, atol=1e-5)
+    second = lambda previous, now: jnp.allclose(previous, exits[0], rtol=1e-3, atol=1e-4)  # noqa: E731
+    assert int(model.early_exit(*inputs, rule=second, min_loops=2, **options)[1]) == 2
+
+    def on_states(previous, now):
+        assert previous.shape == now.shape == model.head.embed(*inputs)[0].shape
+        return jnp.asarray(False)
+
+    prediction, used = model.early_exit(*inputs, rule=on_states, on_states=True, **options)
+    assert int(used) == 4
+    np.testing.assert_allclose(prediction, exits[3], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="needs 1 <= min_loops <= max_loops"):
+        model.early_exit(*inputs, rule=third, max_loops=2, min_loops=3)
+
+
+def test_early_exit_of_a_batch_gives_every_example_its_own(model_and_inputs):
+    model, inputs = model_and_inputs
+    batch = [jnp.stack([leaf, leaf]) for leaf in inputs]
+    rule = lambda limit: lambda previous, now: jnp.max(jnp.abs(now)) >= limit  # noqa: E731
+    limits = jnp.asarray([0.0, jnp.inf])
+    run = jax.vmap(lambda limit, *one: model.early_exit(*one, rule=rule(limit), max_loops=3))
+    predictions, used = run(limits, *batch)
+    np.testing.assert_array_equal(used, [1, 3])
+    np.testing.assert_allclose(
+        predictions, model.trajectory(*inputs, loops=3)[jnp.asarray([0, 2])], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_swapped_and_wrong_parts_are_refused(model_and_inputs):
+    model, _ = model_and_inputs
+    # The tests check the types of every call, and would be first to object; users meet the constructor itself.
+    build = functools.partial(inspect.unwrap(ElasticModel.__init__), None, max_loops=2)
+    with pytest.raises(TypeError, match=r"got a `LoopedTransformer` as head.*in this order. They are swapped"):
+        build(model.trunk, model.head)
+    with pytest.raises(TypeError, match=r"as trunk. It needs a head and a `LoopedTransformer`, in this order.$"):
+        build(model.head, model.head)
+    with pytest.raises(TypeError, match=r"got a `int` as head. It needs a module with the methods `embed`"):
+        build(3, model.trunk)
 
 
 def test_a_model_needs_a_loop(model_and_inputs):
@@ -113,7 +165,7 @@ def test_unknown_names_and_broken_configs_are_explained():
     with pytest.raises(ValueError, match=r"Unknown preset 'elt-L-8N3L'. Did you mean 'elt-L-8Nx3L'"):
         preset("elt-L-8N3L")
     values = preset("digits-dit").to_dict()
-    with pytest.raises(ValueError, match=r"unknown fields \['width'\], missing fields \['dim'\]"):
+    with pytest.raises(ValueError, match=r"unknown: width\n  missing: dim"):
         config_from_dict({k: v for k, v in values.items() if k != "dim"} | {"width": 3})
     with pytest.raises(ValueError, match="of the family 'gan'; known are"):
         config_from_dict(values | {"family": "gan"})

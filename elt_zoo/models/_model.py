@@ -7,15 +7,16 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._checks import checked
 from ..heads import Head
-from ..looped import LoopedTransformer
+from ..looped import ExitRule, LoopCount, LoopedTransformer, StaticCount
 
 
 class ElasticModel(eqx.Module):
     """A trunk and a head put together: one model, any number of loops.
 
     Every method takes the inputs of the head's `embed` for one example (`ids, label` for
-    [`MaskGITHead`][elt_zoo.MaskGITHead], `x, time, label` for [`DiTHead`][elt_zoo.DiTHead]) and returns predictions;
-    the loop counts are those of [`LoopedTransformer`][elt_zoo.LoopedTransformer]'s method of the same name.
+    [`MaskGITHead`][elt_zoo.MaskGITHead], `x, time, label` for [`DiTHead`][elt_zoo.DiTHead]) and returns predictions.
+    Start with `model(*inputs, loops=4)`. Each other method does to the trunk what the method of the same name of
+    [`LoopedTransformer`][elt_zoo.LoopedTransformer] does, and takes the same counts. `key` turns dropout on.
     """
 
     head: Head
@@ -25,8 +26,20 @@ class ElasticModel(eqx.Module):
     def __init__(self, head: Head, trunk: LoopedTransformer, *, max_loops: int):
         """**Arguments:** `head` and `trunk`, of one width; `max_loops`: L_max, the loops that the model is trained for.
 
-        **Raises:** `ValueError` if `max_loops` < 1.
+        **Raises:** `TypeError` if head or trunk are something else, swapped for instance; `ValueError` if `max_loops`
+        < 1.
         """
+        if not isinstance(trunk, LoopedTransformer) or isinstance(head, LoopedTransformer):
+            swapped = " They are swapped." if isinstance(head, LoopedTransformer) else ""
+            raise TypeError(
+                f"`ElasticModel(head, trunk)` got a `{type(head).__name__}` as head and a `{type(trunk).__name__}` as "
+                f"trunk. It needs a head and a `LoopedTransformer`, in this order.{swapped}"
+            )
+        if not isinstance(head, Head):
+            raise TypeError(
+                f"`ElasticModel(head, trunk)` got a `{type(head).__name__}` as head. It needs a module with the "
+                "methods `embed` and `__call__`, see `elt_zoo.heads.Head`."
+            )
         if max_loops < 1:
             raise ValueError(f"`ElasticModel(max_loops={max_loops})` needs at least one loop.")
         self.head = head
@@ -34,49 +47,87 @@ class ElasticModel(eqx.Module):
         self.max_loops = max_loops
 
     @checked
-    def __call__(self, *inputs: Any, loops: int | Int[Array, ""], key: PRNGKeyArray | None = None) -> PyTree[Array]:
-        """The prediction after `loops` loops, a Python int or (inference only) a traced integer. `key` turns dropout
-        on.
-        """
-        embed_key, trunk_key = _split(key)
-        tokens, conditioning = self.head.embed(*inputs, key=embed_key)
-        return self.head(self.trunk(tokens, conditioning, loops=loops, key=trunk_key), conditioning)
+    def __call__(self, *inputs: Any, loops: LoopCount, key: PRNGKeyArray | None = None) -> PyTree[Array]:
+        """The prediction after `loops` loops. A traced count is for inference only."""
+        tokens, read, key = self._embed(inputs, key)
+        return read(self.trunk(*tokens, loops=loops, key=key))
 
     @checked
     def at_exit(
-        self, *inputs: Any, loops: Int[Array, ""], max_loops: int, key: PRNGKeyArray | None = None
+        self, *inputs: Any, loops: LoopCount, max_loops: StaticCount, key: PRNGKeyArray | None = None
     ) -> PyTree[Array]:
         """The prediction after a traced number of loops, differentiable, at the cost of `max_loops`."""
-        embed_key, trunk_key = _split(key)
-        tokens, conditioning = self.head.embed(*inputs, key=embed_key)
-        state = self.trunk.at_exit(tokens, conditioning, loops=loops, max_loops=max_loops, key=trunk_key)
-        return self.head(state, conditioning)
+        tokens, read, key = self._embed(inputs, key)
+        return read(self.trunk.at_exit(*tokens, loops=loops, max_loops=max_loops, key=key))
 
     @checked
-    def trajectory(self, *inputs: Any, loops: int, key: PRNGKeyArray | None = None) -> PyTree[Array]:
+    def trajectory(self, *inputs: Any, loops: StaticCount, key: PRNGKeyArray | None = None) -> PyTree[Array]:
         """The predictions of exits 1 to `loops`, stacked along a new leading axis."""
-        embed_key, trunk_key = _split(key)
-        tokens, conditioning = self.head.embed(*inputs, key=embed_key)
-        states = self.trunk.trajectory(tokens, conditioning, loops=loops, key=trunk_key)
-        return jax.vmap(lambda state: self.head(state, conditioning))(states)
+        tokens, read, key = self._embed(inputs, key)
+        return jax.vmap(read)(self.trunk.trajectory(*tokens, loops=loops, key=key))
 
     @checked
     def student_and_teacher(
-        self, *inputs: Any, student_loops: Int[Array, ""], max_loops: int, key: PRNGKeyArray | None = None
+        self, *inputs: Any, student_loops: LoopCount, max_loops: StaticCount, key: PRNGKeyArray | None = None
     ) -> tuple[PyTree[Array], PyTree[Array]]:
-        """The predictions after `student_loops` (traced) and after `max_loops` loops, from one forward pass."""
-        embed_key, trunk_key = _split(key)
-        tokens, conditioning = self.head.embed(*inputs, key=embed_key)
+        """The predictions after `student_loops` and after `max_loops` loops, from one forward pass."""
+        tokens, read, key = self._embed(inputs, key)
         student, teacher = self.trunk.student_and_teacher(
-            tokens, conditioning, student_loops=student_loops, max_loops=max_loops, key=trunk_key
+            *tokens, student_loops=student_loops, max_loops=max_loops, key=key
         )
-        return self.head(student, conditioning), self.head(teacher, conditioning)
+        return read(student), read(teacher)
+
+    @checked
+    def early_exit(
+        self,
+        *inputs: Any,
+        rule: ExitRule,
+        max_loops: StaticCount,
+        min_loops: StaticCount = 1,
+        on_states: bool = False,
+        differentiable: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[PyTree[Array], Int[Array, ""]]:
+        """Loops until a rule says that the prediction has settled.
+
+        **Arguments:**
+
+        - `inputs`, `key`: as for the other methods.
+        - `rule`: called as `rule(previous_prediction, prediction)` after every loop; true means that `prediction` is
+          the result. The previous prediction of the first loop is read from the tokens, which no training has made
+          useful: with a rule that compares the two, use `min_loops=2`.
+        - `max_loops`: the most loops to run.
+        - `min_loops`: the loops to run before the exit may be taken, in [1, `max_loops`].
+        - `on_states`: the rule is called with states of the trunk instead, which saves the head in every loop.
+        - `differentiable`: as for [`LoopedTransformer.early_exit`][elt_zoo.LoopedTransformer.early_exit].
+
+        **Returns:** the prediction at the exit and the number of loops it took.
+
+        **Raises:** `ValueError` unless 1 ≤ `min_loops` ≤ `max_loops`.
+        """
+        tokens, read, key = self._embed(inputs, key)
+        state, used = self.trunk.early_exit(
+            *tokens,
+            rule=rule,
+            max_loops=max_loops,
+            min_loops=min_loops,
+            watch=None if on_states else read,
+            differentiable=differentiable,
+            key=key,
+        )
+        return read(state), used
 
     def unstacked(self) -> "ElasticModel":
         """The same model for inference with many unique layers, see
         [`LoopedTransformer.unstacked`][elt_zoo.LoopedTransformer.unstacked].
         """
         return ElasticModel(self.head, self.trunk.unstacked(), max_loops=self.max_loops)
+
+    def _embed(self, inputs: tuple[Any, ...], key: PRNGKeyArray | None):
+        """The trunk's arguments, the function that reads a prediction from a state, and the trunk's dropout key."""
+        embed_key, trunk_key = (None, None) if key is None else jax.random.split(key)
+        tokens, conditioning = self.head.embed(*inputs, key=embed_key)
+        return (tokens, conditioning), lambda state: self.head(state, conditioning), trunk_key
 
 
 class BatchedPredict(eqx.Module):
@@ -87,12 +138,8 @@ class BatchedPredict(eqx.Module):
     model: Callable[..., PyTree[Array]]
 
     @checked
-    def __call__(self, *inputs: Any, loops: int | Int[Array, ""]) -> PyTree[Array]:
+    def __call__(self, *inputs: Any, loops: LoopCount) -> PyTree[Array]:
         """**Arguments:** the model's inputs with a batch axis each, and the loop count. **Returns:** batched
         predictions.
         """
         return jax.vmap(lambda *example: self.model(*example, loops=loops))(*inputs)
-
-
-def _split(key: PRNGKeyArray | None):
-    return (None, None) if key is None else jax.random.split(key)
