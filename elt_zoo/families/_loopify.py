@@ -34,8 +34,8 @@ def loopify(
     """Turns a deep model of D unique layers into an N×L looped one of equal compute, a start for fine-tuning.
 
     The head is kept. The result needs fine-tuning, with [`ILSDLoss`][elt_zoo.ILSDLoss] to make every exit useful: the
-    layers of a deep model were never trained to be repeated. It is not part of the paper (2604.09168), which trains
-    looped models from scratch.
+    layers of a deep model were never trained to be repeated. The paper
+    ([2604.09168](https://arxiv.org/abs/2604.09168)) trains looped models from scratch and has no such step.
 
     **Arguments:**
 
