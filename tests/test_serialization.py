@@ -203,7 +203,7 @@ def test_a_damaged_description_is_refused(saved, text):
     [
         ({"format_version": 2}, "format version 2; this elt_zoo reads up to 1. Install a newer"),
         ({"model": {"family": "gan"}}, "of the family 'gan'; known are"),
-        ({"model": MASKED.to_dict() | {"depth": 3}}, "unknown: depth"),
+        ({"model": MASKED.to_dict() | {"depth": 3}}, "unknown: 'depth'"),
         ({"model": MASKED.to_dict() | {"num_heads": 3}}, "heads must divide the width"),
         ({"tokenizer": {"kind": "gan", "shape": [4, 4, 1]}}, "unknown tokenizer 'gan'"),
         ({"tokenizer": {"kind": "grey_levels"}}, "missing: levels; missing: shape"),

@@ -123,7 +123,7 @@ def load(
             )
         if skeleton is None:
             skeleton = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / WEIGHTS} cannot be used: {error}") from error
     both = {"model": skeleton, "tokenizer": tokenizer}
     loaded = assemble(both, own_names(both), tensors, dtype=dtype, sharding=sharding)
