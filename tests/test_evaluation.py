@@ -151,7 +151,8 @@ def figures_of(folder):
     return {json.dumps(result["cell"]): result["figures"] for result in results}
 
 
-@pytest.mark.parametrize("model", ["digits-dit", pytest.param("digits-maskgit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["digits-dit", "digits-maskgit"])
 def test_an_interrupted_grid_goes_on_to_the_same_figures(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ("evaluate", "--model", model, *FEW)

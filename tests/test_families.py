@@ -211,6 +211,7 @@ def test_its_sizes_follow_the_data(task):
         task.config.fit_to(jax.ShapeDtypeStruct((5,), jnp.float32), num_classes=3)
 
 
+@pytest.mark.slow
 def test_it_trains_and_resumes_with_reports_on_the_way(trained):
     folder, _ = trained
     assert [row["step"] for row in rows_of(folder / "metrics-ilsd.csv")] == ["1", "2", "3", "4"]
@@ -220,6 +221,7 @@ def test_it_trains_and_resumes_with_reports_on_the_way(trained):
     assert json.loads((folder / "summary.json").read_text())["model"]["family"] == "series"
 
 
+@pytest.mark.slow
 def test_it_is_saved_loaded_and_sampled(trained):
     folder, model = trained
     with pytest.raises(WeightsError, match="of the family 'series'"):
@@ -230,6 +232,7 @@ def test_it_is_saved_loaded_and_sampled(trained):
     assert pictures.shape == (3, 4, 8, 1) and np.isfinite(pictures).all()
 
 
+@pytest.mark.slow
 def test_it_is_measured_over_a_grid(trained, tmp_path):
     generator = load(trained[0] / "model", family=SeriesConfig)
     extractor = Columns()
@@ -248,15 +251,20 @@ def test_it_is_measured_over_a_grid(trained, tmp_path):
     assert [row["loops"] for row in rows_of(tmp_path / "grid" / "results.csv")] == ["1", "1-2"]
 
 
-def test_its_loops_are_diagnosed_and_its_costs_counted(trained, tmp_path):
+@pytest.mark.slow
+def test_its_loops_are_diagnosed(trained, tmp_path):
     generator = load(trained[0] / "model", family=SeriesConfig)
     heldout = ArraySource(*series(20, 1))
     counts = {"examples": 20, "copies": 1, "batch_size": 20, "seed": 0}
     text = report_loops(tmp_path / "loops", generator, heldout=heldout, **counts)
     assert "mean error" in text and "Past L_max the loss changes by" in text
     assert [row["exit"] for row in rows_of(tmp_path / "loops" / "exits.csv")] == ["1", "2", "3", "4"]
-    costs = profile(generator.config, batch=8, steps=3)
-    assert costs.parameters == sum(leaf.size for leaf in jax.tree.leaves(generator.model))
+
+
+def test_its_costs_are_counted(task):
+    costs = profile(task.config, batch=8, steps=3)
+    model = task.config.build(key=jax.random.key(0))
+    assert costs.parameters == sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
 def rows_of(path):

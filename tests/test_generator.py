@@ -111,8 +111,8 @@ def test_guidance_of_zero_is_the_model_without_a_class(generator):
     ("options", "message"),
     [
         ({"labels": []}, "must be a list of classes"),
-        ({"labels": [[1]]}, "must be a list of classes"),
-        ({"labels": [1.5]}, "must be a list of classes"),
+        ({"labels": np.asarray([[1]])}, "must be a list of classes"),
+        ({"labels": np.asarray([1.5])}, "must be a list of classes"),
         ({"labels": [3, 11]}, "holds 11, but this generator knows the classes 0 to 9, and 10 for no class"),
         ({"labels": [-1]}, "holds -1"),
         ({"loops": 0}, "samples nothing"),
@@ -134,7 +134,8 @@ def test_a_generator_needs_the_tokenizer_that_it_was_trained_with():
         dataclasses.replace(masked, tokenizer=None).sample([3], key=KEY)
     with pytest.raises(ValueError, match="cannot reveal 16 tokens"):
         masked.sample([3], steps=17, key=KEY)
-    other = PatchCodebook.fit(np.zeros((4, 8, 8, 1), np.float32), codebook_size=4)
+    noise = np.random.default_rng(0).uniform(-1.0, 1.0, (8, 8, 8, 1)).astype(np.float32)
+    other = PatchCodebook.fit(noise, codebook_size=4)
     with pytest.raises(ValueError, match="give the one that it was trained with"):
         dataclasses.replace(masked, tokenizer=other).sample([3], key=KEY)
     with pytest.raises(ValueError, match="give it an autoencoder or none"):

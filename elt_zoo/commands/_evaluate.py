@@ -91,12 +91,14 @@ def evaluate(options: EvaluateOptions) -> None:
     settings, data, folder = generator.settings, generator.metadata.get("data"), options.folder
     require_writable_folder(folder)
     cells = grid(options.loops, options.steps or (settings.steps,), options.guidance or (settings.guidance,))
+    for cell in cells:  # refuses steps and scales that the sampler cannot take
+        generator.sampler(steps=cell.steps, guidance=cell.guidance)
     shape = generator.pixels.shape
+    plan = sample_plan(options, data, shape)
     heldout = heldout_source(options, data, shape) if options.diagnostics else None
     if heldout is not None:
         heldout_task(generator, heldout, 1)  # refuses data that do not fit before anything is measured
     evaluator = make_evaluator(options, data=data, shape=shape, folder=folder)
-    plan = sample_plan(options, data, shape)
     print(
         evaluate_grid(generator, cells, evaluator, plan, folder, name=Path(options.model).name, export=options.export)
     )

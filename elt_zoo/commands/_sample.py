@@ -49,6 +49,8 @@ class SampleOptions:
             raise ValueError(f"`--seed {self.seed}` must be 0 or more.")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"`--guidance {self.guidance}` must be a finite number; 1 is no guidance.")
+        if self.out.suffix.lower() != ".png":
+            raise ValueError(f"`--out {self.out}` must end in .png: it will be a picture.")
         if self.labels is not None and not self.labels:
             raise ValueError("`--labels` names no classes.")
 

@@ -33,8 +33,8 @@ class Representation:
 
 
 def as_pixels() -> Representation:
-    """For images and a model of pixels."""
-    return Representation(prepare=lambda batch, _: to_pixels(batch))
+    """For images and a model of pixels, or arrays in memory that a model takes as they are."""
+    return Representation(prepare=lambda batch, _: batch if isinstance(batch, Batch) else to_pixels(batch))
 
 
 def as_tokens(tokenizer: AbstractTokenizer | None, codebook_size: int) -> Representation:

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -238,7 +239,7 @@ def extend(file: Path, config: Mapping[str, Any]) -> None:
     """
     if not file.is_file():
         return
-    saved = read_json(file)
+    saved, config = read_json(file), json.loads(json.dumps(config))  # with lists for tuples, as they are saved
     if not isinstance(saved, dict) or not isinstance(saved.get("steps"), int):
         return
     if saved["steps"] < config["steps"] and not config_differences({**saved, "steps": config["steps"]}, config):

@@ -86,14 +86,16 @@ def make_task(
     - `settings`: fields of the family's sampler settings that differ from its defaults.
     - `described`: more that says which examples these are.
 
-    **Raises:** `ValueError` if the family cannot take such data, or for a setting that its sampler does not have.
+    **Raises:** `ValueError` if the family cannot take such data, or its sampler such settings.
     """
     batch = representation(heldout)
     example = jax.ShapeDtypeStruct(batch.examples.shape[1:], batch.examples.dtype)
     fitted = config.fit_to(example, num_classes=train.num_classes, codebook_size=representation.codebook_size)
+    chosen = settings_for(fitted, data, settings or {})
+    fitted.sampler(chosen)  # refuses what it cannot take before hours of training
     return Task(
         config=fitted,
-        settings=settings_for(fitted, data, settings or {}),
+        settings=chosen,
         train=train,
         heldout=batch,
         representation=representation,
