@@ -244,6 +244,8 @@ def test_it_is_measured_over_a_grid(trained, tmp_path):
         card={"name": extractor.name, "reference": "64 series"},
         allow_few=False,
     )
+    with pytest.raises(ValueError, match="`--samples 8` are too few for a covariance of 8 features"):
+        evaluator.check(8)
     plan = SamplePlan(samples=12, batch_size=6, devices=1)
     cells = grid(("1", "1-2"), (2,), (1.0,))
     table = evaluate_grid(generator, cells, evaluator, plan, tmp_path / "grid", name="series")

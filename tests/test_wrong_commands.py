@@ -165,7 +165,6 @@ EVALUATE = """
 --guidance nan                                   | must be finite numbers
 --guidance inf                                   | must be finite numbers
 --samples 0                                      | must be at least 1
---samples 30                                     | `--samples 30` are too few
 --repeats 0                                      | `--repeats 0` must be at least 1
 --batch-size 0                                   | must be at least 1
 --devices 0                                      | must be at least 1

@@ -6,6 +6,7 @@ import jax
 
 from ..data import AbstractSource
 from ..evaluation import (
+    CellStore,
     EvaluatorOptions,
     SamplePlan,
     evaluate_grid,
@@ -90,6 +91,7 @@ def evaluate(options: EvaluateOptions) -> None:
         generator = dataclasses.replace(generator, tokenizer=load_tokenizer(options.tokenizer))
     settings, data, folder = generator.settings, generator.metadata.get("data"), options.folder
     require_writable_folder(folder)
+    CellStore.check(folder)
     cells = grid(options.loops, options.steps or (settings.steps,), options.guidance or (settings.guidance,))
     for cell in cells:  # refuses steps and scales that the sampler cannot take
         generator.sampler(steps=cell.steps, guidance=cell.guidance)

@@ -88,11 +88,12 @@ class CellStore:
             write_json(folder / _PROTOCOL, self.protocol)
 
     @staticmethod
-    def check(folder: Path, protocol: Mapping[str, Any]) -> None:
-        """Refuses a folder that `CellStore` would refuse, and changes nothing."""
-        file, protocol = folder / _PROTOCOL, json.loads(json.dumps(protocol))
+    def check(folder: Path, protocol: Mapping[str, Any] | None = None) -> None:
+        """Refuses a folder that `CellStore` would refuse, and changes nothing. Without a protocol, any will do."""
+        file = folder / _PROTOCOL
         if file.exists():
-            if differences := config_differences(read_json(file), protocol):
+            given = None if protocol is None else json.loads(json.dumps(protocol))
+            if given is not None and (differences := config_differences(read_json(file), given)):
                 raise ValueError(
                     f"{folder} holds an evaluation under another protocol, which differs in:\n  "
                     + "\n  ".join(differences)
