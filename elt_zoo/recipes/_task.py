@@ -292,6 +292,8 @@ def image_size(config: ModelConfig, tokenizer: Tokenizer | None) -> int:
             raise ValueError(
                 f"The family {config.family!r} needs a tokenizer of discrete tokens, and this is an autoencoder."
             )
+        if tokenizer is not None and len(tokenizer.grid) != 2:
+            raise ValueError(f"Images need a tokenizer of images, and this is a {type(tokenizer).__name__}, of clips.")
         return side * PATCH if tokenizer is None else tokenizer.shape[0]
     if isinstance(tokenizer, AutoencoderKL):
         return side * tokenizer.config.downsampling

@@ -80,7 +80,11 @@ def require_writable_folder(folder: str | os.PathLike) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} cannot be a folder: {existing} is a file")
-    require_writable(existing / "x")
+    try:
+        require_writable(existing / "x")
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise OSError(code, f"{folder} cannot be written to: {os.strerror(code)}") from error
 
 
 def remove_abandoned(folder: str | os.PathLike) -> None:
