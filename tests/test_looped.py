@@ -164,20 +164,20 @@ def test_gradients_agree_between_all_differentiable_ways(layer, x, conditioning)
 
 def training_memory(num_layers, loops, **options):
     """Bytes of temporary memory that the compiled gradient of a trunk takes."""
-    trunk = LoopedTransformer.create(32, num_layers, 2, key=jax.random.key(0), **options)
+    trunk = LoopedTransformer.create(64, num_layers, 2, key=jax.random.key(0), **options)
     arrays, static = eqx.partition(trunk, eqx.is_array)
 
     def loss(arrays, xs):
         trunk = eqx.combine(arrays, static)
         return jnp.sum(jnp.square(jax.vmap(lambda x: trunk(x, loops=loops))(xs)))
 
-    compiled = jax.jit(jax.grad(loss)).lower(arrays, jnp.zeros((8, 32, 32))).compile()
+    compiled = jax.jit(jax.grad(loss)).lower(arrays, jnp.zeros((8, 64, 64))).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"scan_layers": True}, {"unroll_loops": True}], ids=str)
-@pytest.mark.parametrize(("num_layers", "loops"), [(4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize(("num_layers", "loops"), [(4, 1), (1, 4), (2, 4)])
 def test_remat_saves_memory_however_layers_and_loops_run(num_layers, loops, options):
     stored = training_memory(num_layers, loops, **options)
     assert training_memory(num_layers, loops, remat=Remat.ELEMENTWISE, **options) < 0.8 * stored
