@@ -1,5 +1,6 @@
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -429,6 +430,7 @@ def test_counts_are_integers_of_python_numpy_or_jax(x):
     for run in (trunk, trunk.trajectory):
         with pytest.raises(TypeError, match="`loops=True`: a number of loops is an integer"):
             run(x, loops=True)
+    wrong: Any
     for wrong in (2.0, jnp.asarray(2.0), np.bool_(True)):
         with pytest.raises(Exception, match="loops"):
             trunk(x, loops=wrong)

@@ -1,5 +1,5 @@
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -39,9 +39,6 @@ def _split(key: PRNGKeyArray | None):
 class _PlainLayer(AbstractLayer):
     """What the layers without conditioning share: their parts, and how those are made."""
 
-    default_norm_eps: ClassVar[float]
-    default_init: ClassVar[Initializer]
-
     attention_norm: LayerNorm
     attention: SelfAttention
     mlp_norm: LayerNorm
@@ -54,21 +51,11 @@ class _PlainLayer(AbstractLayer):
         num_heads: int,
         *,
         mlp_dim: int,
-        dropout: float = 0.0,
-        norm_eps: float | None = None,
-        init: Initializer | None = None,
+        dropout: float,
+        norm_eps: float,
+        init: Initializer,
         key: PRNGKeyArray,
     ):
-        """**Arguments:**
-
-        - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
-        - `dropout`: rate on both residual branches, in [0, 1).
-        - `norm_eps`: epsilon of the layer norms; default `default_norm_eps`.
-        - `init`: initialiser of all weights; default `default_init`.
-        - `key`: PRNG key.
-        """
-        norm_eps = self.default_norm_eps if norm_eps is None else norm_eps
-        init = self.default_init if init is None else init
         attention_key, mlp_key = jax.random.split(key)
         self.attention_norm = LayerNorm(dim, eps=norm_eps)
         self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
@@ -77,18 +64,38 @@ class _PlainLayer(AbstractLayer):
         self.dropout = dropout
 
 
+_GLOROT = jax.nn.initializers.glorot_uniform()
+_BERT = jax.nn.initializers.truncated_normal(0.02)
+
+
 class PreNormLayer(_PlainLayer):
     """Pre-norm layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
     The state stays an unnormalised residual stream, so a head should normalise it (ours do). It is our default for
     masked generation because it keeps working past the trained number of loops. Departs from the paper, whose backbone
     is MaskGIT's BERT: that one is [`PostNormLayer`][elt_zoo.nn.PostNormLayer].
-
-    `norm_eps` is 1e-6 by default. `init` is Glorot uniform by default, which suits any width, unlike BERT's fixed 0.02.
     """
 
-    default_norm_eps = 1e-6
-    default_init = staticmethod(jax.nn.initializers.glorot_uniform())
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_dim: int,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-6,
+        init: Initializer = _GLOROT,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
+        - `dropout`: rate on both residual branches, in [0, 1).
+        - `norm_eps`: epsilon of the layer norms.
+        - `init`: initialiser of all weights; default Glorot uniform, which suits any width, unlike BERT's fixed 0.02.
+        - `key`: PRNG key.
+        """
+        super().__init__(dim, num_heads, mlp_dim=mlp_dim, dropout=dropout, norm_eps=norm_eps, init=init, key=key)
 
     @checked
     def __call__(
@@ -104,12 +111,29 @@ class PostNormLayer(_PlainLayer):
     """Post-norm BERT layer as in MaskGIT ([2202.04200](https://arxiv.org/abs/2202.04200)): `norm(x + attention(x))`,
     then `norm(x + mlp(x))`.
 
-    `norm_eps` is MaskGIT's 1e-12 by default. `init` is BERT's by default, a normal of standard deviation 0.02 truncated
-    at two of them.
+    Its epsilon is MaskGIT's.
     """
 
-    default_norm_eps = 1e-12
-    default_init = staticmethod(jax.nn.initializers.truncated_normal(0.02))
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_dim: int,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-12,
+        init: Initializer = _BERT,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
+        - `dropout`: rate on both residual branches, in [0, 1).
+        - `norm_eps`: epsilon of the layer norms.
+        - `init`: initialiser of all weights; default BERT's, a truncated normal of standard deviation 0.02.
+        - `key`: PRNG key.
+        """
+        super().__init__(dim, num_heads, mlp_dim=mlp_dim, dropout=dropout, norm_eps=norm_eps, init=init, key=key)
 
     @checked
     def __call__(
