@@ -13,7 +13,8 @@ def categorical(key: PRNGKeyArray, logits: Float[Array, "batch tokens codebook"]
     inverted, in two levels: first a block of about √codebook codes, then a code within it. A code of probability zero
     is never drawn. Where there is no distribution (a logit is NaN or +∞, or all are −∞) the result is −1.
     """
-    probabilities = jnp.exp(logits - jnp.max(logits, axis=2, keepdims=True))
+    largest = jnp.max(logits, axis=2, keepdims=True)
+    probabilities = jnp.exp(logits - largest)
     size = math.isqrt(logits.shape[2] - 1) + 1
     num_blocks = -(-logits.shape[2] // size)
     padding = ((0, 0), (0, 0), (0, num_blocks * size - logits.shape[2]))
@@ -22,8 +23,9 @@ def categorical(key: PRNGKeyArray, logits: Float[Array, "batch tokens codebook"]
     weights = jnp.sum(blocks, axis=3)
     block, rest = _invert(weights, uniform)
     within, _ = _invert(jnp.take_along_axis(blocks, block[:, :, None, None], axis=2)[:, :, 0], rest)
-    # NaN where the largest logit is not finite.
-    return jnp.where(jnp.sum(weights, axis=2) > 0, block * size + within, -1)
+    # Said in full: a compiled maximum may pass over NaN, and a comparison with it may come out either way.
+    exists = jnp.isfinite(largest[:, :, 0]) & ~jnp.any(jnp.isnan(logits), axis=2)
+    return jnp.where(exists, block * size + within, -1)
 
 
 def _invert(
