@@ -101,7 +101,8 @@ def _parsed(options: type, *, description: str | None, prog: str | None, argumen
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options, description=description, prog=prog, args=arguments)
+            by_value = (tyro.conf.EnumChoicesFromValues,)
+            return tyro.cli(options, description=description, prog=prog, args=arguments, config=by_value)
     except SystemExit as stop:
         if not stop.code:
             raise
