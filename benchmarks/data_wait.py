@@ -50,7 +50,7 @@ def _training(source: ShardedTokens, steps: int) -> tuple[Any, Any]:
     config = dataclasses.replace(
         config, num_classes=source.num_classes, grid=grid, codebook_size=source.codebook_size, max_loops=1
     )
-    optimizer = make_optimizer(OptimizerConfig.maskgit(total_steps=steps))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4, total_steps=steps))
     corruption = MaskedCorruption(
         CosineMaskSchedule(), mask_id=source.codebook_size, null_label=source.num_classes, label_drop=0.1
     )

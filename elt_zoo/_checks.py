@@ -1,9 +1,11 @@
-"""Shape and type checks that users get by default, at trace time."""
+"""Checks of shapes, types and values that users get by default, before a program runs."""
 
 import os
 from collections.abc import Callable
 from typing import TypeVar, cast
 
+import jax
+import numpy as np
 from beartype import beartype
 from jaxtyping import jaxtyped
 
@@ -21,3 +23,17 @@ def checked(function: _Function) -> _Function:
     if not CHECKS_ENABLED:
         return function
     return cast(_Function, jaxtyped(function, typechecker=beartype))
+
+
+def check_range(values: jax.Array | np.ndarray, first: int, last: int | None, message: str) -> None:
+    """Raises `ValueError(message)` if a value lies outside [`first`, `last`]; no `last` is no upper bound.
+
+    Values that are not known here (traced, or on other hosts) pass: what follows must turn a wrong one into NaN. A
+    check inside the program would call the host, which keeps the program out of JAX's persistent cache and stops an
+    accelerator at every call.
+    """
+    if isinstance(values, jax.core.Tracer) or not getattr(values, "is_fully_addressable", True):
+        return
+    known = np.asarray(values)
+    if known.size and (known.min() < first or (last is not None and known.max() > last)):
+        raise ValueError(message)

@@ -5,7 +5,9 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -117,12 +119,21 @@ def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "old"
 
 
-def test_a_folder_without_rights_is_one_line(tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
-    tmp_path.chmod(0o500)
+@pytest.fixture
+def read_only():
+    """A folder that this process may not write to. Root may write anywhere, so it becomes nobody for a while."""
+    nobody, before = 65534, os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        if before == 0:
+            os.seteuid(nobody)
+        yield Path(folder)
+        os.seteuid(before)
+
+
+def test_a_folder_without_rights_is_one_line(read_only):
     with pytest.raises(PermissionError, match=r"a cannot be written: Permission denied"):
-        require_writable(tmp_path / "a")
+        require_writable(read_only / "a")
 
 
 def test_json_comes_back_and_what_is_none_is_named(tmp_path):

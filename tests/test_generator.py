@@ -115,7 +115,7 @@ def test_guidance_of_zero_is_the_model_without_a_class(generator):
         ({"labels": np.asarray([1.5])}, "must be a list of classes"),
         ({"labels": [3, 11]}, "holds 11, but this generator knows the classes 0 to 9, and 10 for no class"),
         ({"labels": [-1]}, "holds -1"),
-        ({"loops": 0}, "samples nothing"),
+        ({"loops": 0}, "draws nothing"),
         ({"loops": True}, "is a bool"),
         ({"loops": 1.5}, "loops"),
         ({"steps": 0}, "steps=0"),

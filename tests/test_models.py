@@ -161,6 +161,16 @@ def test_dit_xl_has_the_original_parameter_count():
     assert count(model) == 674_834_720
 
 
+def test_training_defaults_are_the_papers():
+    base, huge, video, diffusion = [
+        preset(name).training_defaults() for name in ("elt-B-6Nx2L", "elt-H-8Nx4L", "elt-ucf101-6Nx4L", "elt-dit-8Nx4L")
+    ]
+    assert (base.b1, base.b2, base.weight_decay, base.learning_rate, base.steps) == (0.9, 0.96, 0.045, 1e-4, 675_000)
+    assert huge.weight_decay == pytest.approx(5 * 0.045) and video.steps == 200_000
+    assert (diffusion.b1, diffusion.b2, diffusion.weight_decay) == (0.9, 0.99, 0.01)
+    assert (diffusion.learning_rate, diffusion.steps) == (1e-4, 500_000)
+
+
 def test_unknown_names_and_broken_configs_are_explained():
     with pytest.raises(ValueError, match=r"Unknown preset 'elt-L-8N3L'. Did you mean 'elt-L-8Nx3L'"):
         preset("elt-L-8N3L")

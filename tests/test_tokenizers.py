@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +88,11 @@ def test_wrong_input_is_named(tokenizer):
     with pytest.raises(ValueError, match=r"got ids of shape \(3, 4\)"):
         tokenizer.decode(jnp.zeros((3, 4), jnp.int32))
     for bad in (-1, 5):
-        with pytest.raises(RuntimeError, match="outside the codebook, which has ids 0 to 4"):
+        with pytest.raises(ValueError, match="outside the codebook, which has ids 0 to 4"):
             tokenizer.decode(jnp.full(tokenizer.grid, bad))
+        one_wrong = jnp.zeros(tokenizer.grid, jnp.int32).at[0, 0].set(bad)
+        wrong = jnp.isnan(eqx.filter_jit(tokenizer.decode)(one_wrong))
+        assert wrong[0, 0].all() and int(wrong.sum()) == wrong.size // one_wrong.size
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..families import ModelConfig, SamplerSettings
 from ..models import BatchedPredict, ElasticModel
-from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops
+from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops, total_loops
 from ..sharding import data_mesh, replicate, shard_batch
 from ..tokenizers import Tokenizer
 
@@ -97,7 +97,7 @@ class Generator:
         **Returns:** pixels in [−1, 1], float32, channels last.
 
         **Raises:** `ValueError` for no labels, labels out of range, loops or steps that the sampler cannot take, or a
-        missing tokenizer.
+        missing tokenizer; `FloatingPointError` for samples that are not finite.
         """
         batches = self.batches(
             labels,
@@ -137,9 +137,10 @@ class Generator:
         size = _batch_size(len(labels), mesh.size) if batch_size is None else batch_size
         if size < 1 or size % mesh.size:
             raise ValueError(f"`batch_size={size}` must be a positive multiple of the {mesh.size} device(s).")
-        budget = _traced(self.config.max_loops if loops is None else loops)
+        loops = self.config.max_loops if loops is None else loops
+        total_loops(loops, sampler.steps, guidance=sampler.guidance)  # refuses wrong counts before any work
         network = (BatchedPredict(self.model), self.tokenizer)
-        sampler, network, budget, key = replicate((sampler, network, budget, key), mesh)
+        sampler, network, budget, key = replicate((sampler, network, _traced(loops), key), mesh)
         return self._drawn(sampler, network, labels, budget, key, size, mesh)
 
     def _drawn(
@@ -156,8 +157,14 @@ class Generator:
             part = labels[start : start + batch_size]
             filled = np.concatenate([part, np.repeat(part[:1], batch_size - len(part))])
             placed = shard_batch(jnp.asarray(filled), mesh)
-            pixels = _draw(self.config, sampler, network, placed, loops, jax.random.fold_in(key, number))
-            yield np.asarray(pixels)[: len(part)]
+            pixels = np.asarray(_draw(self.config, sampler, network, placed, loops, jax.random.fold_in(key, number)))
+            finite = np.isfinite(pixels[: len(part)]).reshape(len(part), -1).all(axis=1)
+            if not finite.all():
+                raise FloatingPointError(
+                    f"{np.sum(~finite)} of {len(part)} samples hold values that are not finite. Look for non-finite "
+                    "weights, or guidance that is too strong for the model."
+                )
+            yield pixels[: len(part)]
 
     def decode(self, sample: Array) -> Float[Array, "*pixels"]:
         """One sample of the sampler → pixels in [−1, 1].
@@ -200,10 +207,6 @@ def _traced(loops: Loops) -> Loops:
 
 
 def _traced_count(loops: Any) -> Any:
-    if isinstance(loops, bool | np.bool_):
-        raise TypeError(f"`loops={loops}` is a bool: pass a number of loops.")
-    if isinstance(loops, int | np.integer) and loops < 1:
-        raise ValueError(f"`loops={loops}` samples nothing: use at least one loop.")
     return jnp.asarray(loops, jnp.int32) if isinstance(loops, int | np.integer) else loops
 
 

@@ -122,7 +122,8 @@ class DiTHead(eqx.Module):
 
         **Returns:** tokens in row-major order and the conditioning vector.
 
-        **Raises:** `ValueError` for another shape, a runtime error for a label out of range.
+        **Raises:** `ValueError` for another shape or a label out of range; where the label is traced, the
+        conditioning is NaN instead.
         """
         if x.shape != self.shape:
             raise ValueError(

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._checks import checked
-from ..nn import LabelEmbedding, LayerNorm, Linear
+from .._checks import check_range, checked
+from ..nn import LabelEmbedding, LayerNorm, Linear, look_up
 from ..nn import dropout as apply_dropout
 
 
@@ -105,20 +105,22 @@ class MaskGITHead(eqx.Module):
 
         **Returns:** the class token and the grid's tokens, and no conditioning.
 
-        **Raises:** `ValueError` for another grid, a runtime error for an id or a label out of range.
+        **Raises:** `ValueError` for another grid, an id or a label out of range; where these are traced, the tokens are
+        NaN instead.
         """
         if ids.shape != self.grid:
             raise ValueError(
                 f"`MaskGITHead.embed` got ids of shape {ids.shape}, but this head was built for the grid {self.grid}. "
                 "Pass one example at a time (`jax.vmap` for a batch)."
             )
-        ids = eqx.error_if(
+        check_range(
             ids,
-            (ids < 0) | (ids > self.mask_id),
+            0,
+            self.mask_id,
             f"A token id is outside the vocabulary: codes are 0 to {self.codebook_size - 1} and the mask is "
             f"{self.mask_id} (`head.mask_id`), never -1.",
         )
-        tokens = self.token_embedding[jnp.ravel(ids)]
+        tokens = look_up(self.token_embedding, jnp.ravel(ids))
         x = jnp.concatenate([self.label_embedding(label)[None, :], tokens]) + self.position_embedding
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)

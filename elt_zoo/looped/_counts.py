@@ -1,10 +1,11 @@
 import operator
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Integer
+from jaxtyping import Array, Bool, Float, Integer
+
+from .._checks import check_range
 
 StaticCount = int | np.integer | Integer[np.ndarray, ""]
 """A number that is known while tracing: an integer of Python or NumPy. `True` and `False` are refused."""
@@ -23,9 +24,13 @@ def static_count(name: str, count: StaticCount) -> int:
 
 
 def traced_count(name: str, count: LoopCount, limit: int | None = None) -> Integer[Array, ""]:
-    """A count as an int32 array, checked when the program runs: a traced count cannot raise while tracing."""
+    """A count as an int32 array, checked if its value is known."""
     count = count if isinstance(count, jax.Array) else jnp.asarray(static_count(name, count))
-    count = count.astype(jnp.int32)
-    outside = count < 1 if limit is None else (count < 1) | (count > limit)
     bounds = "at least 1" if limit is None else f"in [1, {limit}]"
-    return eqx.error_if(count, outside, f"`{name}` of a looped transformer must be {bounds}.")
+    check_range(count, 1, limit, f"`{name}` of a looped transformer must be {bounds}.")
+    return count.astype(jnp.int32)
+
+
+def poison(state: Float[Array, "*shape"], wrong: Bool[Array, ""]) -> Float[Array, "*shape"]:
+    """The state, or NaN where a traced count turns out to be wrong."""
+    return jnp.where(wrong, jnp.nan, state)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .._checks import checked
 from ..nn import PreNormLayer
 from ._block import Block, State, make_block
-from ._counts import LoopCount, StaticCount, static_count, traced_count
+from ._counts import LoopCount, StaticCount, poison, static_count, traced_count
 from ._remat import Remat
 from ._stack import entry, stack, zero_deltas
 
@@ -172,8 +172,8 @@ class LoopedTransformer(eqx.Module):
 
         **Returns:** the state after the last loop.
 
-        **Raises:** `TypeError` if `loops` is a truth value; `ValueError` if a static number is below 1, a runtime error
-        if a traced one is.
+        **Raises:** `TypeError` if `loops` is a truth value; `ValueError` if the number is below 1; where it is traced,
+        the result is NaN instead.
         """
         if not isinstance(loops, jax.Array):
             count = static_count("loops", loops)
@@ -181,7 +181,8 @@ class LoopedTransformer(eqx.Module):
             return self._scan(lambda state, index: (block(state, index), None), x, count)[0]
         count = traced_count("loops", loops)
         block = self._block(x, conditioning, key)
-        return jax.lax.fori_loop(jnp.zeros_like(count), count, lambda index, state: block(state, index), x)
+        start = poison(x, count < 1)
+        return jax.lax.fori_loop(jnp.zeros_like(count), count, lambda index, state: block(state, index), start)
 
     @checked
     def at_exit(
@@ -200,7 +201,8 @@ class LoopedTransformer(eqx.Module):
 
         **Arguments:** as `__call__`; `loops`: traced or static, in [1, `max_loops`].
 
-        **Raises:** `ValueError` if `max_loops` < 1, a runtime error if `loops` is outside the range.
+        **Raises:** `ValueError` if `max_loops` < 1 or `loops` is outside the range; where `loops` is traced, the result
+        is NaN instead.
         """
         max_loops = static_count("max_loops", max_loops)
         loops = traced_count("loops", loops, max_loops)
@@ -209,7 +211,7 @@ class LoopedTransformer(eqx.Module):
         def body(state, index):
             return jnp.where(index < loops, block(state, index), state), None
 
-        return self._scan(body, x, max_loops)[0]
+        return poison(self._scan(body, x, max_loops)[0], (loops < 1) | (loops > max_loops))
 
     @checked
     def trajectory(
@@ -253,7 +255,8 @@ class LoopedTransformer(eqx.Module):
 
         **Returns:** the state after `student_loops` loops and the state after `max_loops` loops.
 
-        **Raises:** `ValueError` if `max_loops` < 1, a runtime error if `student_loops` is outside the range.
+        **Raises:** `ValueError` if `max_loops` < 1 or `student_loops` is outside the range; where `student_loops` is
+        traced, the student's state is NaN instead.
         """
         max_loops = static_count("max_loops", max_loops)
         student_loops = traced_count("student_loops", student_loops, max_loops)
@@ -264,7 +267,7 @@ class LoopedTransformer(eqx.Module):
             state = block(state, index)
             return (state, jnp.where(index + 1 == student_loops, state, student)), None
 
-        (teacher, student), _ = self._scan(body, (x, jnp.zeros_like(x)), max_loops)
+        (teacher, student), _ = self._scan(body, (x, jnp.full_like(x, jnp.nan)), max_loops)
         return student, teacher
 
     @checked

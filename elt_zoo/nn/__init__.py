@@ -6,6 +6,7 @@ from ._conv import UpsampleConv as UpsampleConv
 from ._dropout import dropout as dropout
 from ._embeddings import LabelEmbedding as LabelEmbedding
 from ._embeddings import TimestepEmbedding as TimestepEmbedding
+from ._embeddings import look_up as look_up
 from ._embeddings import sincos_positions as sincos_positions
 from ._group_norm import GroupNorm as GroupNorm
 from ._layers import AbstractLayer as AbstractLayer

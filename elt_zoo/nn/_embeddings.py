@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .._checks import checked
+from .._checks import check_range, checked
 from ._linear import Initializer, Linear
 
 
@@ -104,13 +104,19 @@ class LabelEmbedding(eqx.Module):
     def __call__(self, label: Int[Array, ""]) -> Float[Array, " dim"]:
         """**Arguments:** `label`: scalar in [0, num_classes]; `num_classes` is the null class.
 
-        **Raises:** a runtime error if the label is out of range.
+        **Raises:** `ValueError` if the label is out of range; where it is traced, the embedding is NaN instead.
         """
         null_label = self.weight.shape[0] - 1
-        label = eqx.error_if(
+        check_range(
             label,
-            (label < 0) | (label > null_label),
+            0,
+            null_label,
             f"A class label is out of range: this model knows labels 0 to {null_label - 1}, and {null_label} for no "
             "class. Check the labels, or build the model with more classes.",
         )
-        return self.weight[label]
+        return look_up(self.weight, label)
+
+
+def look_up(table: Float[Array, "rows dim"], index: Int[Array, "*shape"]) -> Float[Array, "*shape dim"]:
+    """Rows of a table; NaN for an index outside it, also for a negative one."""
+    return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

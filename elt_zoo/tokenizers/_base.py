@@ -1,8 +1,9 @@
 import abc
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from .._checks import check_range
 
 
 class AbstractTokenizer(eqx.Module):
@@ -38,13 +39,12 @@ def check_shape(name: str, what: str, given: tuple[int, ...], expected: tuple[in
         )
 
 
-def check_ids(name: str, ids: Int[Array, "*grid"], codebook_size: int) -> Int[Array, "*grid"]:
-    """Makes an id that is not a code, above all a mask left over from sampling, a runtime error instead of a wrong
-    code.
-    """
-    return eqx.error_if(
+def check_ids(name: str, ids: Int[Array, "*grid"], codebook_size: int) -> None:
+    """Refuses an id that is not a code, above all a mask left over from sampling."""
+    check_range(
         ids,
-        jnp.any((ids < 0) | (ids >= codebook_size)),
+        0,
+        codebook_size - 1,
         f"`{name}` got an id outside the codebook, which has ids 0 to {codebook_size - 1}. The mask is not a code: "
         "decode only when every token has been drawn.",
     )

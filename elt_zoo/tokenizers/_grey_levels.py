@@ -48,8 +48,10 @@ class GreyLevels(AbstractTokenizer):
     def decode(self, ids: Int[Array, "height width"]) -> Float[Array, "height width 1"]:
         """**Arguments:** `ids` in [0, levels). **Returns:** the image.
 
-        **Raises:** `ValueError` for another grid, a runtime error for an id out of range.
+        **Raises:** `ValueError` for another grid or an id out of range; where ids are traced, NaN stands for what
+        they would have shown.
         """
         check_shape("GreyLevels.decode", "ids", ids.shape, self.grid)
-        ids = check_ids("GreyLevels.decode", ids, self.levels)
-        return (ids.astype(jnp.float32) * (2.0 / (self.levels - 1)) - 1.0)[..., None]
+        check_ids("GreyLevels.decode", ids, self.levels)
+        image = ids.astype(jnp.float32) * (2.0 / (self.levels - 1)) - 1.0
+        return jnp.where((ids < 0) | (ids >= self.levels), jnp.nan, image)[..., None]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
+from ..nn import look_up
 from ._base import AbstractTokenizer, check_ids, check_shape
 from ._blocks import Shortcut, VQDecoder, VQEncoder, check_divides, check_sizes, nearest_codes
 
@@ -122,7 +123,7 @@ class MaskGITVQGAN(AbstractTokenizer):
     @checked
     def reconstruct(self, ids: Int[Array, "rows columns"]) -> Float[Array, "height width 3"]:
         """**Arguments:** `ids` in [0, K). **Returns:** the network's output, float32, about [0, 1] but not clipped."""
-        return self.decoder(self.codebook[ids]).astype(jnp.float32)
+        return self.decoder(look_up(self.codebook, ids)).astype(jnp.float32)
 
     @checked
     def encode(self, image: Float[Array, "height width 3"]) -> Int[Array, "rows columns"]:
@@ -136,10 +137,11 @@ class MaskGITVQGAN(AbstractTokenizer):
     def decode(self, ids: Int[Array, "rows columns"]) -> Float[Array, "height width 3"]:
         """**Arguments:** `ids` in [0, K). **Returns:** the image.
 
-        **Raises:** `ValueError` for another grid, a runtime error for an id out of range.
+        **Raises:** `ValueError` for another grid or an id out of range; where ids are traced, NaN stands for what
+        they would have shown.
         """
         check_shape("MaskGITVQGAN.decode", "ids", ids.shape, self.grid)
-        ids = check_ids("MaskGITVQGAN.decode", ids, self.codebook_size)
+        check_ids("MaskGITVQGAN.decode", ids, self.codebook_size)
         return 2.0 * jnp.clip(self.reconstruct(ids), 0.0, 1.0) - 1.0
 
 

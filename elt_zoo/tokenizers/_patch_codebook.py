@@ -5,6 +5,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from .._checks import checked
+from ..nn import look_up
 from ._base import AbstractTokenizer, check_ids, check_shape
 
 
@@ -98,9 +99,10 @@ class PatchCodebook(AbstractTokenizer):
     def decode(self, ids: Int[Array, "rows columns"]) -> Float[Array, "height width channels"]:
         """**Arguments:** `ids` in [0, K). **Returns:** the image.
 
-        **Raises:** `ValueError` for another grid, a runtime error for an id out of range.
+        **Raises:** `ValueError` for another grid or an id out of range; where ids are traced, NaN stands for what
+        they would have shown.
         """
         check_shape("PatchCodebook.decode", "ids", ids.shape, self.grid)
-        ids = check_ids("PatchCodebook.decode", ids, self.codebook_size)
+        check_ids("PatchCodebook.decode", ids, self.codebook_size)
         p = self.patch_size
-        return rearrange(self.codebook[ids], "h w (p q c) -> (h p) (w q) c", p=p, q=p)
+        return rearrange(look_up(self.codebook, ids), "h w (p q c) -> (h p) (w q) c", p=p, q=p)

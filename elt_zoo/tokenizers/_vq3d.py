@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .._checks import checked
+from ..nn import look_up
 from ._base import AbstractTokenizer, check_ids, check_shape
 from ._blocks import Shortcut, VQDecoder, VQEncoder, check_divides, check_sizes, nearest_codes
 from ._maskgit_vqgan import MaskGITVQGAN, init_codebook
@@ -130,7 +131,7 @@ class VQ3D(AbstractTokenizer):
     @checked
     def reconstruct(self, ids: Int[Array, "steps rows columns"]) -> Float[Array, "frames height width 3"]:
         """**Arguments:** `ids` in [0, K). **Returns:** the network's output, float32, about [0, 1] but not clipped."""
-        return self.decoder(self.codebook[ids]).astype(jnp.float32)
+        return self.decoder(look_up(self.codebook, ids)).astype(jnp.float32)
 
     @checked
     def encode(self, image: Float[Array, "frames height width 3"]) -> Int[Array, "steps rows columns"]:
@@ -145,10 +146,11 @@ class VQ3D(AbstractTokenizer):
     def decode(self, ids: Int[Array, "steps rows columns"]) -> Float[Array, "frames height width 3"]:
         """**Arguments:** `ids` in [0, K). **Returns:** the video.
 
-        **Raises:** `ValueError` for another grid, a runtime error for an id out of range.
+        **Raises:** `ValueError` for another grid or an id out of range; where ids are traced, NaN stands for what
+        they would have shown.
         """
         check_shape("VQ3D.decode", "ids", ids.shape, self.grid)
-        ids = check_ids("VQ3D.decode", ids, self.codebook_size)
+        check_ids("VQ3D.decode", ids, self.codebook_size)
         return 2.0 * jnp.clip(self.reconstruct(ids), 0.0, 1.0) - 1.0
 
 

@@ -136,7 +136,8 @@ def _check_finite(state: TrainState, checkpoints: Checkpoints | None) -> None:
     )
     raise TrainingDiverged(
         f"By step {int(state.step)}, {int(state.skipped)} update(s) had a loss or gradient that was not finite; none "
-        f"of them was applied.{kept} Lower the learning rate, lengthen the warm-up, or compute in float32."
+        f"of them was applied.{kept} Lower the learning rate, lengthen the warm-up, or compute in float32. "
+        "Labels that the model does not know do this too."
     )
 
 

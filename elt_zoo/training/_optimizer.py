@@ -66,28 +66,6 @@ class OptimizerConfig:
             )
 
     @classmethod
-    def maskgit(cls, *, total_steps: int, large: bool = False) -> "OptimizerConfig":
-        """The paper's masked setting: β = (0.9, 0.96), weight decay 0.045, five times that from scale H on (`large`).
-
-        The paper does not state warm-up or clipping; the 5,000 steps and the norm 1 are those of MaskGIT and MAGVIT.
-        """
-        return cls(
-            learning_rate=1e-4,
-            total_steps=total_steps,
-            warmup_steps=min(5000, total_steps // 10),
-            b2=0.96,
-            weight_decay=0.225 if large else 0.045,
-            clip_norm=1.0,
-        )
-
-    @classmethod
-    def dit(cls, *, total_steps: int) -> "OptimizerConfig":
-        """The paper's diffusion setting: β = (0.9, 0.99), weight decay 0.01, constant rate 1e-4. Clipping is our
-        choice.
-        """
-        return cls(learning_rate=1e-4, total_steps=total_steps, b2=0.99, weight_decay=0.01, clip_norm=1.0)
-
-    @classmethod
     def digits(cls, *, total_steps: int, learning_rate: float = 8e-3) -> "OptimizerConfig":
         """Small models on the digits: a high rate with a short warm-up, then a cosine to zero."""
         return cls(
