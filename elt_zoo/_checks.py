@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 import jax
 import numpy as np
 from beartype import beartype
+from jax.core import Tracer
 from jaxtyping import jaxtyped
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -32,7 +33,7 @@ def check_range(values: jax.Array | np.ndarray, first: int, last: int | None, me
     check inside the program would call the host, which keeps the program out of JAX's persistent cache and stops an
     accelerator at every call.
     """
-    if isinstance(values, jax.core.Tracer) or not getattr(values, "is_fully_addressable", True):
+    if isinstance(values, Tracer) or not getattr(values, "is_fully_addressable", True):
         return
     known = np.asarray(values)
     if known.size and (known.min() < first or (last is not None and known.max() > last)):
