@@ -2,6 +2,8 @@ import os
 
 # Before JAX is imported: several CPU devices, strict types and ranks, so that a careless promotion fails here first.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Commands keep their programs in the user's cache; those of tests have no place there.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 

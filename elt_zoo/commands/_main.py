@@ -14,6 +14,7 @@ from ._convert import ConvertOptions, convert
 from ._evaluate import EvaluateOptions, evaluate
 from ._precompute import PrecomputeOptions, precompute
 from ._profile import ProfileOptions, profile
+from ._programs import keep_programs
 from ._sample import SampleOptions, sample
 from ._train import TrainOptions, train
 from ._train_tokenizer import TrainTokenizerOptions, train_tokenizer
@@ -76,12 +77,16 @@ def run(
 ) -> None:
     """Parses the fields of a dataclass from a command line, calls a function with it, and says errors in one line.
 
+    Compiled programs are kept for the next command in `~/.cache/elt_zoo`, at most 1 GiB. JAX's settings come first:
+    `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` keeps none.
+
     **Arguments:** `function`: what to do; `options`: the dataclass; `description`, `prog`: for the help, default the
     dataclass's docstring and the script's name; `arguments`: default those of the process.
     """
     try:
         # A cluster's SIGTERM is a keyboard's Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        keep_programs()
         function(_parsed(options, description=description, prog=prog, arguments=arguments))
     except _WRONG_USE as error:
         raise _stop(f"error: {_one_line(str(error))}", 2) from None
