@@ -158,7 +158,7 @@ def test_falling_back_takes_a_word(tmp_path, caplog):
     for file in files(steps / "2" / "state"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(
-        CheckpointError, match=r"step 2 in .*damaged.* To continue from step 1, use `Checkpoints\(fall_back"
+        CheckpointError, match=r"step 2 in .*damaged.* To continue from step 1, use `--fall-back`, `Checkpoints\(fall_"
     ):
         Checkpoints(tmp_path / "run", RUN).restore(abstract())
     checkpoints = Checkpoints(tmp_path / "run", RUN, fall_back=True)

@@ -84,11 +84,20 @@ def test_a_run_is_no_other_run_and_has_one_holder(trained):
     assert files_of(folder) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended(trained):
     folder, command = trained
     run(*command, "--steps", 12)
     assert [int(row["step"]) for row in rows_of(folder / "metrics-ilsd.csv")] == [1, 4, 8, 12]
     assert load(folder / "model").metadata["training"]["steps"] == 12
+    # A damaged checkpoint is not passed over without a word.
+    for file in (folder / "checkpoints" / "ilsd" / "steps" / "12" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    refused = run(*command, "--steps", 16, check=False)
+    assert refused.code == 1 and "To continue from step 8, use `--fall-back`" in refused.errors
+    run(*command, "--steps", 16, "--fall-back")
+    assert load(folder / "model").metadata["training"]["steps"] == 16
 
 
 def test_sampling_a_saved_model_at_any_budget(trained, tmp_path):

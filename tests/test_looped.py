@@ -132,6 +132,7 @@ def test_every_option_gives_the_same_states(layer, x, conditioning, reference, o
     check_every_way(build(layer, **options), x, conditioning, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [AdaLNZeroLayer], indirect=True)
 def test_gradients_agree_between_all_differentiable_ways(layer, x, conditioning):
     plain = build(layer)

@@ -182,6 +182,7 @@ def test_figures_of_published_models():
         np.testing.assert_allclose(profile(preset(name), steps=24).sample_flops, 3.7e12, rtol=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_can_be_profiled_without_allocating_it(name):
     live = sum(array.nbytes for array in jax.live_arrays())

@@ -321,6 +321,7 @@ def step():
     return jit_step(make_tokenizer_step(OPTIMIZER, RULES[0], adversary=ADVERSARY, ema_decay=0.5))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, step):
     whole = fit(start(IMAGE, RULES[0], ADVERSARY), step, batches(IMAGE), total_steps=6).state
     checkpoints = Checkpoints(tmp_path / "run", {"steps": 6})

@@ -12,7 +12,7 @@ ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 # What a run may change without being another run: where it goes, and what is shown and saved on the way.
 _COSMETIC = frozenset(
     {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
-    | {"evaluate_every", "sampler", "samples", "sample_seeds"}
+    | {"fall_back", "evaluate_every", "sampler", "samples", "sample_seeds"}
 )
 
 
@@ -129,6 +129,8 @@ class TrainingOptions(SizeOptions):
 
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
+    fall_back: bool = False
+    """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 50
     """Steps between two reports."""
     evaluate_every: int | None = None

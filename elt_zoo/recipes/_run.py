@@ -186,7 +186,8 @@ class _Prepared:
         run, steps = self.run, self.run.recipe.steps
         folder, config = run.folder / "checkpoints" / self.name, run.config(self.name)
         extend(folder / "run.json", config)
-        checkpoints = Checkpoints(folder, config, every=run.options.checkpoint_every)
+        options = run.options
+        checkpoints = Checkpoints(folder, config, every=options.checkpoint_every, fall_back=options.fall_back)
         if checkpoints.latest_step() is None:
             state = self.start()
         else:

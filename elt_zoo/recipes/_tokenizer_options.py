@@ -59,6 +59,8 @@ class TokenizerOptions:
     heldout: int = 320
     """Examples to measure quality on."""
     checkpoint_every: int = 500
+    fall_back: bool = False
+    """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 25
 
     def __post_init__(self):
@@ -127,7 +129,7 @@ class TokenizerOptions:
 
     def defining(self) -> dict[str, Any]:
         """What two runs must share for one to resume the other: everything but what is known not to matter."""
-        cosmetic = {"out", "heldout", "checkpoint_every", "log_every"}
+        cosmetic = {"out", "heldout", "checkpoint_every", "fall_back", "log_every"}
         knobs = {name: value for name, value in dataclasses.asdict(self).items() if name not in cosmetic}
         paths = {name: str(value) for name, value in knobs.items() if isinstance(value, Path)}
         return knobs | paths | dataclasses.asdict(self.recipe) | {"network": dataclasses.asdict(self.network)}

@@ -208,7 +208,9 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
     folder = options.folder
     require_own(folder)
     with FolderLock(folder), stop_on_signals() as stop:
-        checkpoints = Checkpoints(folder / "checkpoints", options.defining(), every=options.checkpoint_every)
+        checkpoints = Checkpoints(
+            folder / "checkpoints", options.defining(), every=options.checkpoint_every, fall_back=options.fall_back
+        )
         if checkpoints.latest_step() is None:
             state = start()
         else:

@@ -177,8 +177,8 @@ class Checkpoints:
                     advice = (
                         ""
                         if before is None
-                        else f" To continue from step {before}, use `Checkpoints(fall_back=True)` or delete "
-                        f"{self._steps / str(step)}."
+                        else f" To continue from step {before}, use `--fall-back`, `Checkpoints(fall_back=True)`, or "
+                        f"delete {self._steps / str(step)}."
                     )
                     raise CheckpointError(f"{error}{advice}") from error.__cause__
                 _LOGGER.warning("%s Trying the checkpoint before it.", error)
