@@ -153,7 +153,7 @@ def test_a_dry_run_describes_the_real_one_and_builds_nothing(tmp_path, monkeypat
 def test_costs_are_counted_for_a_preset_and_for_a_saved_model(trained):
     assert "remat layer" in run("profile", "--preset", "elt-XL-7Nx4L", "--remat", "layer").output
     output = run("profile", "--preset", trained[0] / "model", "--loops", 3).output
-    assert "1N" in output and "training activations with remat none" in output
+    assert "1N" in output and "training activations with remat auto" in output
 
 
 def test_the_help_lists_commands_and_options():
@@ -233,6 +233,7 @@ def parts(family):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("family", ["dit", "maskgit"])
 def test_ilsd_makes_every_exit_useful_and_plain_looping_does_not(family):
     config, source, (unseen, labels) = parts(family)
@@ -257,6 +258,7 @@ def test_ilsd_makes_every_exit_useful_and_plain_looping_does_not(family):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["digits-dit", "digits-maskgit"])
 def test_bundled_models_sample_digits_at_every_loop_count(name):
     generator, evaluator = load(name), DigitsEvaluator()

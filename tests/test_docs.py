@@ -17,7 +17,7 @@ _BLOCK = re.compile(r"^```python$", re.MULTILINE)
 def _parameters():
     for page in PAGES:
         if _BLOCK.search(page.read_text()):
-            marks = [pytest.mark.slow] if page.name in SLOW else []
+            marks = [pytest.mark.slow, pytest.mark.optimized] if page.name in SLOW else []
             yield pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
 
 

@@ -210,7 +210,7 @@ def test_loops_are_reported_up_to_twice_those_of_training(model, tmp_path):
         for before, row in itertools.pairwise(rows):
             gained = float(row["self_correction"]) - float(row["overthinking"])
             assert float(row["accuracy"]) - float(before["accuracy"]) == pytest.approx(gained, abs=1e-6)
-            assert float(row["agreement_with_previous"]) == pytest.approx(1.0 - float(row["flips"]), abs=1e-6)
+            assert gained <= float(row["flips"]) <= 1.0
     norms = list(csv.DictReader((loops / "update_norms.csv").read_text().splitlines()))
     steps = {"digits-dit": 16, "digits-maskgit": 12}[model]
     assert len(norms) == steps * 8 and all(float(row["relative"]) > 0 for row in norms)

@@ -178,6 +178,7 @@ def training_memory(num_layers, loops, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("options", [{}, {"scan_layers": True}, {"unroll_loops": True}], ids=str)
 @pytest.mark.parametrize(("num_layers", "loops"), [(4, 1), (1, 4), (2, 4)])
 def test_remat_saves_memory_however_layers_and_loops_run(num_layers, loops, options):

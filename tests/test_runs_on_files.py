@@ -105,7 +105,7 @@ def test_precomputed_tokens_and_latents_train_both_families(images, tokenizers, 
     assert (tmp_path / "latent" / "samples.png").exists()
 
     refusals = [
-        (("--data", "tokens", "--family", "maskgit", "--tokenizer", tokenizers / "vq3d"), "another tokenizer"),
+        (("--data", "tokens", "--family", "maskgit", "--tokenizer", tokenizers / "vq3d"), "need a tokenizer of images"),
         (("--data", "tokens", "--family", "dit"), "holds tokens, which the family 'dit' does not take"),
         (("--data", "latents", "--family", "maskgit"), "holds latents, which the family 'maskgit' does not take"),
         (("--data", tmp_path), "class folders hold no image"),

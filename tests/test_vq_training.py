@@ -412,6 +412,7 @@ def test_a_convolution_over_time_is_the_sum_over_its_taps():
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_training_lowers_the_loss_and_uses_the_codes(rule):
     config = dataclasses.replace(IMAGE, filters=8, embedding_dim=4, codebook_size=16, groups=2)

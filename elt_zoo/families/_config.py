@@ -94,7 +94,7 @@ class ModelConfig(abc.ABC):
     num_loop_deltas: int = 0
     scan_layers: bool = False
     unroll_loops: bool = False
-    remat: Remat = Remat.NONE
+    remat: Remat = Remat.AUTO
 
     def __post_init__(self):
         for name, most in _LARGEST.items():

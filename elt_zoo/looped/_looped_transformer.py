@@ -63,7 +63,7 @@ class LoopedTransformer(eqx.Module):
         *,
         scan_layers: bool = False,
         unroll_loops: bool = False,
-        remat: Remat = Remat.NONE,
+        remat: Remat = Remat.AUTO,
         num_loop_deltas: int = 0,
     ):
         """Loops a list of layers. [`create`][elt_zoo.LoopedTransformer.create] builds the list from sizes.
@@ -74,9 +74,10 @@ class LoopedTransformer(eqx.Module):
           the same shapes and dtypes. The trunk stacks them.
         - `scan_layers`: scan the layers inside a loop instead of unrolling them: compile time independent of N, at 12
           to 25% more time per step on a CPU.
-        - `unroll_loops`: unroll the loops of a static count: faster steps, compile time proportional to L. Without
-          effect under `remat`.
-        - `remat`: what the backward pass recomputes; default nothing.
+        - `unroll_loops`: unroll the loops of a static count: compile time proportional to L. Without effect under a
+          `remat` that recomputes.
+        - `remat`: what the backward pass recomputes; default what lies between matrix products, where loops are
+          scanned.
         - `num_loop_deltas`: loops that get vectors of their own; default none.
 
         **Raises:** `ValueError` if the list is empty, the structures differ (naming the first layer that does), or
@@ -102,7 +103,7 @@ class LoopedTransformer(eqx.Module):
         layer: Callable[..., eqx.Module] = PreNormLayer,
         scan_layers: bool = False,
         unroll_loops: bool = False,
-        remat: Remat = Remat.NONE,
+        remat: Remat = Remat.AUTO,
         num_loop_deltas: int = 0,
         key: PRNGKeyArray,
     ) -> "LoopedTransformer":
@@ -342,10 +343,10 @@ class LoopedTransformer(eqx.Module):
             num_layers=self.num_layers,
             dtype=x.dtype,
             scan_layers=self.scan_layers,
-            remat=self.remat,
+            remat=self.remat.resolve(loops, unrolled=self.unroll_loops),
             single=loops == 1,
         )
 
     def _scan(self, body: Callable, start: PyTree[Array], loops: int) -> tuple[Any, Any]:
-        unroll = self.unroll_loops and self.remat == Remat.NONE
+        unroll = self.unroll_loops and self.remat.resolve(loops, unrolled=True) == Remat.NONE
         return jax.lax.scan(body, start, jnp.arange(loops), unroll=loops if unroll else 1)

@@ -10,23 +10,36 @@ class Remat(enum.StrEnum):
 
     | kind | stored | recomputed |
     |---|---|---|
+    | `AUTO` | as `ELEMENTWISE` where loops are scanned, as `NONE` in a single loop or unrolled ones | |
     | `NONE` | every activation | nothing |
     | `ELEMENTWISE` | the results of all matrix products | what lies between them: norms, softmax, activations |
     | `LAYER` | the state before every layer | one layer at a time |
     | `LOOP` | the state before every loop | one loop at a time |
 
-    `ELEMENTWISE` repeats no matrix product. `LAYER` and `LOOP` repeat the whole forward pass. `LOOP` stores fewer
+    `ELEMENTWISE` repeats no matrix product, and is faster than `NONE` on a CPU, where writing the activations of all
+    loops to memory takes longer than computing them again. `LAYER` and `LOOP` repeat the whole forward pass. `LOOP` stores fewer
     states, but holds all activations of the loop that it recomputes; with a single loop it therefore saves nothing.
 
-    Every kind but `NONE` needs a loop to work in. The trunk scans the loops even with `unroll_loops`, and for `LAYER`
+    The kinds that recompute need a loop to work in. The trunk scans the loops even with `unroll_loops`, and for `LAYER`
     and `ELEMENTWISE` scans the layers of a call with a single loop. A model of one layer in one loop has nothing to
     recompute piece by piece, and saves nothing.
     """
 
+    AUTO = "auto"
     NONE = "none"
     ELEMENTWISE = "elementwise"
     LOOP = "loop"
     LAYER = "layer"
+
+    def resolve(self, loops: int | None, *, unrolled: bool) -> "Remat":
+        """The kind that a call uses.
+
+        **Arguments:** `loops`: of the call, `None` where their number is not static, which has no backward pass;
+        `unrolled`: whether the trunk is asked to unroll its loops.
+        """
+        if self != Remat.AUTO:
+            return self
+        return Remat.NONE if unrolled or loops is None or loops == 1 else Remat.ELEMENTWISE
 
 
 def recompute(function: Callable, *, in_loop: bool, store_products: bool = False) -> Callable:

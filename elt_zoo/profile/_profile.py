@@ -129,7 +129,8 @@ class Profile:
 
         **Arguments:** `remat`: the rematerialisation; default the config's.
         """
-        match self.config.remat if remat is None else Remat(remat):
+        remat = self.config.remat if remat is None else Remat(remat)
+        match remat.resolve(self.loops, unrolled=self.config.unroll_loops):
             case Remat.NONE:
                 trunk = self.effective_depth * self.layer.saved_bytes
             case Remat.ELEMENTWISE:
@@ -170,6 +171,7 @@ class Profile:
             *(
                 (f"activations, batch {self.batch}, remat {remat}", num_bytes(self.training_activation_bytes(remat)))
                 for remat in Remat
+                if remat != Remat.AUTO
             ),
             (f"activations, batch {self.batch}, inference", num_bytes(self.inference_activation_bytes)),
         ]
