@@ -299,7 +299,8 @@ def their_step(config: Config, corrupted: Corrupted, *, compiled: bool) -> Calla
     inputs, loss_of = [as_torch(each) for each in corrupted.inputs], their_loss(config, corrupted)
 
     def loss(share: float) -> Any:
-        return loss_of(*twin(*inputs), share)
+        student, teacher = twin(*inputs)
+        return loss_of(student, teacher, share)
 
     forward = torch.compile(loss) if compiled else loss
     steps = itertools.count()

@@ -2,9 +2,11 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
+_CONFIG: Any = jax.config  # its settings are attributes that it does not declare
 _LARGEST = 2**30
 """Bytes of the folder; the programs that were not used for longest are dropped first."""
 _WORTH_KEEPING = 0.3
@@ -17,7 +19,7 @@ def keep_programs() -> None:
     They lie in `~/.cache/elt_zoo`, or under `$XDG_CACHE_HOME`, unless the user has set JAX's cache. Where the folder
     cannot be written to, nothing is kept.
     """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    if _CONFIG.jax_compilation_cache_dir is not None or not _CONFIG.jax_enable_compilation_cache:
         return
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "elt_zoo" / _processor()
@@ -27,9 +29,9 @@ def keep_programs() -> None:
         return
     if not os.access(folder, os.W_OK):
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _LARGEST)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+    _CONFIG.update("jax_compilation_cache_dir", str(folder))
+    _CONFIG.update("jax_compilation_cache_max_size", _LARGEST)
+    _CONFIG.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
 
 
 def _processor() -> str:

@@ -137,7 +137,7 @@ class Profile:
                 trunk = self.effective_depth * (self.state_bytes + self.layer.product_bytes) + self.layer.saved_bytes
             case Remat.LOOP:
                 trunk = self.loops * self.state_bytes + self.loop.saved_bytes
-            case Remat.LAYER:
+            case _:  # Remat.LAYER
                 trunk = self.effective_depth * self.state_bytes + self.layer.saved_bytes
         exits = min(self.loops, 2)
         ends = self.embed.saved_bytes + self.condition.saved_bytes + exits * self.head.saved_bytes
