@@ -14,6 +14,7 @@ import pytest
 from command_line import files_of, run
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import evaluate_made_up
 
 import elt_zoo.evaluation._grid
 from elt_zoo import load, save
@@ -144,6 +145,34 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="holds no evaluation"):
         CellStore(tmp_path, {})
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_is_interrupted_at_its_end_is_neither_half_there_nor_lost(tmp_path, monkeypatch):
+    # A cell counts as measured, and is not sampled again: its samples come first.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SampleWriter, "__exit__", interrupt)
+        evaluate_made_up(tmp_path, ("1",))
+    assert list((tmp_path / "cells").iterdir()) == []
+    evaluate_made_up(tmp_path, ("1",))
+    assert (tmp_path / "samples" / "loops1-steps2-guidance1.npz").exists()
+    # The table of before stays until the new one is whole.
+    table, write_text = (tmp_path / "results.md").read_text(), Path.write_text
+
+    def cut_off(path, text, **options):
+        if path.suffix != ".md":
+            return write_text(path, text, **options)
+        write_text(path, text[:9])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", cut_off)
+        evaluate_made_up(tmp_path, ("1", "2"))
+    assert (tmp_path / "results.md").read_text() == table
+    assert len(evaluate_made_up(tmp_path, ("1", "2")).splitlines()) == len(table.splitlines()) + 1
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def figures_of(folder):

@@ -64,7 +64,8 @@ def evaluate_grid(
         missing = [cell for cell in cells if cell not in store]
         for cell in tqdm(missing, desc="cells", unit="cell", disable=None):
             with _exporting(export, folder, cell, shape, plan.repeats * plan.samples) as write:
-                store.write(cell, _measure(sampler, evaluator, cell, write, name))
+                measured = _measure(sampler, evaluator, cell, write, name)
+            store.write(cell, measured)  # after its samples, since a cell that is there is not sampled again
         return save_results(folder, name, list(store.read()), evaluator)
 
 

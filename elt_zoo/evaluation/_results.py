@@ -38,7 +38,8 @@ def save_results(folder: Path, name: str, results: list[dict[str, Any]], evaluat
     )
     plot_pareto(folder / "pareto.png", rows, metric=evaluator.distance, floors=evaluator.floors, title=title)
     text = markdown(rows) + notes(results, evaluator)
-    (folder / "results.md").write_text(text)
+    with atomic_write(folder / "results.md") as file:
+        file.write_text(text)
     return text
 
 
