@@ -135,6 +135,10 @@ def test_images_are_read_in_batches(tmp_path):
     np.testing.assert_array_equal(np.concatenate(batches), images(10))
 
 
+def list_of_images(path):
+    return list(read_images(path))
+
+
 def npz(path, **arrays):
     np.savez(path, **arrays)
     return path
@@ -166,6 +170,13 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
         archive.writestr("arr_0.npy", b"no array")
     with pytest.raises(ValueError, match=r"arr_0\.npy is no NumPy array"):
         next(read_images(tmp_path / "h.npz"))
+    for name, read in (("b.npz", lambda path: load_statistics(path, extractor="x")), ("a.npz", list_of_images)):
+        content = (tmp_path / name).read_bytes()
+        # The header of the first entry, and the number of the way that it is packed in.
+        for place in (0, content.index(b"PK\x01\x02") + 10):
+            (tmp_path / name).write_bytes(content[:place] + b"\x55" + content[place + 1 :])
+            with pytest.raises(ValueError, match=rf"{name}"):
+                read(tmp_path / name)
     content = io.BytesIO()
     np.save(content, images(4))
     with zipfile.ZipFile(tmp_path / "i.npz", "w") as archive:

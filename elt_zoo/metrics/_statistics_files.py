@@ -1,6 +1,9 @@
+import contextlib
 import dataclasses
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +28,11 @@ def load_statistics(path: str | os.PathLike, *, extractor: str | None = None) ->
     statistics or damaged ones, if nobody names its extractor, or if it is of another extractor.
     """
     path = Path(path)
+    with _in_one_line(path):
+        return _statistics(path, extractor)
+
+
+def _statistics(path: Path, extractor: str | None) -> SetStatistics:
     with _open(path) as archive:
         names = {Path(name).stem for name in archive.namelist()}
         if not {"mu", "sigma"} <= names:
@@ -91,8 +99,15 @@ def read_images(
     short.
     """
     path = Path(path)
+    with _in_one_line(path):
+        yield from _images(path, batch_size)
+
+
+def _images(path: Path, batch_size: int) -> Iterator[np.ndarray]:
     with _open(path) as archive:
         names = [name for name in archive.namelist() if name == "arr_0.npy"] or archive.namelist()
+        if not names:
+            raise ValueError(f"{path} holds no images: it is empty.")
         with archive.open(names[0]) as file:
             try:
                 version = np.lib.format.read_magic(file)
@@ -116,6 +131,28 @@ def read_images(
                         f"{path} is cut short: image {start + len(content) // size} of {shape[0]} is missing."
                     )
                 yield np.frombuffer(content, np.uint8).reshape(count, *shape[1:])
+
+
+@contextlib.contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    """Whatever `zipfile` and NumPy raise for a damaged file is a `ValueError` that names it."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, PermissionError):
+        raise
+    except (
+        ArithmeticError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}.") from error
 
 
 def _open(path: Path) -> zipfile.ZipFile:
