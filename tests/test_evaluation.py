@@ -135,9 +135,13 @@ def test_a_folder_remembers_its_cells_and_refuses_another_protocol(tmp_path):
     with pytest.raises(ValueError, match=r"(?s)another protocol.*sampler\.noise: saved 1\.0, given 2\.0"):
         CellStore(folder, {"samples": 100, "sampler": {"noise": 2.0}})
     assert files_of(folder) == before
-    (folder / "cells" / f"{first.key}.json").write_text('{"figures": ')
-    with pytest.raises(ValueError, match="damaged"):
-        list(again.read())
+    odd = {"loops": 2.5, "steps": None, "guidance": "1", "more": 1}
+    cells = [results[0]["cell"] | {name: value} for name, value in odd.items()]
+    contents = [json.dumps({"cell": cell, "figures": {}}) for cell in [*cells, results[1]["cell"], None]]
+    for content in ['{"figures": ', "[]", "{}", json.dumps({"cell": results[0]["cell"], "figures": 1}), *contents]:
+        (folder / "cells" / f"{first.key}.json").write_text(content)
+        with pytest.raises(ValueError, match=r"loops1-steps4-guidance1\.json is damaged"):
+            list(again.read())
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):

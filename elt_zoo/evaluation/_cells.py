@@ -117,13 +117,24 @@ class CellStore:
 
         **Raises:** `ValueError` for a damaged file.
         """
-        results = [read_json(file) for file in (self.folder / "cells").glob("*.json")]
+        results = [self._read(file) for file in (self.folder / "cells").glob("*.json")]
 
         def order(result: dict[str, Any]) -> tuple[Any, ...]:
             cell = result["cell"]
             return cell["steps"], cell["guidance"], [int(count) for count in re.findall(r"\d+", cell["loops"])]
 
         yield from sorted(results, key=order)
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        content = read_json(file)
+        try:
+            if self._file(Cell(**content["cell"])) != file or not isinstance(content["figures"], dict):
+                raise ValueError("it holds other than its name says")
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file} is damaged: {error}. Delete it, and the same command measures the cell again."
+            ) from error
+        return content
 
     def _file(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.key}.json"
