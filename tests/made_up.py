@@ -15,7 +15,7 @@ from elt_zoo.families import DiTConfig
 from elt_zoo.generator import Generator
 from elt_zoo.metrics import AbstractExtractor, GaussianStatistics, SetStatistics
 
-_SIZES = {"dim": 8, "num_layers": 1, "num_heads": 1, "max_loops": 2, "num_classes": 2}
+_SIZES: dict[str, Any] = {"dim": 8, "num_layers": 1, "num_heads": 1, "max_loops": 2, "num_classes": 2}
 _CONFIG = DiTConfig(shape=(4, 4, 1), patch_size=2, **_SIZES)
 
 

@@ -299,7 +299,11 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    root = tmp_path_factory.mktemp("here")
+    return make_here(tmp_path_factory.mktemp("here"))
+
+
+def make_here(root):
+    """Fills the folder that the tables call `{here}`."""
     (root / "file").write_text("not a folder")
     (root / "empty").mkdir()
     (root / "foreign").mkdir()
