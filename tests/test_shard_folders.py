@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from shard_files import contents, token_plan, token_records, write
 
-from elt_zoo.data import DataError, open_shards
+from elt_zoo.data import DataError, ShardedTokens, open_shards
 from elt_zoo.storage import FolderLocked, atomic_write
 
 KILLS = """
@@ -187,3 +187,13 @@ def test_a_damaged_note_is_named(tmp_path, note):
     (folder / "shard-00000-of-00004.json").write_text(note)
     with pytest.raises(DataError, match=r"shard-00000-of-00004\.json is damaged"):
         write(folder, token_plan())
+
+
+def test_an_index_of_an_unknown_kind_is_named(tmp_path):
+    folder = tmp_path / "shards"
+    write(folder, token_plan())
+    content = (folder / "index.json").read_text()
+    for kind in ("1", '"texts"'):
+        (folder / "index.json").write_text(content.replace('"kind": "tokens"', f'"kind": {kind}'))
+        with pytest.raises(DataError, match="is not an index of shards: .*kind is"):
+            ShardedTokens(folder)

@@ -80,6 +80,8 @@ class ShardPlan:
         }
         plan = cls(**content)
         np.dtype(plan.record)
+        if plan.kind not in ("images", "tokens", "latents"):
+            raise ValueError(f"kind is {plan.kind!r}")
         if plan.examples < 1 or plan.shard_size < 1:
             raise ValueError(f"examples is {plan.examples}, shard_size is {plan.shard_size}")
         return plan
