@@ -195,5 +195,5 @@ def test_an_index_of_an_unknown_kind_is_named(tmp_path):
     content = (folder / "index.json").read_text()
     for kind in ("1", '"texts"'):
         (folder / "index.json").write_text(content.replace('"kind": "tokens"', f'"kind": {kind}'))
-        with pytest.raises(DataError, match="is not an index of shards: .*kind is"):
+        with pytest.raises(DataError, match=r"is not an index of shards: .*kind is"):
             ShardedTokens(folder)
