@@ -20,6 +20,9 @@ _BY_CLOCK = 0.25
 """The share of kills at a moment, which also hits what no hook of Python sees: Orbax writes arrays in C++."""
 
 
+_TRIES = 50
+
+
 class _Start(NamedTuple):
     """What a writer begins with, in a folder, and how much it then does."""
 
@@ -72,7 +75,7 @@ def _one(name: str, start: _Start, seed: str, folder: Path) -> tuple[str | None,
     """Kills a writer once. Returns how, and what was wrong afterwards."""
     rng, writer = random.Random(seed), WRITERS[name]
     place = folder / seed.replace("/", "-")
-    while True:
+    for _ in range(_TRIES):
         shutil.copytree(start.folder, place)
         if rng.random() < _BY_CLOCK:
             how, when = "by the clock", rng.uniform(0.0, start.seconds)
@@ -82,10 +85,12 @@ def _one(name: str, start: _Start, seed: str, folder: Path) -> tuple[str | None,
             killed = in_child(lambda at=when: kill_at_operation(lambda: writer.write(place, NEW), place, at))
         if killed.signal == signal.SIGKILL:
             break
-        if killed.problem is not None:
-            return how, f"before it was killed: {killed.problem}"
+        if killed.problem is not None or killed.signal:
+            return how, f"before it was killed: {killed.problem or f'died of signal {killed.signal}'}"
         # It was faster this time: try another moment.
         shutil.rmtree(place)
+    else:
+        return None, f"it ended {_TRIES} times before it was killed"
 
     def look() -> None:
         writer.check(place, None)

@@ -81,7 +81,8 @@ def test_every_third_party_import_is_a_declared_dependency():
     declared = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
     imported = {name.split(".")[0] for file in PACKAGE.rglob("*.py") for name in _imports(file)}
     third_party = imported - {"elt_zoo"} - set(sys.stdlib_module_names)
-    assert {DISTRIBUTIONS.get(name, name) for name in third_party} == declared
+    # JAX imports filelock, only where its cache of programs has a bound; the commands set one.
+    assert {DISTRIBUTIONS.get(name, name) for name in third_party} == declared - {"filelock"}
 
 
 def test_there_are_no_star_imports():
