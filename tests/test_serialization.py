@@ -227,7 +227,9 @@ def test_the_bundled_models_load_and_are_small():
     assert set(bundled_names()) >= {"digits-dit", "digits-maskgit"}
     for name in ("digits-dit", "digits-maskgit"):
         loaded = elt_zoo.load(name)
-        assert loaded.config == preset(name) and loaded.metadata["objective"] == "ilsd"
+        # They were trained with another default of `remat`, which has no part in what the model is.
+        same = dataclasses.replace(loaded.config, remat=preset(name).remat)
+        assert same == preset(name) and loaded.metadata["objective"] == "ilsd"
         assert sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(loaded.model, eqx.is_array))) < 1_000_000
 
 
