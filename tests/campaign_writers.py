@@ -53,6 +53,7 @@ class Training(Writer):
         with Checkpoints(folder / "run", RUN, keep=2) as checkpoints:
             saved = checkpoints.latest_step()
             start = 0 if saved is None else int(checkpoints.restore(abstract())[0].step)
+            checkpoints.claim(step=start)  # as `fit` and runs do at their start
             for step in range(start + 1, 2 * number + 1):
                 checkpoints.save(at_step(step), POSITION)
 

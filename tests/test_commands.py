@@ -85,6 +85,16 @@ def test_a_run_is_no_other_run_and_has_one_holder(trained):
 
 
 @pytest.mark.slow
+def test_a_finished_run_removes_what_a_kill_left(trained):
+    folder, command = trained
+    left = folder / "checkpoints" / "ilsd" / "steps" / "4.deleting"
+    left.mkdir()
+    (left / "file").touch()
+    run(*command, "--steps", 8)
+    assert not left.exists()
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_extended(trained):
     folder, command = trained
     run(*command, "--steps", 12)

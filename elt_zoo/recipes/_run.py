@@ -207,6 +207,8 @@ class _Prepared:
             state = state if self.mesh is None else replicate(state, self.mesh)
             result = FitResult(state, int(state.step) >= steps, 0.0)
             step = jit_step(self.step)
+            # Where no step is left, too: what a killed process left behind is removed then.
+            checkpoints.claim(step=int(state.step))
             for end in segments(int(state.step), steps, run.options.evaluate_every):
                 result = fit(
                     result.state,
