@@ -128,6 +128,10 @@ def _indexed_archive(folder: Path) -> None:
     _archive(folder)
 
 
+def _write_shards(folder: Path) -> None:
+    write_shards(folder / "shards", token_plan())
+
+
 def _shards(folder: Path) -> Any:
     source = ShardedTokens(folder / "shards")
     return source.read_batch([Visit(number) for number in range(len(source))]), source.class_names
@@ -193,20 +197,8 @@ FORMATS: dict[str, Format] = {
     "clip": Format(_write_clip, _clip, (UnreadableExample,)),
     "tar": Format(_write_archive, _archive, _DATA),
     "tar index": Format(_indexed_archive, _archive, _DATA, True, lambda path: path.suffix == ".npz"),
-    "shards": Format(
-        lambda folder: write_shards(folder / "shards", token_plan()),
-        _shards,
-        _DATA,
-        True,
-        lambda path: path.suffix == ".array_record",
-    ),
-    "shard index": Format(
-        lambda folder: write_shards(folder / "shards", token_plan()),
-        _shards,
-        _DATA,
-        False,
-        lambda path: path.name == "index.json",
-    ),
+    "shards": Format(_write_shards, _shards, _DATA, True, lambda path: path.suffix == ".array_record"),
+    "shard index": Format(_write_shards, _shards, _DATA, False, lambda path: path.name == "index.json"),
     "video index": Format(_write_indexed_clip, _videos, _DATA, False, lambda path: path.suffix == ".json"),
     "checkpoint": Format(
         _write_checkpoints, _checkpoint, (CheckpointError,), True, lambda path: path.parts[:3] == ("run", "steps", "2")
