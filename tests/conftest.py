@@ -23,7 +23,7 @@ settings.load_profile("elt_zoo")
 with install_import_hook("elt_zoo", "beartype.beartype"):
     import elt_zoo  # noqa: F401
 
-# Most of the time of these tests goes into compiling, which this cuts to a quarter.
+# Most of the time of these tests goes into compiling: XLA's slow passes are left out.
 _COMPILE_FAST = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 _MAPS, _MAPS_ALLOWED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 

@@ -433,16 +433,6 @@ def test_traced_counts_out_of_range_give_nan_and_spare_their_neighbours(x):
             np.testing.assert_array_equal(out[index], expected)
 
 
-def test_programs_never_call_the_host(x):
-    """A host callback keeps a program out of JAX's persistent cache."""
-    trunk = build(PreNormLayer)
-
-    def run(x, loops):
-        return trunk(x, loops=loops), trunk.at_exit(x, loops=loops, max_loops=3)
-
-    assert "callback" not in str(jax.make_jaxpr(run)(x, jnp.asarray(2)))
-
-
 def test_counts_are_integers_of_python_numpy_or_jax(x):
     trunk = LoopedTransformer([Doubling(jnp.asarray(2.0))])
     for count in (3, np.int64(3), np.uint8(3), np.asarray(3)):

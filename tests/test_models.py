@@ -84,6 +84,16 @@ def test_early_exit_of_a_batch_gives_every_example_its_own(model_and_inputs):
     )
 
 
+def test_programs_never_call_the_host(model_and_inputs):
+    """A callback to the host keeps a program out of JAX's persistent cache, and makes an accelerator wait."""
+    model, inputs = model_and_inputs
+
+    def run(inputs, loops):
+        return model(*inputs, loops=loops), model.at_exit(*inputs, loops=loops, max_loops=3)
+
+    assert "callback" not in str(jax.make_jaxpr(run)(inputs, jnp.asarray(2)))
+
+
 def test_swapped_and_wrong_parts_are_refused(model_and_inputs):
     model, _ = model_and_inputs
     # The tests check the types of every call, and would be first to object; users meet the constructor itself.

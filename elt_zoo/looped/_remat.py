@@ -10,16 +10,16 @@ class Remat(enum.StrEnum):
 
     | kind | stored | recomputed |
     |---|---|---|
-    | `AUTO` | as `ELEMENTWISE` where loops are scanned, as `NONE` in a single loop or unrolled ones | |
+    | `AUTO` | as `ELEMENTWISE` where loops are scanned, as `NONE` in a single loop or unrolled ones | the same |
     | `NONE` | every activation | nothing |
     | `ELEMENTWISE` | the results of all matrix products | what lies between them: norms, softmax, activations |
     | `LAYER` | the state before every layer | one layer at a time |
     | `LOOP` | the state before every loop | one loop at a time |
 
-    `ELEMENTWISE` repeats no matrix product, and is faster than `NONE` on a CPU, where writing the activations of all
-    loops to memory takes longer than computing them again. `LAYER` and `LOOP` repeat the whole forward pass. `LOOP`
-    stores fewer states, but holds all activations of the loop that it recomputes; with a single loop it therefore saves
-    nothing.
+    `ELEMENTWISE` repeats no matrix product, and is usually faster than `NONE` on a CPU, where writing the activations
+    of all loops to memory takes longer than computing them again (`benchmarks/training.py`). `LAYER` and `LOOP` repeat
+    the whole forward pass. `LOOP` stores fewer states, but holds all activations of the loop that it recomputes; with a
+    single loop it therefore saves nothing.
 
     The kinds that recompute need a loop to work in. The trunk scans the loops even with `unroll_loops`, and for `LAYER`
     and `ELEMENTWISE` scans the layers of a call with a single loop. A model of one layer in one loop has nothing to

@@ -118,5 +118,10 @@ class LabelEmbedding(eqx.Module):
 
 
 def look_up(table: Float[Array, "rows dim"], index: Int[Array, "*shape"]) -> Float[Array, "*shape dim"]:
-    """Rows of a table; NaN for an index outside it, also for a negative one."""
+    """Rows of a table by their indices.
+
+    **Arguments:** `table`: floating point; `index`: in [0, rows).
+
+    **Returns:** the rows. An index outside the table, a negative one too, gives a row of NaN: it is never another row.
+    """
     return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
