@@ -1,6 +1,7 @@
 """Commands and examples in this process, where nothing is imported again."""
 
 import contextlib
+import csv
 import io
 import runpy
 import signal
@@ -14,6 +15,8 @@ from elt_zoo.commands import main
 _EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ("--dim", 16, "--num-layers", 1, "--max-loops", 2)
 """Sizes that compile fast."""
+TINY = (*SMALL, "--batch-size", 16, "--samples", 100, "--log-every", 4, "--sampler.steps", 2)
+"""A run of digits that is over soon."""
 
 
 class Finished(NamedTuple):
@@ -57,6 +60,11 @@ def _finished(call: Callable[[], None], check: bool) -> Finished:
     finished = Finished(code, output.getvalue(), errors.getvalue())
     assert not check or code == 0, finished.errors[-3000:]
     return finished
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by their columns."""
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def files_of(folder: Path) -> dict[str, bytes | None]:
