@@ -26,25 +26,28 @@ def save_sample_grid(
 ) -> None:
     """One named row of images for each entry, under their labels.
 
-    **Arguments:** `path`: of a PNG; `samples`: by the name of their row, pixels in [−1, 1] with one or three channels;
-    `labels`: of the columns; `title`: above all.
-
-
+    **Arguments:** `path`: of a PNG; `samples`: by the name of their row, pixels in [−1, 1] of one size with one or
+    three channels; `labels`: of the columns; `title`: above all.
     """
     columns = max(len(images) for images in samples.values())
-    figure = new_figure(0.6 * columns + 1.0, 0.6 * len(samples) + 0.5)
-    axes = figure.subplots(len(samples), columns, squeeze=False)
-    for row, (name, images) in zip(axes, samples.items(), strict=True):
-        for axis in row:
-            axis.axis("off")
-        for axis, image in zip(row, images, strict=False):
-            axis.imshow((np.clip(image.squeeze(), -1.0, 1.0) + 1.0) / 2.0, cmap="gray", vmin=0.0, vmax=1.0)
-        row[0].text(-0.35, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
-    for axis, label in zip(axes[0], labels, strict=False):
-        axis.set_title(str(label), fontsize=9 if len(str(label)) < 4 else 5)
-    height = figure.get_figheight()
-    figure.subplots_adjust(top=1.0 - 0.4 / height)
-    figure.suptitle(title, y=1.0 + 0.15 / height)
+    height, width = next(iter(samples.values())).shape[1:3]
+    # One picture of all: an axis for each image would take most of the time of a short command.
+    none = (0, 0)
+    rows = [
+        np.pad(images, ((0, columns - len(images)), none, none, none), constant_values=1.0)
+        for images in samples.values()
+    ]
+    whole = tile(np.stack(rows))
+    figure = new_figure(0.6 * columns + 1.0, 0.6 * len(samples) * height / width + 0.5)
+    axis = figure.subplots()
+    axis.imshow(whole.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.axis("off")
+    for row, name in enumerate(samples):
+        axis.text(-0.2 * width, (row + 0.5) * (height + 2), name, ha="right", va="center")
+    for column, label in zip(range(columns), labels, strict=False):
+        size = 9 if len(str(label)) < 4 else 5
+        axis.text((column + 0.5) * (width + 2), -0.1 * height, str(label), ha="center", va="bottom", fontsize=size)
+    axis.set_title(title, pad=20.0)
     save_figure(figure, path, bbox_inches="tight")
 
 
