@@ -131,6 +131,14 @@ def test_leftovers_are_no_checkpoints_and_go(tmp_path):
         assert sorted(path.name for path in steps.iterdir()) == ["1", "2", "notes"]
 
 
+def test_a_checkpoint_that_a_kill_kept_too_long_goes(tmp_path):
+    saved_run(tmp_path / "run", steps=(1, 2, 3), keep=3).close()  # as a kill between saving and removing leaves it
+    with Checkpoints(tmp_path / "run", RUN, keep=2) as checkpoints:
+        assert sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()) == ["1", "2", "3"]
+        checkpoints.claim(step=3)
+    assert sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()) == ["2", "3"]
+
+
 def test_every_changed_byte_is_noticed_or_does_no_harm(tmp_path):
     checkpoints = saved_run(tmp_path / "run")
     newest, noticed = tmp_path / "run" / "steps" / "2", set()

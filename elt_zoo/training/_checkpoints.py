@@ -86,7 +86,7 @@ class Checkpoints:
 
     def claim(self, *, step: int = 0) -> None:
         """Locks the folder for this process, writes the run's config into it, and removes what an earlier process of
-        the run left unfinished. A second call only compares the step. Of several JAX processes the first one claims.
+        the run left unfinished or did not come to remove. A second call only compares the step. Of several JAX processes the first one claims.
 
         A folder whose run never saved a checkpoint may be claimed by a run with another config.
 
@@ -150,11 +150,7 @@ class Checkpoints:
                 "are kept."
             ) from error
         if jax.process_index() == 0:
-            for old in self._saved_steps()[self.keep :]:
-                # Renamed first: a process that is killed here does not leave half a checkpoint.
-                leaving = self._steps / f"{old}{_DELETING}"
-                os.rename(self._steps / str(old), leaving)
-                shutil.rmtree(leaving, ignore_errors=True)
+            self._remove_old()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Any]:
         """Reads the newest checkpoint, or with `fall_back` the newest one that is intact.
@@ -237,6 +233,15 @@ class Checkpoints:
             if empty or entry.name.endswith((_WRITING, _DELETING)):
                 shutil.rmtree(entry, ignore_errors=True)
         self._set_damaged_aside()
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Keeps the newest `keep` checkpoints."""
+        for old in self._saved_steps()[self.keep :]:
+            # Renamed first: a process that is killed here does not leave half a checkpoint.
+            leaving = self._steps / f"{old}{_DELETING}"
+            os.rename(self._steps / str(old), leaving)
+            shutil.rmtree(leaving, ignore_errors=True)
 
     def _set_damaged_aside(self) -> None:
         if jax.process_index() != 0:
