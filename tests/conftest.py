@@ -1,13 +1,14 @@
 import os
+import shutil
+from pathlib import Path
 
 # Before JAX is imported: several CPU devices, strict types and ranks, so that a careless promotion fails here first.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-# Commands keep their programs in the user's cache; those of tests have no place there.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# Compiled programs are shared by the processes of the tests and kept for the next run, apart from the user's own.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "test-programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-
-from pathlib import Path
 
 import jax
 import pytest
@@ -25,6 +26,7 @@ with install_import_hook("elt_zoo", "beartype.beartype"):
 
 # Most of the time of these tests goes into compiling: XLA's slow passes are left out.
 _COMPILE_FAST = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+_PROGRAMS, _LARGEST = Path(__file__).parents[1] / "build" / "test-programs", 2**30
 _MAPS, _MAPS_ALLOWED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 
 
@@ -32,6 +34,9 @@ def pytest_configure(config):
     # Before the first array: that is when XLA reads its flags.
     if not config.getoption("optimized"):
         os.environ["XLA_FLAGS"] += _COMPILE_FAST
+    first = "PYTEST_XDIST_WORKER" not in os.environ
+    if first and _PROGRAMS.is_dir() and sum(file.stat().st_size for file in _PROGRAMS.iterdir()) > _LARGEST:
+        shutil.rmtree(_PROGRAMS)  # JAX's own bound would lock and read the whole folder for every program
 
 
 def pytest_addoption(parser):

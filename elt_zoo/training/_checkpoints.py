@@ -86,7 +86,8 @@ class Checkpoints:
 
     def claim(self, *, step: int = 0) -> None:
         """Locks the folder for this process, writes the run's config into it, and removes what an earlier process of
-        the run left unfinished or did not come to remove. A second call only compares the step. Of several JAX processes the first one claims.
+        the run left unfinished or did not come to remove. A second call only compares the step. Of several JAX
+        processes the first one claims.
 
         A folder whose run never saved a checkpoint may be claimed by a run with another config.
 
