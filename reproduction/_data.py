@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import gzip
-import math
-import struct
 from pathlib import Path
 
 import jax
@@ -12,7 +9,7 @@ import numpy as np
 from einops import reduce
 from sklearn.svm import SVC
 
-from elt_zoo.data import Batch, digits_to_pixels, hold_out, load_digits
+from elt_zoo.data import Batch, digits_to_pixels, hold_out, load_digits, read_idx
 from elt_zoo.metrics import ClassifierExtractor, GaussianStatistics, frechet_distance
 from elt_zoo.tokenizers import PatchCodebook
 
@@ -20,7 +17,6 @@ CLASSES = 10
 PATCH = 2
 _MNIST_FILES = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 _MNIST_HELDOUT = 500
-_IDX_BYTES = 0x08
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,25 +66,6 @@ def mnist(folder: Path) -> SmallData:
     pixels = reduce(images / 127.5 - 1.0, "n (h p) (w q) -> n h w 1", "mean", p=2, q=2).astype(np.float32)
     parts = (Batch(pixels[rows], labels[rows].astype(np.int32)) for rows in hold_out(len(labels), _MNIST_HELDOUT))
     return SmallData("MNIST", *parts, codebook_size=256)
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """An array of bytes in MNIST's format: two zeros, 8, the number of axes, their sizes (big-endian), the values.
-
-    **Raises:** `ValueError` for another kind of file, or one cut short.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is no whole gzip file ({error}); fetch it again.") from None
-    kind, rank = content[2:4] if content[:2] == b"\0\0" and len(content) >= 4 else (None, 0)
-    if kind != _IDX_BYTES:
-        raise ValueError(f"{path} is not an idx file of bytes: it begins with {content[:4].hex()}, not with 000008.")
-    header = 4 + 4 * rank
-    sizes = struct.unpack(f">{rank}I", content[4:header])
-    if len(content) != header + math.prod(sizes):
-        raise ValueError(f"{path} is {len(content)} bytes long; {header + math.prod(sizes)} were promised.")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
 
 
 class Judge:

@@ -9,8 +9,8 @@ import pytest
 import elt_zoo
 from elt_zoo import pretrained
 from elt_zoo.generator import bundled_names
-from elt_zoo.pretrained import LicenceWarning, PublishedFile, Status, Weights, catalog, fetch, load_dit
-from elt_zoo.storage import WeightsError
+from elt_zoo.pretrained import LicenceWarning, Status, Weights, catalog, fetch, load_dit
+from elt_zoo.storage import PublishedFile, WeightsError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CONTENT = b"tensors"

@@ -145,29 +145,6 @@ def test_mnist_is_read_and_averaged(tmp_path):
     np.testing.assert_allclose(np.sort(everything.ravel()), np.sort(blocks.ravel()), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"\x00\x00\x08\x01\x00\x00\x00\x05abc", "promised"), (b"GIF89a", "not an idx file"), (b"\x00", "not an idx")],
-)
-def test_other_files_than_mnists_are_refused(tmp_path, content, message):
-    from reproduction._data import read_idx
-
-    path = tmp_path / "images.gz"
-    path.write_bytes(gzip.compress(content))
-    with pytest.raises(ValueError, match=message):
-        read_idx(path)
-
-
-def test_a_file_cut_short_is_refused(tmp_path):
-    from reproduction._data import read_idx
-
-    path = tmp_path / "images.gz"
-    for content in (gzip.compress(bytes(1000))[:-9], b"no gzip"):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="fetch it again"):
-            read_idx(path)
-
-
 @pytest.mark.parametrize("arguments", [("--samples", "105"), ("--samples", "50"), ("--steps", "0")])
 def test_sizes_that_cannot_be_are_refused(arguments, monkeypatch, capsys):
     from reproduction._main import main

@@ -4,6 +4,8 @@ from ._convert import ConvertOptions as ConvertOptions
 from ._convert import convert as convert
 from ._evaluate import EvaluateOptions as EvaluateOptions
 from ._evaluate import evaluate as evaluate
+from ._fetch import FetchOptions as FetchOptions
+from ._fetch import fetch as fetch
 from ._main import COMMANDS as COMMANDS
 from ._main import main as main
 from ._main import run as run

@@ -57,7 +57,8 @@ class EvaluateOptions(EvaluatorOptions):
     diagnostics: bool = True
     """Also report what the loops do, in the folder `loops`."""
     heldout_data: str | None = None
-    """A folder of real data that the model has not seen, for the losses of its exits; digits have theirs."""
+    """Real data that the model has not seen, `cifar10`, `mnist` or a folder, for the losses of its exits; digits have
+    theirs."""
     heldout: int = 360
     """Held-out examples to use."""
     heldout_copies: int = 4

@@ -12,6 +12,7 @@ from ..storage import FolderLocked, WeightsError
 from ..training import CheckpointError, TrainingDiverged
 from ._convert import ConvertOptions, convert
 from ._evaluate import EvaluateOptions, evaluate
+from ._fetch import FetchOptions, fetch
 from ._precompute import PrecomputeOptions, precompute
 from ._profile import ProfileOptions, profile
 from ._programs import keep_programs
@@ -37,6 +38,7 @@ COMMANDS: Mapping[str, Command] = {
     "sample": Command(SampleOptions, sample, "sample a saved model at any number of loops"),
     "evaluate": Command(EvaluateOptions, evaluate, "measure a saved model over loops, steps and guidance"),
     "profile": Command(ProfileOptions, profile, "count what a model costs before it is built"),
+    "fetch": Command(FetchOptions, fetch, "download CIFAR-10 or MNIST, to name them as data"),
     "precompute": Command(PrecomputeOptions, precompute, "encode a data set once, into shards"),
     "train-tokenizer": Command(TrainTokenizerOptions, train_tokenizer, "train a tokenizer with a learned codebook"),
     "convert": Command(ConvertOptions, convert, "convert published weights, optionally into a looped model"),

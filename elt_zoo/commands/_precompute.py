@@ -30,7 +30,7 @@ class PrecomputeOptions:
     """Encode a data set once, so that training reads tokens or latents and not pictures."""
 
     data: str
-    """`digits`, `moving-digits`, or the path of images or videos."""
+    """`digits`, `moving-digits`, `cifar10`, `mnist`, or the path of images or videos."""
     out: Path
     """The folder of shards to write, or to go on with."""
     tokenizer: Path | None = None

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from ..storage import cache_folder
+
 _CONFIG: Any = jax.config  # its settings are attributes that it does not declare
 _LARGEST = 2**30
 """Bytes of the folder; the programs that were not used for longest are dropped first."""
@@ -21,8 +23,7 @@ def keep_programs() -> None:
     """
     if _CONFIG.jax_compilation_cache_dir is not None or not _CONFIG.jax_enable_compilation_cache:
         return
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "elt_zoo" / _processor()
+    folder = cache_folder(_processor())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -30,8 +30,8 @@ class TrainOptions(TrainingOptions):
     """Train an elastic looped transformer, sample it at every loop count, and measure what each count is worth."""
 
     data: str = DIGITS
-    """`digits`, `moving-digits`, or a path: ImageNet (folders or tar files), a folder of class folders with images or,
-    with a video preset, with videos, UCF-101, or shards."""
+    """`digits`, `moving-digits`, `cifar10`, `mnist`, or a path: the official files of the last two, ImageNet (folders
+    or tar files), a folder of class folders with images or, with a video preset, with videos, UCF-101, or shards."""
     family: Literal["dit", "maskgit"] = "dit"
     """Diffusion over pixels or latents, or masked generation over tokens. Clips are always tokens."""
     tokenizer: Path | None = None
@@ -39,11 +39,12 @@ class TrainOptions(TrainingOptions):
     heldout: int = 256
     """Examples to measure the loss on, kept from training where the data has no such part."""
     image_size: int | None = None
-    """Height and width of the images, in pixels; default what preset and tokenizer want."""
+    """Height and width of the images, in pixels; default what preset and tokenizer want, or without a tokenizer the
+    size of CIFAR-10 (32) and MNIST (28)."""
     random_crop: bool = True
-    """Images: crop at random."""
+    """Images in files: crop at random. CIFAR-10 and MNIST are never cropped."""
     flip: bool = True
-    """Images: mirror half of them."""
+    """Images: mirror half of them. MNIST never is."""
     exact_resize: bool = False
     """Images: resize as ADM did, to the last bit, instead of fast."""
     tokens: Literal["patches", "pixels"] = "patches"

@@ -16,6 +16,7 @@ from ._digits import Digits as Digits
 from ._digits import digits_to_pixels as digits_to_pixels
 from ._digits import load_digits as load_digits
 from ._digits import pixels_to_digits as pixels_to_digits
+from ._image_arrays import ImageArrays as ImageArrays
 from ._moving_digits import MovingDigits as MovingDigits
 from ._pipeline import training_batches as training_batches
 from ._source import AbstractSource as AbstractSource
@@ -33,6 +34,12 @@ from .images import image_folder as image_folder
 from .images import image_tar as image_tar
 from .images import imagenet as imagenet
 from .images import imagenet_classes as imagenet_classes
+from .published import IMAGE_SETS as IMAGE_SETS
+from .published import ImageSet as ImageSet
+from .published import cifar10 as cifar10
+from .published import fetch_images as fetch_images
+from .published import mnist as mnist
+from .published import read_idx as read_idx
 from .shards import ShardedImages as ShardedImages
 from .shards import ShardedLatents as ShardedLatents
 from .shards import ShardedTokens as ShardedTokens

@@ -51,7 +51,7 @@ class EvaluatorOptions:
     reference: Path | None = None
     """Statistics of real data: an npz file of ADM, of pytorch-fid, or written here."""
     reference_data: str | None = None
-    """Instead of `--reference`: a folder of real images or videos, measured first."""
+    """Instead of `--reference`: real images or videos, measured first: a folder, `cifar10` or `mnist`."""
     extractor_batch: int | None = None
     """Images that go through Inception at a time, or clips through I3D; default 64, or 16."""
     allow_few: bool = False

@@ -1,7 +1,6 @@
 """Published weights: which there are, where they come from, how they are named, and how to read them."""
 
 from ._autoencoder_kl_names import autoencoder_kl_names as autoencoder_kl_names
-from ._catalog import PublishedFile as PublishedFile
 from ._catalog import Status as Status
 from ._catalog import Weights as Weights
 from ._catalog import catalog as catalog

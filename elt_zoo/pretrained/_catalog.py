@@ -1,6 +1,5 @@
 import dataclasses
 import enum
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -9,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..generator import load
-from ..storage import WeightsError
+from ..storage import PublishedFile, WeightsError
 from ._dit import load_dit
 from ._extractors import I3D_FILE, I3D_SOURCE, INCEPTION_FILE, INCEPTION_SOURCE, load_i3d, load_inception
 from ._licence import LicenceWarning
@@ -25,15 +24,6 @@ class Status(enum.StrEnum):
     AVAILABLE = "available"
     OURS = "ours"
     NEVER_RELEASED = "never released"
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishedFile:
-    """One file of published weights. Size in bytes and SHA-256 are `None` where nobody has published them."""
-
-    name: str
-    size: int | None = None
-    sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,7 +286,8 @@ def fetch(name: str, *, cache_dir: str | os.PathLike | None = None, local_files_
                 f"downloaded ({type(error).__name__}: {error}). Or download it from {weights.source} and give its path "
                 f"to `{_loader_name(weights)}`."
             ) from error
-        _check(Path(path), file)
+        if difference := file.difference(path):
+            raise WeightsError(f"{path} {difference}. Delete it and fetch it again.")
         paths.append(Path(path))
     if weights.restricted:
         warnings.warn(f"{name} is licensed {weights.licence}: {weights.source}", LicenceWarning, stacklevel=2)
@@ -305,16 +296,3 @@ def fetch(name: str, *, cache_dir: str | os.PathLike | None = None, local_files_
 
 def _loader_name(weights: Weights) -> str:
     return getattr(weights.loader, "__name__", "")
-
-
-def _check(path: Path, file: PublishedFile) -> None:
-    size = path.stat().st_size
-    if file.size is not None and size != file.size:
-        raise WeightsError(f"{path} has {size} bytes, but {file.size} were published. Delete it and fetch it again.")
-    if file.sha256 is not None:
-        with path.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
-        if found != file.sha256:
-            raise WeightsError(
-                f"{path} has the SHA-256 {found}, but {file.sha256} was published. Delete it and fetch it again."
-            )

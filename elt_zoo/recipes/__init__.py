@@ -5,7 +5,6 @@ from ._open import DIGITS as DIGITS
 from ._open import MOVING_DIGITS as MOVING_DIGITS
 from ._open import Augmentation as Augmentation
 from ._open import Opened as Opened
-from ._open import Split as Split
 from ._open import is_shards as is_shards
 from ._open import open_clips as open_clips
 from ._open import open_images as open_images
@@ -27,6 +26,7 @@ from ._run import Run as Run
 from ._run import Trained as Trained
 from ._run import make_objective as make_objective
 from ._run import train as train
+from ._split import Split as Split
 from ._task import Task as Task
 from ._task import clip_task as clip_task
 from ._task import digits_task as digits_task

@@ -1,6 +1,6 @@
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -25,12 +25,13 @@ from ..data import (
     ucf101,
     video_folder,
 )
+from ._image_sets import named_images
+from ._split import Split
 
 DIGITS = "digits"
 """The name of the handwritten digits."""
 MOVING_DIGITS = "moving-digits"
 """The name of the clips of moving digits."""
-Split = Literal["train", "heldout"]
 
 
 class Opened(NamedTuple):
@@ -50,8 +51,9 @@ def open_source(
 
     **Arguments:**
 
-    - `data`: `digits`; `moving-digits`; a folder of ImageNet as it was published, of packed images, or with a folder
-      for each class; a tar archive; the folder of UCF-101 or of videos with a folder for each class.
+    - `data`: `digits`; `moving-digits`; `cifar10`, `mnist` or the path of their official files; a folder of ImageNet as
+      it was published, of packed images, or with a folder for each class; a tar archive; the folder of UCF-101 or of
+      videos with a folder for each class.
     - `split`: where the data has one.
     - `size`, `frames`: of the pictures.
     - `augment`: random crops and flips, and clips that begin anywhere.
@@ -65,6 +67,8 @@ def open_source(
         if frames is None:
             raise DataError("`moving-digits` are clips; what was asked for are images.")
         return MovingDigits(split, frames=frames, size=size, augment=augment)
+    if (named := named_images(data)) is not None and frames is None:
+        return named.open(split, size=size, flip=augment)
     root = existing(data)
     if frames is not None:
         return open_videos(root, ClipTransform(frames, size=size, random_start=augment), split=split)
@@ -78,8 +82,8 @@ class Augmentation:
 
     **Fields:**
 
-    - `random_crop`: scale the shorter side at random and keep a random square.
-    - `flip`: mirror half of the images.
+    - `random_crop`: scale the shorter side at random and keep a random square. CIFAR-10 and MNIST are never cropped.
+    - `flip`: mirror half of the images. Those of MNIST never are.
     - `exact_resize`: resize as ADM did, to the last bit, instead of fast.
     """
 
@@ -96,11 +100,16 @@ def open_images(
     augmentation: Augmentation = Augmentation(),
     tokenizer: Any = None,
 ) -> Opened:
-    """Images from files or packed, or tokens or latents precomputed from them, with a held-out part: ImageNet's
-    validation images where they are there, else `heldout` examples that are kept from training.
+    """Images from files or packed, or tokens or latents precomputed from them, with a held-out part: the official test
+    images of CIFAR-10 and MNIST, ImageNet's validation images where they are there, else `heldout` examples that are
+    kept from training.
 
     Precomputed data must have been made with `tokenizer`, if one is given.
     """
+    if (named := named_images(data)) is not None:
+        train = named.open("train", size=size)
+        flip = augmentation.flip and named.images.symmetric
+        return Opened(train.with_flip(flip), named.open("heldout", size=size), train)
     exact = augmentation.exact_resize
     augmented = ImageTransform(size, random_crop=augmentation.random_crop, flip=augmentation.flip, exact=exact)
     plain = ImageTransform(size, exact=exact)
@@ -176,7 +185,9 @@ def parted_shards(root: Path, tokenizer: Any, *, heldout: int) -> Opened:
 
 
 def existing(data: str) -> Path:
-    """**Raises:** `DataError` if there is nothing at that path."""
+    """**Raises:** `DataError` if there is nothing at that path, or a set of images where other data are expected."""
+    if (named := named_images(data)) is not None:
+        raise DataError(f"`{data}` is {named.images.title}, which are images; what was asked for are clips.")
     if not Path(data).exists():
         raise DataError(f"There is no {data}. Give a folder, a tar archive, or the name of a set that is always there.")
     return Path(data)

@@ -23,6 +23,7 @@ from ..families import ModelConfig, SamplerSettings
 from ..generator import Generator
 from ..models import ElasticModel
 from ..tokenizers import AbstractTokenizer, AutoencoderKL, AutoencoderKLConfig, GreyLevels, PatchCodebook, Tokenizer
+from ._image_sets import NamedImages, named_images
 from ._open import DIGITS, MOVING_DIGITS, Augmentation, Opened, is_shards, moving_digits, open_clips, open_images
 from ._representation import Representation, as_latents, as_pixels, as_tokens
 
@@ -173,20 +174,26 @@ def image_task(
     **Arguments:**
 
     - `config`: a preset; it decides between tokens, latents and pixels.
-    - `data`: the path of class folders, of ImageNet, of a tar archive, or of shards.
+    - `data`: `cifar10`, `mnist` or the path of their official files; or the path of class folders, of ImageNet, of a
+      tar archive, or of shards.
     - `tokenizer`: a VQGAN for tokens or an autoencoder for latents. Without one, tokens are patches from a k-means
       codebook fitted to the first images, and diffusion works on pixels.
-    - `heldout`: images to measure the loss on, of the `val` folder if there is one, else kept from training.
+    - `heldout`: images to measure the loss on, of the official test images or the `val` folder if there are any, else
+      kept from training.
     - `augmentation`: what training does to images.
-    - `size`: height and width of the images, in pixels; default what the preset and the tokenizer want.
+    - `size`: height and width of the images, in pixels; default what the preset and the tokenizer want, or for CIFAR-10
+      and MNIST without a tokenizer their own, which the preset follows.
     - `settings`, `described`: as for [`make_task`][elt_zoo.recipes.make_task].
 
     **Raises:** `ValueError` if data, tokenizer and family do not go together, saying why; `DataError` if there is no
     such data.
     """
+    named, wanted = named_images(data), image_size(config, tokenizer)
+    if named is not None:
+        wanted, augmentation = _fit_to(named, tokenizer, wanted, augmentation)
     opened = open_images(
         data,
-        size=image_size(config, tokenizer) if size is None else size,
+        size=wanted if size is None else size,
         heldout=heldout,
         augmentation=augmentation,
         tokenizer=tokenizer,
@@ -206,7 +213,7 @@ def image_task(
         opened.train,
         first_examples(opened.heldout, heldout),
         representation,
-        data=data,
+        data=data if named is None else named.images.name,
         tokenizer=tokenizer,
         settings=settings,
         described={**dataclasses.asdict(augmentation), **(described or {})},
@@ -307,6 +314,26 @@ def image_size(config: ModelConfig, tokenizer: Tokenizer | None) -> int:
             "autoencoder, or choose a preset of pixels such as tiny-dit."
         )
     return side
+
+
+def _fit_to(
+    named: NamedImages, tokenizer: Tokenizer | None, size: int, augmentation: Augmentation
+) -> tuple[int, Augmentation]:
+    """The size of a set's images that a tokenizer wants, or their own, and what training really does to them.
+
+    **Raises:** `ValueError` if the images are grey and the tokenizer takes colours, or the other way round.
+    """
+    height, _, channels = named.images.shape
+    taken = tokenizer.shape[-1] if isinstance(tokenizer, AbstractTokenizer) else 3
+    if tokenizer is not None and taken != channels:
+        raise ValueError(
+            f"{named.images.title} has images of {channels} channel(s), and this tokenizer, a "
+            f"{type(tokenizer).__name__}, takes {taken}. Leave the tokenizer out: diffusion then works on pixels, "
+            "masked generation on patches from a k-means codebook."
+        )
+    flip = augmentation.flip and named.images.symmetric
+    done = dataclasses.replace(augmentation, random_crop=False, flip=flip, exact_resize=False)
+    return height if tokenizer is None else size, done
 
 
 def encode_all(source: AbstractSource, representation: Representation) -> Batch:

@@ -12,7 +12,7 @@ class TokenizerOptions:
     """The knobs of a tokenizer's training."""
 
     data: str = DIGITS
-    """`digits`, `moving-digits`, or the path of images or videos."""
+    """`digits`, `moving-digits`, `cifar10`, or the path of images or videos."""
     kind: Literal["image", "video"] | None = None
     """Default: video for moving digits, else images. `image` with moving digits trains on their frames."""
     preset: Literal["small", "paper"] = "small"

@@ -46,6 +46,7 @@ from ..training import (
     stop_on_signals,
 )
 from ._folder import require_own
+from ._image_sets import named_images
 from ._open import DIGITS, MOVING_DIGITS, open_clips, open_images
 from ._reports import metric_files, progress_bar
 from ._tokenizer_options import TokenizerOptions
@@ -78,6 +79,12 @@ def open_tokenizer_data(options: TokenizerOptions) -> TokenizerData:
         return TokenizerData(opened.train, opened.heldout)
     size = network.image_size
     if options.data != DIGITS:
+        named = named_images(options.data)
+        if named is not None and named.images.shape[-1] != 3:
+            raise ValueError(
+                f"`--data {options.data}` has grey images, and tokenizers are trained on colours. {named.images.title} "
+                "needs none: generators take its pixels, or patches from a k-means codebook."
+            )
         opened = open_images(options.data, size=size, heldout=options.heldout)
         return TokenizerData(opened.train, opened.heldout)
 

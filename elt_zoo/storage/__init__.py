@@ -11,6 +11,10 @@ from ._atomic import remove_abandoned as remove_abandoned
 from ._atomic import require_writable as require_writable
 from ._atomic import require_writable_folder as require_writable_folder
 from ._atomic import write_json as write_json
+from ._cache import cache_folder as cache_folder
+from ._download import DownloadError as DownloadError
+from ._download import PublishedFile as PublishedFile
+from ._download import download as download
 from ._folder import CONFIG as CONFIG
 from ._folder import WEIGHTS as WEIGHTS
 from ._folder import StoredFolder as StoredFolder
@@ -22,6 +26,9 @@ from ._from_json import from_json as from_json
 from ._hash import hash_arrays as hash_arrays
 from ._lock import FolderLock as FolderLock
 from ._lock import FolderLocked as FolderLocked
+from ._numpy_pickle import PickledArray as PickledArray
+from ._numpy_pickle import read_numpy_pickle as read_numpy_pickle
+from ._pickle import PickleError as PickleError
 from ._read import read_tensors as read_tensors
 from ._safetensors import write_safetensors as write_safetensors
 from ._tensor_file import StoredTensor as StoredTensor

@@ -1,0 +1,3 @@
+from typing import Literal
+
+Split = Literal["train", "heldout"]
