@@ -161,7 +161,7 @@ def _unpacked(folder: Path, wanted: list[str], call: str) -> Mapping[str, bytes]
 def _packed(archive: Path, wanted: list[str], call: str) -> Mapping[str, bytes]:
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r|gz") as tar:  # a stream: no member is decompressed twice
+        with tarfile.open(archive, "r:gz") as tar:  # never rewound, so nothing is decompressed twice
             for member in _bounded(tar, archive, call):
                 name = PurePosixPath(member.name).name
                 if name in wanted and member.isfile():
@@ -175,7 +175,7 @@ def _packed(archive: Path, wanted: list[str], call: str) -> Mapping[str, bytes]:
     except OSError as error:  # of the file, or of gzip
         raise DataError(f"{call}: {archive} cannot be read ({error.strerror or error}).") from error
     missing = [name for name in wanted if name not in contents]
-    raise DataError(f"{call}: {archive} lacks {some(missing)}, so it is another archive. {_FETCH}.")
+    raise DataError(f"{call}: {archive} lacks {some(missing)}: it is cut off or another archive. {_FETCH}.")
 
 
 def _bounded(tar: tarfile.TarFile, archive: Path, call: str) -> Iterator[tarfile.TarInfo]:
