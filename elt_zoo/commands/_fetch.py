@@ -22,9 +22,12 @@ class FetchOptions:
 def fetch(options: FetchOptions) -> None:
     """`elt-zoo fetch`."""
     with tqdm(unit="B", unit_scale=True, disable=None) as bar:
+        shown = ""
 
         def progress(name: str, received: int, size: int) -> None:
-            if bar.desc != f"{name}: ":
+            nonlocal shown
+            if name != shown:
+                shown = name
                 bar.reset(total=size)
                 bar.set_description(name)
             bar.update(received - bar.n)
