@@ -29,7 +29,8 @@ class Config(TrainingOptions):
     """Train an elastic looped transformer on images and measure every exit."""
 
     data: str = "digits"
-    """`digits`, `cifar10`, `mnist`, the folder of ImageNet (class folders or tar files), any folder of class folders, or shards."""
+    """`digits`, `cifar10`, `mnist`, the folder of ImageNet (class folders or tar files), any folder of class folders,
+    or shards."""
     family: Literal["dit", "maskgit"] = "dit"
     """Diffusion over pixels or latents, or masked generation over tokens."""
     tokenizer: Path | None = None

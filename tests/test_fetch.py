@@ -208,7 +208,7 @@ def test_training_on_mnist_in_both_families(tmp_path):
     summary = check_run(tmp_path / "pixels", (28, 28, 1), "mnist")
     assert summary["config"]["flip"] is False
     run("train", "--data", "data", "--family", "maskgit", "--codebook-size", 16, *SHORT, "--out", "tokens")
-    assert load(tmp_path / "tokens" / "model").config.grid == (7, 7)
+    assert load(tmp_path / "tokens" / "model").config.example.shape == (7, 7)
     check_run(tmp_path / "tokens", (28, 28, 1), "mnist")
 
 

@@ -187,8 +187,7 @@ def test_arrays_of_other_lengths_or_labels_are_refused(labels, message):
 @pytest.mark.parametrize("packed", [True, False])
 def test_mnist_is_read_packed_or_not(tmp_path, packed):
     arrays = write_mnist(tmp_path, packed=packed)
-    for split, name in (("train", "train"), ("heldout", "t10k")):
-        source = mnist(tmp_path, split)
+    for name, source in (("train", mnist(tmp_path, "train")), ("t10k", mnist(tmp_path, "heldout"))):
         batch = everything(source)
         np.testing.assert_array_equal(batch.images[..., 0], arrays[f"{name}-images-idx3-ubyte"])
         np.testing.assert_array_equal(batch.labels, arrays[f"{name}-labels-idx1-ubyte"])
@@ -378,7 +377,7 @@ def test_the_table_of_sets_agrees_with_what_is_read(tmp_path):
         assert images.name == name and source.shape == images.shape and len(source.class_names) == 10
         assert [each.holds(tmp_path / name) for each in IMAGE_SETS.values()] == [key == name for key in IMAGE_SETS]
         for file in images.files:
-            assert file.size and len(file.sha256) == 64
+            assert file.size and file.sha256 and len(file.sha256) == 64
             assert images.holds(tmp_path / "touched") is False
             (tmp_path / "touched").mkdir(exist_ok=True)
             (tmp_path / "touched" / file.name).touch()
