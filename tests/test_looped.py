@@ -1,4 +1,5 @@
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,86 @@ def test_vectors_of_their_own_start_at_zero_and_leave_matrices_shared(layer, x, 
     close(trunk(x, conditioning, loops=2), plain(x, conditioning, loops=2))
     with pytest.raises(ValueError, match="`num_loop_deltas=-1` is a number of loops"):
         LoopedTransformer.create(DIM, LAYERS, HEADS, num_loop_deltas=-1, key=jax.random.key(0))
+
+
+def around_the_loops(trunk, x, conditioning):
+    """The states before the loops and after each, and what the coda makes of the latter, by plain Python loops."""
+
+    def apply(layers, count, state):
+        for i in range(count):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, layers)
+            state = one(state) if conditioning is None else one(state, one.condition(conditioning))
+        return state
+
+    states = [apply(trunk.prelude, 1, x)]
+    for _ in range(MAX_LOOPS):
+        states.append(apply(trunk.layers, LAYERS, states[-1]))
+    return jnp.stack(states), jnp.stack([apply(trunk.coda, 2, state) for state in states[1:]])
+
+
+@pytest.mark.parametrize("options", [{}, {"scan_layers": True, "remat": Remat.LAYER}], ids=str)
+def test_layers_around_the_loops_agree_in_every_way(layer, x, conditioning, options):
+    trunk = build(layer, prelude=1, coda=2, **options)
+    assert (trunk.num_prelude, trunk.num_layers, trunk.num_coda) == (1, LAYERS, 2)
+    states, exits = around_the_loops(trunk, x, conditioning)
+    check_every_way(trunk, x, conditioning, exits)
+    close(trunk.loop_states(x, conditioning, loops=MAX_LOOPS), states)
+    close(trunk.unstacked().trajectory(x, conditioning, loops=MAX_LOOPS), exits)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_early_exit_leaves_through_the_coda(layer, x, conditioning, differentiable):
+    trunk = build(layer, prelude=1, coda=2)
+    states, exits = around_the_loops(trunk, x, conditioning)
+    leaving = functools.partial(trunk.early_exit, x, conditioning, max_loops=MAX_LOOPS, differentiable=differentiable)
+    # The rule sees the states of the loops, or with `watch` those of the exits.
+    for watch, seen in ((None, states), (lambda state: state, exits)):
+        wanted = seen[3 if watch is None else 2]
+        state, used = leaving(rule=lambda _, now, wanted=wanted: jnp.allclose(now, wanted, atol=1e-4), watch=watch)
+        assert int(used) == 3
+        close(state, exits[2])
+
+
+def test_layers_that_do_not_loop_leave_the_others_as_they_are(layer, x, conditioning):
+    create = functools.partial(LoopedTransformer.create, DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0))
+    assert eqx.tree_equal(create(prelude=1, coda=1).layers, create().layers)
+    both = create(prelude=1, coda=1)
+    assert not eqx.tree_equal(both.prelude, both.coda)
+    with pytest.raises(ValueError, match=r"prelude=-1.*no negative number of layers around it"):
+        create(prelude=-1)
+
+
+def test_dropout_differs_in_prelude_loops_and_coda(x):
+    seen = []
+
+    class Recorder(AbstractLayer):
+        def __call__(self, x, modulation=None, *, key=None):
+            assert key is not None
+            seen.append(jax.random.key_data(key))
+            return x
+
+    layers = [Recorder()]
+    trunk = LoopedTransformer(layers, prelude=layers, coda=layers, unroll_loops=True)
+    with jax.disable_jit():
+        trunk(x, loops=2, key=jax.random.key(0))
+    assert len({tuple(np.asarray(key).tolist()) for key in seen}) == 4
+
+
+@pytest.mark.parametrize("layer", [PreNormLayer, AdaLNZeroLayer])
+def test_the_residual_scale_multiplies_both_branches(layer, x):
+    given = () if layer is PreNormLayer else (jax.random.normal(jax.random.key(2), (2, 3, DIM)),)
+    make = functools.partial(layer, DIM, HEADS, mlp_dim=4 * DIM, key=jax.random.key(0))
+    whole, half = randomize(make()), randomize(make(residual_scale=0.5))
+    for part in ("attention", "mlp"):
+        # With the other branch silent, half the scale is half the change.
+        other = operator.attrgetter({"attention": "mlp", "mlp": "attention"}[part])
+        silent = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if eqx.is_array(leaf) else leaf, other(whole))
+        one, two = (eqx.tree_at(other, each, silent) for each in (whole, half))
+        close(two(x, *given) - x, 0.5 * (one(x, *given) - x))
+    trunk = LoopedTransformer.create(
+        DIM, LAYERS, HEADS, layer=layer, prelude=1, residual_scale=0.5, key=jax.random.key(0)
+    )
+    assert (trunk.layers.residual_scale, trunk.prelude.residual_scale) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize("options", [{}, {"scan_layers": True, "num_loop_deltas": 3}], ids=str)

@@ -81,7 +81,7 @@ def test_the_config_builds_the_model_and_one_layer_per_loop_is_the_deep_model():
 def test_what_cannot_be_looped_is_refused():
     with pytest.raises(ValueError, match=r"cannot share 6 layers evenly. Choose one of \[1, 2, 3, 6\]"):
         loopify(deep(), DEEP, num_layers=4)
-    with pytest.raises(ValueError, match="takes a model of one loop, but this config has max_loops=2"):
+    with pytest.raises(ValueError, match="takes a model of unique layers alone, but this config has max_loops=2"):
         loopify(deep(), dataclasses.replace(DEEP, max_loops=2), num_layers=2)
     with pytest.raises(ValueError, match="a model of 6 layers with a config of 3"):
         loopify(deep(), dataclasses.replace(DEEP, num_layers=3), num_layers=1)

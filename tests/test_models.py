@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 
 import equinox as eqx
 import jax
@@ -195,6 +196,11 @@ def test_unknown_names_and_broken_configs_are_explained():
         ({"dropout": 1.0}, "dropout"),
         ({"max_loops": 0}, "max_loops=0"),
         ({"num_loop_deltas": config.max_loops + 1}, r"must be in \[0, max_loops\]"),
+        ({"prelude": -1}, r"prelude=-1, coda=0\)` must be numbers of layers"),
+        ({"coda": 2000}, "from 0 to 1,024"),
+        ({"residual_scale": 0.0}, r"must be in \(0, 1\]"),
+        ({"residual_scale": math.nan}, r"must be in \(0, 1\]"),
+        ({"residual_scale": 0.5, "pre_norm": False}, "post-norm branch undoes a scale"),
     ]:
         with pytest.raises(ValueError, match=text):
             dataclasses.replace(config, **change)

@@ -36,7 +36,7 @@ def test_the_operations_of_a_layer_are_those_on_paper():
 
 
 @pytest.mark.parametrize("dim", [16, 64])
-@pytest.mark.parametrize("config", [MASKED, DIFFUSION])
+@pytest.mark.parametrize("config", [MASKED, DIFFUSION, dataclasses.replace(DIFFUSION, prelude=1, coda=2)])
 def test_the_count_is_xlas_own(config, dim):
     config = dataclasses.replace(config, dim=dim, num_layers=1)
     for loops in (1, 2, 3, 4):
@@ -87,6 +87,24 @@ def test_parameters_and_depth_are_the_models():
         assert costs.parameters == size and costs.effective_depth == 10
         assert costs.effective_parameters == size + 4 * costs.trunk_parameters
         assert costs.parameter_bytes == 4 * size and costs.training_state_bytes == 20 * size
+
+
+@pytest.mark.parametrize("config", [MASKED, DIFFUSION])
+def test_layers_around_the_loops_cost_what_they_would_as_unique_ones(config):
+    around = dataclasses.replace(config, prelude=1, num_layers=2, max_loops=3, coda=2, residual_scale=0.5)
+    assert around.effective_depth == profile(around).effective_depth == 9
+    for baseline, loops in ((around.unique_depth(), 3), (around.unlooped(), 1)):
+        ours, theirs = profile(around, loops=loops), profile(baseline)
+        assert ours.forward_macs - ours.condition.macs == theirs.forward_macs - theirs.condition.macs
+        assert ours.effective_parameters == theirs.parameters
+    assert sample_compute(around, small_sampler(around, 4), loops=3).effective_parameters == ours.parameters + 4 * (
+        profile(dataclasses.replace(config, num_layers=1)).trunk_parameters
+    )
+    whole, plain = profile(around), profile(dataclasses.replace(around, prelude=0, coda=0))
+    more = whole.training_activation_bytes(Remat.NONE) - plain.training_activation_bytes(Remat.NONE)
+    # What the layer of the prelude saves is saved once, and that of each of the coda at both exits.
+    assert more - (whole.condition.saved_bytes - plain.condition.saved_bytes) == (1 + 2 * 2) * whole.layer.saved_bytes
+    assert "1 + 2N x 3L + 2" in str(profile(around))
 
 
 def test_a_sample_is_its_forward_passes():

@@ -20,7 +20,7 @@ class HasExits(Protocol):
 @runtime_checkable
 class HasStates(Protocol):
     """A model whose states can be looked at, such as [`ElasticModel`][elt_zoo.ElasticModel]: it has a head with `embed`
-    and a trunk with `trajectory`, and predicts when it is called.
+    and a trunk with `loop_states`, and predicts when it is called.
     """
 
     @property

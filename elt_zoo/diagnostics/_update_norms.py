@@ -15,7 +15,7 @@ class UpdateNorms(NamedTuple):
     """How far every loop moves the trunk's state. Entry l − 1 of the last axis belongs to loop l."""
 
     absolute: Float[Array, "*axes loops"]
-    """‖x_l − x_{l−1}‖, the Euclidean norm over all tokens and their width; x_0 is the embedding."""
+    """‖x_l − x_{l−1}‖, the Euclidean norm over all tokens and their width; x_0 is what enters the loops."""
     relative: Float[Array, "*axes loops"]
     """The same over ‖x_{l−1}‖: comparable between models, and between loops of a state that grows."""
 
@@ -33,8 +33,7 @@ def update_norms(model: HasStates, *inputs: Any, loops: int) -> UpdateNorms:
     **Raises:** `ValueError` if `loops` is below 1.
     """
     tokens, conditioning = model.head.embed(*inputs)
-    states = model.trunk.trajectory(tokens, conditioning, loops=loops)
-    states = jnp.concatenate([tokens[None].astype(jnp.float32), states.astype(jnp.float32)])
+    states = model.trunk.loop_states(tokens, conditioning, loops=loops).astype(jnp.float32)
     absolute = _norms(states[1:] - states[:-1])
     return UpdateNorms(absolute, absolute / _norms(states[:-1]))
 

@@ -74,6 +74,8 @@ class ModelConfig(abc.ABC):
     - `num_classes`: number of classes; label `num_classes` is the null class.
     - `mlp_dim`: hidden width of the MLP; `None` for 4·`dim`.
     - `dropout`: rate in every residual branch (and after MaskGIT's embedding).
+    - `prelude`, `coda`: layers before the loops and after the last one; default none, as the paper.
+    - `residual_scale`: of the branches of looped layers, in (0, 1]; default 1, as the paper.
     - `num_loop_deltas`: loops that add vectors of their own to the layers' vectors, at most L_max; default none.
     - `scan_layers`, `unroll_loops`, `remat`: how the trunk runs, see [`LoopedTransformer`][elt_zoo.LoopedTransformer].
 
@@ -91,6 +93,9 @@ class ModelConfig(abc.ABC):
     num_classes: int
     mlp_dim: int | None = None
     dropout: float = 0.0
+    prelude: int = 0
+    coda: int = 0
+    residual_scale: float = 1.0
     num_loop_deltas: int = 0
     scan_layers: bool = False
     unroll_loops: bool = False
@@ -106,6 +111,13 @@ class ModelConfig(abc.ABC):
             raise ValueError(
                 f"`{type(self).__name__}(dim={self.dim}, num_heads={self.num_heads})`: the heads must divide the width."
             )
+        if not 0 <= self.prelude <= _LARGEST["num_layers"] or not 0 <= self.coda <= _LARGEST["num_layers"]:
+            raise ValueError(
+                f"`{type(self).__name__}(prelude={self.prelude}, coda={self.coda})` must be numbers of layers, from 0 "
+                f"to {_LARGEST['num_layers']:,}."
+            )
+        if not 0.0 < self.residual_scale <= 1.0:
+            raise ValueError(f"`{type(self).__name__}(residual_scale={self.residual_scale})` must be in (0, 1].")
         if not 0 <= self.num_loop_deltas <= self.max_loops:
             raise ValueError(
                 f"`{type(self).__name__}(num_loop_deltas={self.num_loop_deltas}, max_loops={self.max_loops})` "
@@ -198,8 +210,8 @@ class ModelConfig(abc.ABC):
 
     @property
     def effective_depth(self) -> int:
-        """D = N·L, the layers that a forward pass at L_max goes through."""
-        return self.num_layers * self.max_loops
+        """D, the layers that a forward pass at L_max goes through: N·L and those before and after the loops."""
+        return self.prelude + self.num_layers * self.max_loops + self.coda
 
     @property
     def null_label(self) -> int:
@@ -221,8 +233,16 @@ class ModelConfig(abc.ABC):
         return jax.tree.map(one, inputs)
 
     def unique_depth(self) -> "ModelConfig":
-        """The baseline of equal compute without sharing: N·L unique layers, one loop."""
-        return dataclasses.replace(self, num_layers=self.effective_depth, max_loops=1, num_loop_deltas=0)
+        """The baseline of equal compute without sharing: D unique layers, one loop."""
+        return self._unlooped(self.effective_depth)
+
+    def unlooped(self) -> "ModelConfig":
+        """The baseline of the same layers without loops: as many unique ones, each applied once."""
+        return self._unlooped(self.prelude + self.num_layers + self.coda)
+
+    def _unlooped(self, num_layers: int) -> "ModelConfig":
+        plain = {"prelude": 0, "coda": 0, "residual_scale": 1.0, "num_loop_deltas": 0}
+        return dataclasses.replace(self, num_layers=num_layers, max_loops=1, **plain)
 
     def to_dict(self) -> dict[str, Any]:
         """The family and every field, of JSON's types."""
@@ -236,6 +256,9 @@ class ModelConfig(abc.ABC):
             self.num_heads,
             mlp_dim=self.hidden_dim,
             layer=layer,
+            prelude=self.prelude,
+            coda=self.coda,
+            residual_scale=self.residual_scale,
             scan_layers=self.scan_layers,
             unroll_loops=self.unroll_loops,
             remat=self.remat,

@@ -51,10 +51,11 @@ def loopify(
     another model.
     """
     depth = config.num_layers
-    if config.max_loops != 1 or config.num_loop_deltas:
+    if config != config.unlooped():
         raise ValueError(
-            f"`loopify` takes a model of one loop, but this config has max_loops={config.max_loops} and "
-            f"num_loop_deltas={config.num_loop_deltas}."
+            f"`loopify` takes a model of unique layers alone, but this config has max_loops={config.max_loops}, "
+            f"num_loop_deltas={config.num_loop_deltas}, prelude={config.prelude}, coda={config.coda} and "
+            f"residual_scale={config.residual_scale}."
         )
     if model.trunk.num_layers != depth:
         raise ValueError(

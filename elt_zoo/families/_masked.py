@@ -64,6 +64,11 @@ class MaskGITConfig(ModelConfig):
             raise ValueError(f"`MaskGITConfig(grid={self.grid})` needs one to three axes of 1 to 4,096 tokens.")
         if not 1 <= self.codebook_size <= 2**24:
             raise ValueError(f"`MaskGITConfig(codebook_size={self.codebook_size})` must be from 1 to {2**24:,}.")
+        if self.residual_scale != 1.0 and not self.pre_norm:
+            raise ValueError(
+                f"`MaskGITConfig(residual_scale={self.residual_scale}, pre_norm=False)`: the norm after each post-norm "
+                "branch undoes a scale. Use pre-norm layers, or a scale of 1."
+            )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"`MaskGITConfig(label_smoothing={self.label_smoothing})` must be in [0, 1).")
 

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._remat import Remat, recompute
-from ._stack import add_deltas, entry
+from ._stack import add_deltas, apart, entry
 
 State = Float[Array, "tokens dim"]
 Block = Callable[[State, Int[Array, ""]], State]
@@ -99,9 +99,9 @@ def make_block(
 
 def _unrolled(layers, loop_deltas, conditioning, num_layers, dtype, apply) -> Block:
     # Sliced here, outside the loop, so that neither the slices nor their gradients' scatters repeat in it.
-    apart = layers if isinstance(layers, tuple) else [entry(layers, index) for index in range(num_layers)]
+    separate = layers if isinstance(layers, tuple) else apart(layers, num_layers)
     prepared = [
-        PreparedLayer(layer, entry(loop_deltas, index), conditioning, dtype) for index, layer in enumerate(apart)
+        PreparedLayer(layer, entry(loop_deltas, index), conditioning, dtype) for index, layer in enumerate(separate)
     ]
 
     def block(state, loop):

@@ -11,8 +11,10 @@ from ..nn import PreNormLayer
 from ._block import Block, State, make_block
 from ._counts import LoopCount, StaticCount, poison, static_count, traced_count
 from ._remat import Remat
-from ._stack import entry, stack, zero_deltas
+from ._stack import apart, stack, zero_deltas
 
+_PRELUDE, _CODA = 2**31, 2**31 + 1
+"""Numbers that no loop has, for the keys of dropout."""
 ExitRule = Callable[[Any, Any], Bool[Array, ""]]
 """Called with what it watches before and after a loop; true means that the example may leave."""
 
@@ -48,11 +50,20 @@ class LoopedTransformer(eqx.Module):
     With `num_loop_deltas` = K, each of the first K loops adds vectors of its own to the layers' vectors (biases, scales
     of norms); they start at zero, and the matrices stay shared. Loops after the K-th use the vectors of the K-th. The
     paper has none. They let a deep model that was turned into a looped one keep more of what its layers were.
+
+    Layers that do not loop may stand around the loop: those of the `prelude` map the tokens to the state that enters
+    it, those of the `coda` map the state at an exit to what every call above returns for that exit. The paper has none;
+    models of language put them there because the first and last layers do other work than those between
+    ([2502.05171](https://arxiv.org/abs/2502.05171)).
     """
 
     layers: PyTree[Array]
+    prelude: PyTree[Array]
+    coda: PyTree[Array]
     loop_deltas: PyTree[Array]
     num_layers: int = eqx.field(static=True)
+    num_prelude: int = eqx.field(static=True)
+    num_coda: int = eqx.field(static=True)
     scan_layers: bool = eqx.field(static=True)
     unroll_loops: bool = eqx.field(static=True)
     remat: Remat = eqx.field(static=True)
@@ -61,6 +72,8 @@ class LoopedTransformer(eqx.Module):
         self,
         layers: Sequence[eqx.Module],
         *,
+        prelude: Sequence[eqx.Module] = (),
+        coda: Sequence[eqx.Module] = (),
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.AUTO,
@@ -72,6 +85,7 @@ class LoopedTransformer(eqx.Module):
 
         - `layers`: the N unique layers in the order of application: Equinox modules of one structure, with arrays of
           the same shapes and dtypes. The trunk stacks them.
+        - `prelude`, `coda`: layers applied once, before the loops and after the last one.
         - `scan_layers`: scan the layers inside a loop instead of unrolling them: compile time independent of N, at 12
           to 25% more time per step on a CPU.
         - `unroll_loops`: unroll the loops of a static count: compile time proportional to L. Without effect under a
@@ -80,14 +94,18 @@ class LoopedTransformer(eqx.Module):
           scanned.
         - `num_loop_deltas`: loops that get vectors of their own; default none.
 
-        **Raises:** `ValueError` if the list is empty, the structures differ (naming the first layer that does), or
-        `num_loop_deltas` < 0.
+        **Raises:** `ValueError` if `layers` is empty, the structures within a list differ (naming the first layer that
+        does), or `num_loop_deltas` < 0.
         """
         if len(layers) == 0:
             raise ValueError("`LoopedTransformer([])` needs at least one layer.")
         self.layers = stack(layers)
+        self.prelude = stack(prelude) if prelude else None
+        self.coda = stack(coda) if coda else None
         self.loop_deltas = zero_deltas(self.layers, num_loop_deltas)
         self.num_layers = len(layers)
+        self.num_prelude = len(prelude)
+        self.num_coda = len(coda)
         self.scan_layers = scan_layers
         self.unroll_loops = unroll_loops
         self.remat = Remat(remat)
@@ -101,6 +119,9 @@ class LoopedTransformer(eqx.Module):
         *,
         mlp_dim: int | None = None,
         layer: Callable[..., eqx.Module] = PreNormLayer,
+        prelude: int = 0,
+        coda: int = 0,
+        residual_scale: float = 1.0,
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.AUTO,
@@ -117,17 +138,29 @@ class LoopedTransformer(eqx.Module):
         - `mlp_dim`: hidden width of the MLP; default 4·`dim`.
         - `layer`: called as `layer(dim, num_heads, mlp_dim=…, key=…)` for each unique layer; default pre-norm. Pass
           another layer class, or a `functools.partial` of one to set more of its arguments.
+        - `prelude`, `coda`: numbers of layers before the loops and after the last one.
+        - `residual_scale`: of the looped layers, which must take it as an argument if it is not 1. A layer that is
+          applied L times adds L correlated branches to the state; 1/√L or 1/L keeps their sum in bounds.
         - `scan_layers`, `unroll_loops`, `remat`, `num_loop_deltas`: as for `LoopedTransformer`.
         - `key`: PRNG key, split among the layers.
 
-        **Raises:** `ValueError` if `num_layers` < 1 or the heads do not divide the width.
+        **Raises:** `ValueError` if `num_layers` < 1, `prelude` or `coda` < 0, or the heads do not divide the width.
         """
-        if num_layers < 1:
-            raise ValueError(f"`LoopedTransformer.create(num_layers={num_layers})` needs at least one layer.")
+        if num_layers < 1 or prelude < 0 or coda < 0:
+            raise ValueError(
+                f"`LoopedTransformer.create(num_layers={num_layers}, prelude={prelude}, coda={coda})` needs at least "
+                "one layer to loop, and no negative number of layers around it."
+            )
         mlp_dim = 4 * dim if mlp_dim is None else mlp_dim
-        keys = jax.random.split(key, num_layers)
+
+        def make(count: int, key: PRNGKeyArray, **options: Any) -> list[eqx.Module]:
+            keys = jax.random.split(key, count)
+            return [layer(dim, num_heads, mlp_dim=mlp_dim, key=key, **options) for key in keys]
+
         return cls(
-            [layer(dim, num_heads, mlp_dim=mlp_dim, key=key) for key in keys],
+            make(num_layers, key, **({} if residual_scale == 1.0 else {"residual_scale": residual_scale})),
+            prelude=make(prelude, jax.random.fold_in(key, 1)),
+            coda=make(coda, jax.random.fold_in(key, 2)),
             scan_layers=scan_layers,
             unroll_loops=unroll_loops,
             remat=remat,
@@ -143,8 +176,13 @@ class LoopedTransformer(eqx.Module):
         """
         if isinstance(self.layers, tuple):
             return self
-        layers = tuple(entry(self.layers, index) for index in range(self.num_layers))
-        return eqx.tree_at(lambda trunk: trunk.layers, self, layers)
+        stacks = (self.prelude, self.num_prelude), (self.layers, self.num_layers), (self.coda, self.num_coda)
+        return eqx.tree_at(
+            lambda trunk: (trunk.prelude, trunk.layers, trunk.coda),
+            self,
+            tuple(None if stacked is None else apart(stacked, count) for stacked, count in stacks),
+            is_leaf=lambda leaf: leaf is None,
+        )
 
     @property
     def num_loop_deltas(self) -> int:
@@ -178,12 +216,12 @@ class LoopedTransformer(eqx.Module):
         """
         if not isinstance(loops, jax.Array):
             count = static_count("loops", loops)
-            block = self._block(x, conditioning, key, count)
-            return self._scan(lambda state, index: (block(state, index), None), x, count)[0]
+            enter, block, leave = self._parts(x, conditioning, key, count)
+            return leave(self._scan(lambda state, index: (block(state, index), None), enter(x), count)[0])
         count = traced_count("loops", loops)
-        block = self._block(x, conditioning, key)
-        start = poison(x, count < 1)
-        return jax.lax.fori_loop(jnp.zeros_like(count), count, lambda index, state: block(state, index), start)
+        enter, block, leave = self._parts(x, conditioning, key)
+        start = poison(enter(x), count < 1)
+        return leave(jax.lax.fori_loop(jnp.zeros_like(count), count, lambda index, state: block(state, index), start))
 
     @checked
     def at_exit(
@@ -207,12 +245,12 @@ class LoopedTransformer(eqx.Module):
         """
         max_loops = static_count("max_loops", max_loops)
         loops = traced_count("loops", loops, max_loops)
-        block = self._block(x, conditioning, key, max_loops)
+        enter, block, leave = self._parts(x, conditioning, key, max_loops)
 
         def body(state, index):
             return jnp.where(index < loops, block(state, index), state), None
 
-        return poison(self._scan(body, x, max_loops)[0], (loops < 1) | (loops > max_loops))
+        return poison(leave(self._scan(body, enter(x), max_loops)[0]), (loops < 1) | (loops > max_loops))
 
     @checked
     def trajectory(
@@ -230,13 +268,38 @@ class LoopedTransformer(eqx.Module):
         **Raises:** `ValueError` if it is below 1.
         """
         loops = static_count("loops", loops)
-        block = self._block(x, conditioning, key, loops)
+        enter, block, leave = self._parts(x, conditioning, key, loops)
 
         def body(state, index):
             state = block(state, index)
             return state, state
 
-        return self._scan(body, x, loops)[1]
+        return jax.vmap(leave)(self._scan(body, enter(x), loops)[1])
+
+    @checked
+    def loop_states(
+        self,
+        x: Float[Array, "tokens dim"],
+        conditioning: PyTree[Array] = None,
+        *,
+        loops: StaticCount,
+    ) -> Float[Array, "states tokens dim"]:
+        """The state that enters the loops and the state after each: `loops` + 1 of them, before any coda, to look at
+        what a loop does. Without a coda, those after the first are the `trajectory`.
+
+        **Arguments:** as `__call__`, with a static number of loops.
+
+        **Raises:** `ValueError` if it is below 1.
+        """
+        loops = static_count("loops", loops)
+        enter, block, _ = self._parts(x, conditioning, None, loops)
+        start = enter(x)
+
+        def body(state, index):
+            state = block(state, index)
+            return state, state
+
+        return jnp.concatenate([start[None], self._scan(body, start, loops)[1]])
 
     @checked
     def student_and_teacher(
@@ -261,15 +324,15 @@ class LoopedTransformer(eqx.Module):
         """
         max_loops = static_count("max_loops", max_loops)
         student_loops = traced_count("student_loops", student_loops, max_loops)
-        block = self._block(x, conditioning, key, max_loops)
+        enter, block, leave = self._parts(x, conditioning, key, max_loops)
 
         def body(carry, index):
             state, student = carry
             state = block(state, index)
             return (state, jnp.where(index + 1 == student_loops, state, student)), None
 
-        (teacher, student), _ = self._scan(body, (x, jnp.full_like(x, jnp.nan)), max_loops)
-        return student, teacher
+        (teacher, student), _ = self._scan(body, (enter(x), jnp.full_like(x, jnp.nan)), max_loops)
+        return leave(student), leave(teacher)
 
     @checked
     def early_exit(
@@ -286,16 +349,17 @@ class LoopedTransformer(eqx.Module):
     ) -> tuple[Float[Array, "tokens dim"], Int[Array, ""]]:
         """Loops until a rule says that the state has settled.
 
-        [`ElasticModel.early_exit`][elt_zoo.ElasticModel.early_exit] has rules on predictions.
+        [`ElasticModel.early_exit`][elt_zoo.ElasticModel.early_exit] has rules on predictions. Layers of a coda map the
+        state once the rule holds; what the rule sees has passed them only if `watch` is given.
 
         **Arguments:**
 
         - `x`, `conditioning`, `key`: as `__call__`.
         - `rule`: called as `rule(previous_state, state)` after every loop; true means that `state` is the exit. The
-          previous state of the first loop is `x`.
+          previous state of the first loop is what enters the loops.
         - `max_loops`: the most loops to run.
         - `min_loops`: the loops to run before the exit may be taken, in [1, `max_loops`].
-        - `watch`: what the rule sees of a state; default the state itself.
+        - `watch`: what the rule sees, as a function of an exit's state; default the state itself, before any coda.
         - `differentiable`: false stops as soon as the rule holds; in a batch under `jax.vmap`, as soon as it has held
           for every example. True runs all `max_loops` and keeps the state of the exit, so that the result can be
           differentiated. Both return the same.
@@ -309,42 +373,63 @@ class LoopedTransformer(eqx.Module):
             raise ValueError(
                 f"`early_exit(min_loops={min_loops}, max_loops={max_loops})` needs 1 <= min_loops <= max_loops."
             )
-        block = self._block(x, conditioning, key, max_loops if differentiable else None)
-        watch = (lambda state: state) if watch is None else watch
+        enter, block, leave = self._parts(x, conditioning, key, max_loops if differentiable else None)
+
+        def look(state):
+            return state if watch is None else watch(leave(state))
 
         def advance(carry):
             state, seen, used, _ = carry
             state = block(state, used)
-            now = watch(state)
+            now = look(state)
             return state, now, used + 1, jnp.logical_and(used + 1 >= min_loops, rule(seen, now))
 
         def body(carry, _):
             left = carry[-1]
             return jax.tree.map(lambda old, new: jnp.where(left, old, new), carry, advance(carry)), None
 
-        start = (x, watch(x), jnp.asarray(0, jnp.int32), jnp.asarray(False))
+        state = enter(x)
+        start = (state, look(state), jnp.asarray(0, jnp.int32), jnp.asarray(False))
         if differentiable:
             state, _, used, _ = self._scan(body, start, max_loops)[0]
         else:
             state, _, used, _ = jax.lax.while_loop(
                 lambda carry: jnp.logical_and(carry[2] < max_loops, jnp.logical_not(carry[3])), advance, start
             )
-        return state, used
+        return leave(state), used
 
-    def _block(
+    def _parts(
         self, x: State, conditioning: PyTree[Array], key: PRNGKeyArray | None, loops: int | None = None
-    ) -> Block:
-        """The block that the loops repeat; `loops` is the length of the scan that it will be in, if it is one."""
-        return make_block(
-            self.layers,
-            self.loop_deltas,
-            conditioning,
-            key,
-            num_layers=self.num_layers,
-            dtype=x.dtype,
-            scan_layers=self.scan_layers,
-            remat=self.remat.resolve(loops, unrolled=self.unroll_loops),
-            single=loops == 1,
+    ) -> tuple[Callable[[State], State], Block, Callable[[State], State]]:
+        """What comes before the loops, the block that they repeat, and what comes after. `loops` is the length of the
+        scan that the block will be in, if it is one.
+        """
+
+        def block_of(
+            layers: PyTree[Array], num_layers: int, deltas: PyTree[Array], key: Any, times: int | None
+        ) -> Block:
+            return make_block(
+                layers,
+                deltas,
+                conditioning,
+                key,
+                num_layers=num_layers,
+                dtype=x.dtype,
+                scan_layers=self.scan_layers,
+                remat=self.remat.resolve(times, unrolled=self.unroll_loops),
+                single=times == 1,
+            )
+
+        def once(layers: PyTree[Array], num_layers: int, index: int) -> Callable[[State], State]:
+            if not num_layers:
+                return lambda state: state
+            block = block_of(layers, num_layers, None, None if key is None else jax.random.fold_in(key, index), 1)
+            return lambda state: block(state, jnp.asarray(0))
+
+        return (
+            once(self.prelude, self.num_prelude, _PRELUDE),
+            block_of(self.layers, self.num_layers, self.loop_deltas, key, loops),
+            once(self.coda, self.num_coda, _CODA),
         )
 
     def _scan(self, body: Callable, start: PyTree[Array], loops: int) -> tuple[Any, Any]:

@@ -29,6 +29,11 @@ def entry(tree: PyTree, index: int | Int[Array, ""]) -> Any:
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
 
 
+def apart(stacked: PyTree[Array], num_layers: int) -> tuple[Any, ...]:
+    """The layers of a stack, one by one."""
+    return tuple(entry(stacked, index) for index in range(num_layers))
+
+
 def zero_deltas(layers: PyTree[Array], num_loop_deltas: int) -> PyTree[Array]:
     """Zeros (layers, loops, dim) for the vectors of stacked layers, and nothing for their other arrays."""
     if num_loop_deltas < 0:

@@ -36,6 +36,10 @@ def _split(key: PRNGKeyArray | None):
     return (None, None) if key is None else jax.random.split(key)
 
 
+def _scaled(branch: Float[Array, "tokens dim"], scale: float) -> Float[Array, "tokens dim"]:
+    return branch if scale == 1.0 else scale * branch
+
+
 class _PlainLayer(AbstractLayer):
     """What the layers without conditioning share: their parts, and how those are made."""
 
@@ -69,12 +73,14 @@ _BERT = jax.nn.initializers.truncated_normal(0.02)
 
 
 class PreNormLayer(_PlainLayer):
-    """Pre-norm layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+    """Pre-norm layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`, each branch times `residual_scale`.
 
     The state stays an unnormalised residual stream, so a head should normalise it (ours do). It is our default for
     masked generation because it keeps working past the trained number of loops. Departs from the paper, whose backbone
     is MaskGIT's BERT: that one is [`PostNormLayer`][elt_zoo.nn.PostNormLayer].
     """
+
+    residual_scale: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class PreNormLayer(_PlainLayer):
         *,
         mlp_dim: int,
         dropout: float = 0.0,
+        residual_scale: float = 1.0,
         norm_eps: float = 1e-6,
         init: Initializer = _GLOROT,
         key: PRNGKeyArray,
@@ -91,11 +98,13 @@ class PreNormLayer(_PlainLayer):
 
         - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
         - `dropout`: rate on both residual branches, in [0, 1).
+        - `residual_scale`: factor of both residual branches.
         - `norm_eps`: epsilon of the layer norms.
         - `init`: initialiser of all weights; default Glorot uniform, which suits any width, unlike BERT's fixed 0.02.
         - `key`: PRNG key.
         """
         super().__init__(dim, num_heads, mlp_dim=mlp_dim, dropout=dropout, norm_eps=norm_eps, init=init, key=key)
+        self.residual_scale = residual_scale
 
     @checked
     def __call__(
@@ -103,8 +112,10 @@ class PreNormLayer(_PlainLayer):
     ) -> Float[Array, "tokens dim"]:
         """Returns the mapped tokens. `modulation` is not used; `key` turns dropout on."""
         attention_key, mlp_key = _split(key)
-        x = x + dropout(self.attention(self.attention_norm(x)), self.dropout, key=attention_key)
-        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, key=mlp_key)
+        branch = dropout(self.attention(self.attention_norm(x)), self.dropout, key=attention_key)
+        x = x + _scaled(branch, self.residual_scale)
+        branch = dropout(self.mlp(self.mlp_norm(x)), self.dropout, key=mlp_key)
+        return x + _scaled(branch, self.residual_scale)
 
 
 class PostNormLayer(_PlainLayer):
@@ -156,7 +167,7 @@ class AdaLNZeroLayer(AbstractLayer):
     """DiT's adaLN-zero layer ([2212.09748](https://arxiv.org/abs/2212.09748)).
 
     `Linear(SiLU(conditioning))` gives shift, scale and gate of the attention branch, then of the MLP branch. Its weight
-    starts at zero, so a new layer is the identity.
+    starts at zero, so a new layer is the identity. Both branches are multiplied by `residual_scale` as well.
     """
 
     modulation: Linear
@@ -165,6 +176,7 @@ class AdaLNZeroLayer(AbstractLayer):
     mlp_norm: LayerNorm
     mlp: Mlp
     dropout: float = eqx.field(static=True)
+    residual_scale: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -174,6 +186,7 @@ class AdaLNZeroLayer(AbstractLayer):
         mlp_dim: int,
         conditioning_dim: int | None = None,
         dropout: float = 0.0,
+        residual_scale: float = 1.0,
         norm_eps: float = 1e-6,
         init: Initializer | None = None,
         key: PRNGKeyArray,
@@ -183,6 +196,7 @@ class AdaLNZeroLayer(AbstractLayer):
         - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
         - `conditioning_dim`: width of the conditioning vector, `dim` by default.
         - `dropout`: rate on both residual branches, in [0, 1).
+        - `residual_scale`: factor of both residual branches, beside their gates.
         - `norm_eps`: epsilon of the layer norms, which have no affine part.
         - `init`: initialiser of attention and MLP; default Glorot uniform, as DiT.
         - `key`: PRNG key.
@@ -195,6 +209,7 @@ class AdaLNZeroLayer(AbstractLayer):
         self.mlp_norm = LayerNorm(dim, eps=norm_eps, affine=False)
         self.mlp = Mlp(dim, mlp_dim, init=init, key=mlp_key)
         self.dropout = dropout
+        self.residual_scale = residual_scale
 
     @checked
     def condition(self, conditioning: Float[Array, " conditioning_dim"]) -> Float[Array, "2 3 dim"]:
@@ -209,6 +224,8 @@ class AdaLNZeroLayer(AbstractLayer):
         attention_key, mlp_key = _split(key)
         (shift, scale, gate), (mlp_shift, mlp_scale, mlp_gate) = modulation
         branch = self.attention(modulate(self.attention_norm(x), shift, scale))
-        x = x + gate[None, :] * dropout(branch, self.dropout, key=attention_key)
+        branch = gate[None, :] * dropout(branch, self.dropout, key=attention_key)
+        x = x + _scaled(branch, self.residual_scale)
         branch = self.mlp(modulate(self.mlp_norm(x), mlp_shift, mlp_scale))
-        return x + mlp_gate[None, :] * dropout(branch, self.dropout, key=mlp_key)
+        branch = mlp_gate[None, :] * dropout(branch, self.dropout, key=mlp_key)
+        return x + _scaled(branch, self.residual_scale)

@@ -26,14 +26,15 @@ class Profile:
 
     One multiply-accumulate (MAC) is two floating-point operations (FLOPs). Papers print either as FLOPs (DiT's 118.6 G
     for XL/2 are MACs), so both are here. A forward pass of one example costs
-    $\text{embed} + \text{condition} + L \cdot \text{loop} + \text{head}$.
+    $\text{embed} + \text{condition} + D \cdot \text{layer} + \text{head}$.
 
     **Fields:**
 
     - `config`, `loops`, `batch`, `steps`, `guidance`: the arguments of `profile`.
-    - `trunk_parameters`, `head_parameters`: unique parameters of the trunk, and of the head at both ends.
+    - `trunk_parameters`, `loop_parameters`, `head_parameters`: unique parameters of the trunk, of its layers that loop,
+      and of the head at both ends.
     - `embed`, `condition`, `layer`, `head`: [`Costs`][elt_zoo.profile.Costs] of the parts for one example. `condition`
-      is the work of all N layers that does not depend on the loop, `layer` is one layer of one loop.
+      is the work of all layers that does not depend on the loop, `layer` is one layer of one loop.
     - `state_bytes`: memory of the state of one example.
     """
 
@@ -43,6 +44,7 @@ class Profile:
     steps: int
     guidance: bool
     trunk_parameters: int
+    loop_parameters: int
     head_parameters: int
     embed: Costs
     condition: Costs
@@ -62,18 +64,18 @@ class Profile:
 
     @property
     def effective_parameters(self) -> int:
-        """Parameters of a model of equal compute whose layers are all unique: the trunk counts once per loop."""
-        return self.loops * self.trunk_parameters + self.head_parameters
+        """Parameters of a model of equal compute whose layers are all unique: what loops counts once per loop."""
+        return self.parameters + (self.loops - 1) * self.loop_parameters
 
     @property
     def effective_depth(self) -> int:
-        """D = N·L, the layers that a forward pass applies."""
-        return self.config.num_layers * self.loops
+        """D, the layers that a forward pass applies: N·L and those before and after the loops."""
+        return self.config.prelude + self.config.num_layers * self.loops + self.config.coda
 
     @property
     def forward_macs(self) -> int:
         """Multiply-accumulates of a forward pass of one example."""
-        return self.embed.macs + self.condition.macs + self.loops * self.loop.macs + self.head.macs
+        return self.embed.macs + self.condition.macs + self.effective_depth * self.layer.macs + self.head.macs
 
     @property
     def forward_flops(self) -> int:
@@ -88,7 +90,7 @@ class Profile:
         computes some cheap operations twice.
         """
         ends = self.embed.elementwise + self.condition.elementwise + self.head.elementwise
-        return ends + self.loops * self.loop.elementwise
+        return ends + self.effective_depth * self.layer.elementwise
 
     @property
     def sample_macs(self) -> int:
@@ -123,25 +125,34 @@ class Profile:
         | elementwise | $N \cdot L \cdot (s + p) + r$ |
         | layer | $N \cdot L \cdot s + r$ |
 
-        Embedding and conditioning come on top, and the head at two exits (student and teacher; one if L = 1). XLA fuses
+        Embedding and conditioning come on top, prelude layers as those of a single loop, and at two exits (student and
+        teacher; one if L = 1) the coda and the head. XLA fuses
         some of these arrays away and adds buffers: on a CPU and small models it allocates within 15% of the estimate
         without rematerialisation, and within a factor of two with it.
 
         **Arguments:** `remat`: the rematerialisation; default the config's.
         """
-        remat = self.config.remat if remat is None else Remat(remat)
-        match remat.resolve(self.loops, unrolled=self.config.unroll_loops):
-            case Remat.NONE:
-                trunk = self.effective_depth * self.layer.saved_bytes
-            case Remat.ELEMENTWISE:
-                trunk = self.effective_depth * (self.state_bytes + self.layer.product_bytes) + self.layer.saved_bytes
-            case Remat.LOOP:
-                trunk = self.loops * self.state_bytes + self.loop.saved_bytes
-            case _:  # Remat.LAYER
-                trunk = self.effective_depth * self.state_bytes + self.layer.saved_bytes
+        remat, config = self.config.remat if remat is None else Remat(remat), self.config
         exits = min(self.loops, 2)
         ends = self.embed.saved_bytes + self.condition.saved_bytes + exits * self.head.saved_bytes
-        return self.batch * (ends + trunk)
+        trunk = self._saved(remat, config.num_layers, self.loops)
+        around = self._saved(remat, config.prelude, 1) + exits * self._saved(remat, config.coda, 1)
+        return self.batch * (ends + trunk + around)
+
+    def _saved(self, remat: Remat, num_layers: int, loops: int) -> int:
+        """Bytes that `loops` loops of `num_layers` layers save for one example."""
+        if not num_layers:
+            return 0
+        applied = num_layers * loops
+        match remat.resolve(loops, unrolled=self.config.unroll_loops):
+            case Remat.NONE:
+                return applied * self.layer.saved_bytes
+            case Remat.ELEMENTWISE:
+                return applied * (self.state_bytes + self.layer.product_bytes) + self.layer.saved_bytes
+            case Remat.LOOP:
+                return loops * self.state_bytes + num_layers * self.layer.saved_bytes
+            case _:  # Remat.LAYER
+                return applied * self.state_bytes + self.layer.saved_bytes
 
     @property
     def inference_activation_bytes(self) -> int:
@@ -156,7 +167,7 @@ class Profile:
         config = self.config
         per_sample = f"{self.steps} step(s){', two branches' if self.guidance else ''}"
         rows = [
-            ("model", f"{config.family}, {config.num_layers}N x {self.loops}L, width {config.dim}"),
+            ("model", f"{config.family}, {_layers(config, self.loops)}, width {config.dim}"),
             ("tokens", f"{config.num_tokens}"),
             ("effective depth", f"{self.effective_depth} layers"),
             ("unique parameters", count(self.parameters)),
@@ -213,6 +224,7 @@ def profile(
     inputs = config.example_inputs(dtype)
     model = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
     trunk_parameters, head_parameters = _size(model.trunk), _size(model.head)
+    loop_parameters = _size((model.trunk.layers, model.trunk.loop_deltas))
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
     layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.trunk.layers)
 
@@ -232,13 +244,20 @@ def profile(
         steps=steps,
         guidance=guidance,
         trunk_parameters=trunk_parameters,
+        loop_parameters=loop_parameters,
         head_parameters=head_parameters,
         embed=costs_of(lambda head, inputs: head.embed(*inputs), model.head, inputs),
-        condition=config.num_layers * condition,
+        condition=(config.prelude + config.num_layers + config.coda) * condition,
         layer=_saving(step, tokens),
         head=costs_of(lambda head, given: head(*given), model.head, (tokens, conditioning)),
         state_bytes=_nbytes(tokens),
     )
+
+
+def _layers(config: ModelConfig, loops: int) -> str:
+    """N×L, with the layers before and after the loops if there are any."""
+    looped = f"{config.num_layers}N x {loops}L"
+    return f"{config.prelude} + {looped} + {config.coda}" if config.prelude or config.coda else looped
 
 
 def _saving(costs: Costs, arrays: PyTree) -> Costs:

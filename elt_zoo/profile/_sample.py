@@ -97,7 +97,7 @@ def sample_compute(
     spent = total_loops(loops, sampler.steps, guidance=sampler.guidance)
     return SampleCompute(
         parameters=costs.parameters,
-        effective_parameters=costs.head_parameters + round(costs.trunk_parameters * spent / evaluations),
+        effective_parameters=costs.parameters + round(costs.loop_parameters * (spent - evaluations) / evaluations),
         evaluations=evaluations,
         loops=spent,
         macs=evaluations * (costs.forward_macs - costs.loop.macs) + spent * costs.loop.macs,

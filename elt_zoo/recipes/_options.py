@@ -52,6 +52,14 @@ class SizeOptions:
     """L_max, loops in training."""
     num_heads: int | None = None
     """Attention heads, a divisor of the width."""
+    prelude: int | None = None
+    """Layers before the loops."""
+    coda: int | None = None
+    """Layers after the last loop."""
+    residual_scale: float | None = None
+    """Of the branches of the layers that loop, in (0, 1]."""
+    num_loop_deltas: int | None = None
+    """Loops that add vectors of their own to the layers' vectors, at most L_max."""
     patch_size: int | None = None
     """Diffusion: pixels along each side of a patch."""
     codebook_size: int | None = None
