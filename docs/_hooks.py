@@ -1,13 +1,15 @@
 """What mkdocs does to our pages beyond Markdown: tables made from the code, formulas as MathML, and arXiv links.
 
 A page asks for a table with a line `<!-- generated: NAME -->`; the functions that make them are in `_TABLES`. Formulas
-become MathML when the site is built, so reading it needs neither a script nor the network.
+become MathML when the site is built, so reading it needs neither a script nor the network. Where `mike` builds one of
+several versions, the header offers the others.
 """
 
 import csv
 import dataclasses
 import html
 import importlib
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +27,13 @@ _ARXIV = re.compile(r"(?<![\w./:-])\d{2}(?:0[1-9]|1[0-2])\.\d{4,5}(?![\w.]*\d)")
 
 # Of "log p" the converter leaves "logp".
 _NAMED_FUNCTION = re.compile(r"(<mi>(?:log|sin|cos|tan|arccos)</mi>)(?=<m(?:i|row|sub|sup)\b)")
+
+
+def on_config(config, **_):
+    # A site without versions would ask in vain for the list of them.
+    if "MIKE_DOCS_VERSION" in os.environ:
+        config.extra["version"] = {"provider": "mike", "default": "latest"}
+    return config
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
