@@ -66,6 +66,16 @@ def _tensors(name: str) -> Callable[[Path], Any]:
     return read
 
 
+def _contents(name: str) -> Callable[[Path], Any]:
+    """The tensors without their names, which no checksum of a zip file covers."""
+
+    def read(folder: Path) -> Any:
+        file = read_tensors(folder / name)
+        return sorted((array.dtype.str, array.shape, array.tobytes()) for array in map(np.asarray, file.values()))
+
+    return read
+
+
 def _model(folder: Path) -> Any:
     generator = load(folder)
     return (
@@ -172,9 +182,9 @@ _WEIGHTS, _DATA = (WeightsError,), (DataError, UnreadableExample)
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format(lambda folder: WRITERS["safetensors"](folder / "x", TENSORS), _tensors("x"), _WEIGHTS),
-    "npz": Format(lambda folder: WRITERS["npz"](folder / "x.npz", TENSORS), _tensors("x.npz"), _WEIGHTS),
+    "npz": Format(lambda folder: WRITERS["npz"](folder / "x.npz", TENSORS), _contents("x.npz"), _WEIGHTS, True),
     "msgpack": Format(lambda folder: WRITERS["msgpack"](folder / "x", TENSORS), _tensors("x"), _WEIGHTS),
-    "torch zip": Format(lambda folder: WRITERS["torch"](folder / "x", TENSORS), _tensors("x"), _WEIGHTS),
+    "torch zip": Format(lambda folder: WRITERS["torch"](folder / "x", TENSORS), _tensors("x"), _WEIGHTS, True),
     "model": Format(
         lambda folder: save(folder, small_generator(1)),
         _model,

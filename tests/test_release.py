@@ -107,6 +107,7 @@ def test_the_package_index_shows_readme_with_links_that_work_there(distributions
         (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = Parser().parsestr(wheel.read(name).decode())
     shown, readme = metadata.get_payload(), (ROOT / "README.md").read_text()
+    assert isinstance(shown, str)
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert _CODE.findall(shown) == _CODE.findall(readme), "the substitutions changed code"
     links = [target for pair in _LINK.findall(_CODE.sub("", shown)) for target in pair if target]
