@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -26,7 +27,9 @@ CURRICULA: dict[str, optax.Schedule] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One model to train, over seeds."""
+    """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `learning_rate`: the peak, or
+    that of all runs.
+    """
 
     data: str
     family: str
@@ -34,23 +37,49 @@ class Case:
     max_loops: int
     objective: str = "ilsd"
     curriculum: str = "linear"
+    prelude: int = 0
+    coda: int = 0
+    residual_scale: float = 1.0
+    loop_vectors: bool = False
+    learning_rate: float | None = None
 
     @property
     def size(self) -> str:
-        return f"{self.num_layers}N×{self.max_loops}L"
+        looped = f"{self.num_layers}N×{self.max_loops}L"
+        return f"{self.prelude} + {looped} + {self.coda}" if self.prelude or self.coda else looped
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Fields of the model's config."""
+        return {
+            "num_layers": self.num_layers,
+            "max_loops": self.max_loops,
+            "prelude": self.prelude,
+            "coda": self.coda,
+            "residual_scale": self.residual_scale,
+            "num_loop_deltas": self.max_loops if self.loop_vectors else 0,
+        }
 
     @property
     def name(self) -> str:
         """For a folder."""
-        parts = [self.data, self.family, f"{self.num_layers}Nx{self.max_loops}L", self.objective]
+        looped = self.size.replace("×", "x").replace(" ", "")
+        parts = [self.data, self.family, looped, self.objective]
         if self.curriculum != "linear":
             parts.append("lambda " + self.curriculum)
+        if self.residual_scale != 1.0:
+            parts.append(f"scale {self.residual_scale:g}")
+        if self.loop_vectors:
+            parts.append("vectors")
+        if self.learning_rate is not None:
+            parts.append(f"rate {self.learning_rate:g}")
         return "-".join(parts).replace(" ", "_")
 
     @property
     def cost(self) -> int:
         """Layers that a step goes through, more on the larger images: for the order of the runs."""
-        return self.num_layers * self.max_loops * (3 if self.data == "MNIST" else 1)
+        depth = self.prelude + self.num_layers * self.max_loops + self.coda
+        return depth * (3 if self.data == "MNIST" else 1)
 
     def make_objective(self, loss: AbstractLoss) -> AbstractObjective:
         curriculum = CURRICULA[self.curriculum]

@@ -13,63 +13,18 @@ included. A run that is in the folder already is not repeated, so the command go
 """
 
 import argparse
-import dataclasses
 import json
-import multiprocessing
 import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from elt_zoo.profile import environment
-from elt_zoo.storage import write_json
-
-from ._cases import FAMILIES, Case, all_cases, exit_cases
+from ._cases import FAMILIES, all_cases, exit_cases
 from ._data import CLASSES, digits, mnist
+from ._pool import PICTURES, result_path, run_all
 from ._report import plot_samples, save_report
 from ._results import read_results
-from ._train import Settings, load, run
+from ._train import Settings, load
 
 ROOT = Path(__file__).parents[1]
-PICTURES = "pictures.npz"
-
-
-def result_path(runs: Path, case: Case, seed: int) -> Path:
-    return runs / f"{case.name}-seed{seed}" / "result.json"
-
-
-def train_and_save(runs: Path, case: Case, seed: int, settings: Settings) -> str:
-    """Runs one case, in a process of its own, and leaves its figures and pictures."""
-    path = result_path(runs, case, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figures, pictures = run(case, seed, settings)
-    loops, images = list(pictures), np.stack(list(pictures.values()))
-    np.savez_compressed(path.parent / PICTURES, loops=loops, images=images)
-    record = {"case": dataclasses.asdict(case), "seed": seed, "settings": dataclasses.asdict(settings)}
-    record |= {"environment": environment(), "figures": figures}
-    write_json(path, record)  # whole or not at all: the file says that the run is finished
-    return path.parent.name
-
-
-def use_one_core(cores: "multiprocessing.Queue[int]") -> None:
-    """Each worker process keeps to one core; JAX makes as many threads as it may use cores."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {cores.get()})
-
-
-def check_settings(paths: Iterable[Path], settings: Settings) -> None:
-    """Refuses runs of other settings: they would not compare."""
-    for path in paths:
-        before = json.loads(path.read_text())["settings"]
-        now = dataclasses.asdict(settings) | {"mnist": before["mnist"]}  # a place, which may differ
-        differences = [f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]]
-        if differences:
-            raise SystemExit(
-                f"error: {path.parent} was run with other settings ({', '.join(differences)}). Give another `--runs`."
-            )
 
 
 def main() -> None:
@@ -95,24 +50,7 @@ def main() -> None:
     if arguments.mnist is not None:
         sets["MNIST"] = (mnist(arguments.mnist), arguments.mnist_seeds)
     wanted = [(case, seed) for name, (_, seeds) in sets.items() for seed in seeds for case in all_cases(name)]
-    paths = [result_path(arguments.runs, case, seed) for case, seed in wanted]
-    check_settings([path for path in paths if path.exists()], settings)
-    missing = [pair for pair, path in zip(wanted, paths, strict=True) if not path.exists()]
-    # The longest first, so that no core is left with one of them at the end.
-    missing.sort(key=lambda pair: -pair[0].cost)
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(arguments.jobs))
-    for job in range(arguments.jobs):
-        cores.put(allowed[job % len(allowed)])
-    with ProcessPoolExecutor(arguments.jobs, mp_context=context, initializer=use_one_core, initargs=(cores,)) as pool:
-        jobs = [pool.submit(train_and_save, arguments.runs, case, seed, settings) for case, seed in missing]
-        try:
-            for job in tqdm(as_completed(jobs), total=len(jobs), unit="run"):
-                tqdm.write(job.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    paths = run_all(arguments.runs, wanted, settings, jobs=arguments.jobs)
     report(arguments.out, arguments.runs, paths, settings, list(sets))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from elt_zoo.data import ArraySource, training_batches
+from elt_zoo.data import ArraySource, Batch, first_examples, training_batches
 from elt_zoo.diagnostics import exit_losses
 from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig
 from elt_zoo.generator import Generator
@@ -56,7 +56,7 @@ def task_of(case: Case, data: SmallData, settings: Settings) -> Task:
     """The model of a case, fitted to a data set."""
     masked = case.family == "maskgit"
     shared: dict[str, Any] = {"dim": settings.dim, "num_heads": settings.num_heads, "num_classes": CLASSES}
-    shared |= {"num_layers": case.num_layers, "max_loops": case.max_loops}
+    shared |= case.sizes
     train, heldout = (data.tokens(part) if masked else part for part in (data.train, data.heldout))
     config: ModelConfig
     if masked:
@@ -83,13 +83,15 @@ def run(case: Case, seed: int, settings: Settings) -> tuple[dict[str, Any], dict
     The seed decides the parameters, the order of the examples and the corruption: two objectives on one model differ
     in nothing else.
 
-    **Returns:** what a JSON file holds — the losses of exits 1 to 2·L_max on the way and at the end, and the quality at
-    the loop counts that are judged — and twenty images at each of these.
+    **Returns:** what a JSON file holds — the losses of exits 1 to 2·L_max on the way and at the end, at the end also
+    those on as many training examples, and the quality at the loop counts that are judged — and twenty images at each
+    of these.
     """
     data, judge = load(case.data, settings.mnist)
     task = task_of(case, data, settings)
     config, loss = task.config, task.config.loss()
-    optimizer = make_optimizer(OptimizerConfig.digits(total_steps=settings.steps, learning_rate=settings.learning_rate))
+    rate = settings.learning_rate if case.learning_rate is None else case.learning_rate
+    optimizer = make_optimizer(OptimizerConfig.digits(total_steps=settings.steps, learning_rate=rate))
     step = jit_step(
         make_train_step(
             optimizer,
@@ -102,24 +104,29 @@ def run(case: Case, seed: int, settings: Settings) -> tuple[dict[str, Any], dict
     build_key, train_key = jax.random.split(jax.random.key(seed))
     state = TrainState.create(config.build(key=build_key), optimizer, key=train_key)
     batches = training_batches(task.train, batch_size=settings.batch_size, seed=seed)
-    curve: dict[int, list[float]] = {}
-    for milestone in range(1, settings.milestones + 1):
-        done = max(settings.steps * milestone // settings.milestones, 1)
-        state = fit(state, step, batches, total_steps=done).state
+
+    def losses_on(batch: Batch) -> list[float]:
         losses = exit_losses(
             state.ema,
             loss,
             config.corruption(),
-            task.heldout.examples,
-            task.heldout.labels,
+            batch.examples,
+            batch.labels,
             loops=2 * case.max_loops if case.max_loops > 1 else 1,
             key=jax.random.key(0),
         )
-        curve[done] = np.asarray(losses).tolist()
+        return np.asarray(losses).tolist()
+
+    curve: dict[int, list[float]] = {}
+    for milestone in range(1, settings.milestones + 1):
+        done = max(settings.steps * milestone // settings.milestones, 1)
+        state = fit(state, step, batches, total_steps=done).state
+        curve[done] = losses_on(task.heldout)
     quality, pictures = judge_exits(task.generator(state.ema), case, judge, settings)
     costs = profile(config, steps=task.settings.steps)
     figures = {
         "curve": curve,
+        "train_losses": losses_on(first_examples(task.train, len(task.heldout.labels))),
         "quality": quality,
         "parameters": costs.parameters,
         "trunk_parameters": costs.trunk_parameters,

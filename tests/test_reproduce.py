@@ -16,7 +16,7 @@ def record(case, seed, losses, *, quality=None):
     """What a run leaves, made up: a curve of three milestones that ends with `losses`."""
     curve = {str(step): [scale * loss for loss in losses] for step, scale in ((10, 3.0), (20, 2.0), (30, 1.0))}
     figures = {"curve": curve, "quality": quality or {}, "parameters": 2000, "trunk_parameters": 1000}
-    figures |= {"sample_flops": 10**6, "skipped": 0}
+    figures |= {"train_losses": losses, "sample_flops": 10**6, "skipped": 0}
     return {"case": dataclasses.asdict(case), "seed": seed, "figures": figures}
 
 
@@ -67,6 +67,49 @@ def test_models_of_equal_compute_have_one_effective_depth():
         cases = depth_cases("digits", family)
         assert {case.num_layers * case.max_loops for case in cases} == {layers * loops}
         assert cases[0].max_loops == 1 and cases[-1].num_layers == 1
+
+
+def test_the_exponent_of_loops_is_read_off_the_losses_of_unique_layers():
+    from reproduction._cases import Case
+    from reproduction.loops import exponent
+
+    unique = {1: 0.4, 2: 0.3, 4: 0.25, 8: 0.2}
+    plain, around = Case("digits", "dit", 2, 4), Case("digits", "dit", 2, 3, prelude=1, coda=1)
+    for case, loss, expected in [
+        (plain, 0.3, 0.0),  # as good as its own two layers
+        (plain, 0.25, 0.5),  # as four
+        (plain, 0.2, 1.0),  # as eight
+        (around, 0.25, 0.0),
+        (around, 0.2, 1.0),
+        (plain, 0.1, 1.0),  # better than the curve says anything about
+    ]:
+        np.testing.assert_allclose(exponent(case, loss, unique), expected, atol=1e-9)
+    with pytest.raises(ValueError, match="More unique layers are not better"):
+        exponent(plain, 0.3, {1: 0.3, 2: 0.4})
+
+
+def test_loops_are_compared_at_the_rate_that_is_best_for_each():
+    from reproduction._results import Results
+    from reproduction.loops import at_rates, best, looped_cases, table, unique_cases
+
+    models = unique_cases("digits") | looped_cases("digits")
+    rates, runs = (0.1, 0.2), []
+    for case in models.values():
+        exits = 2 * case.max_loops if case.max_loops > 1 else 1
+        for rate, rated in zip(rates, at_rates(case, rates), strict=True):
+            for seed in (0, 1):
+                # The higher rate is better, and so are more layers.
+                loss = 1.0 / (case.prelude + case.num_layers + case.coda) / rate + 0.1 * seed
+                runs.append(record(rated, seed, [loss] * exits))
+    results = Results(runs)
+    chosen = {name: best(results, model, rates, 0) for name, model in models.items()}
+    assert {case.learning_rate for case in chosen.values()} == {0.2}
+    lines = table(results, chosen).splitlines()
+    assert len(lines) == 2 + len(models)
+    (around,) = [line for line in lines if line.startswith("| prelude and coda |")]
+    assert "1 + 2N×3L + 1" in around and "| 0.0 ± " in around
+    names = {case.name for model in models.values() for case in at_rates(model, rates)}
+    assert len(names) == len(rates) * len(models)
 
 
 def test_claims_say_yes_no_and_in_between():
@@ -163,7 +206,7 @@ def test_a_folder_without_mnist_is_named(tmp_path):
 
 
 def test_runs_of_other_settings_are_refused(tmp_path):
-    from reproduction._main import check_settings
+    from reproduction._pool import check_settings
     from reproduction._train import Settings
 
     path = tmp_path / "result.json"
@@ -217,3 +260,31 @@ def test_the_command_goes_on_with_what_is_missing(tmp_path):
     written = json.loads((tmp_path / "runs" / f"{missing.name}-seed0" / "result.json").read_text())
     assert written["figures"]["skipped"] == 0 and len(written["figures"]["curve"]) >= 1
     assert (tmp_path / "out" / "claims.md").exists() and (tmp_path / "out" / "samples.png").exists()
+
+
+@pytest.mark.slow
+def test_the_command_for_loops_trains_what_is_missing(tmp_path):
+    from reproduction._train import Settings
+    from reproduction.loops import at_rates, looped_cases, unique_cases
+
+    settings = Settings(steps=2, samples=100)
+    models = unique_cases("digits") | looped_cases("digits")
+    (missing,) = at_rates(models["all"], (0.004,))
+    for model in models.values():
+        (case,) = at_rates(model, (0.004,))
+        if case != missing:
+            exits = 2 * case.max_loops if case.max_loops > 1 else 1
+            folder = tmp_path / "runs" / f"{case.name}-seed0"
+            folder.mkdir(parents=True)
+            made = record(case, 0, [1.0 / (case.prelude + case.num_layers + case.coda)] * exits)
+            made |= {"settings": dataclasses.asdict(settings), "environment": "here"}
+            (folder / "result.json").write_text(json.dumps(made))
+    command = [sys.executable, "-m", "reproduction.loops", "--steps", "2", "--samples", "100", "--seeds", "0"]
+    command += ["--rates", "0.004", "--jobs", "1", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "runs" / f"{missing.name}-seed0" / "result.json").read_text())
+    assert len(written["figures"]["train_losses"]) == 2 * missing.max_loops
+    assert "| all | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits.md").read_text()
+    lines = (tmp_path / "out" / "loops-digits.csv").read_text().splitlines()
+    assert sum(line.startswith("all,") for line in lines) == 2 * missing.max_loops

@@ -1,0 +1,78 @@
+"""Runs cases and seeds, as many at a time as there are cores, and leaves each in a folder of its own."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from elt_zoo.profile import environment
+from elt_zoo.storage import write_json
+
+from ._cases import Case
+from ._train import Settings, run
+
+PICTURES = "pictures.npz"
+
+
+def result_path(runs: Path, case: Case, seed: int) -> Path:
+    return runs / f"{case.name}-seed{seed}" / "result.json"
+
+
+def train_and_save(runs: Path, case: Case, seed: int, settings: Settings) -> str:
+    """Runs one case, in a process of its own, and leaves its figures and pictures."""
+    path = result_path(runs, case, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures, pictures = run(case, seed, settings)
+    loops, images = list(pictures), np.stack(list(pictures.values()))
+    np.savez_compressed(path.parent / PICTURES, loops=loops, images=images)
+    record = {"case": dataclasses.asdict(case), "seed": seed, "settings": dataclasses.asdict(settings)}
+    record |= {"environment": environment(), "figures": figures}
+    write_json(path, record)  # whole or not at all: the file says that the run is finished
+    return path.parent.name
+
+
+def use_one_core(cores: "multiprocessing.Queue[int]") -> None:
+    """Each worker process keeps to one core; JAX makes as many threads as it may use cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores.get()})
+
+
+def check_settings(paths: Iterable[Path], settings: Settings) -> None:
+    """Refuses runs of other settings: they would not compare."""
+    for path in paths:
+        before = json.loads(path.read_text())["settings"]
+        now = dataclasses.asdict(settings) | {"mnist": before["mnist"]}  # a place, which may differ
+        differences = [f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]]
+        if differences:
+            raise SystemExit(
+                f"error: {path.parent} was run with other settings ({', '.join(differences)}). Give another `--runs`."
+            )
+
+
+def run_all(runs: Path, wanted: Sequence[tuple[Case, int]], settings: Settings, *, jobs: int) -> list[Path]:
+    """Runs what is not in the folder yet, each on one core, and returns the files of all results."""
+    paths = [result_path(runs, case, seed) for case, seed in wanted]
+    check_settings([path for path in paths if path.exists()], settings)
+    missing = [pair for pair, path in zip(wanted, paths, strict=True) if not path.exists()]
+    # The longest first, so that no core is left with one of them at the end.
+    missing.sort(key=lambda pair: -pair[0].cost)
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(jobs))
+    for job in range(jobs):
+        cores.put(allowed[job % len(allowed)])
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=use_one_core, initargs=(cores,)) as pool:
+        running = [pool.submit(train_and_save, runs, case, seed, settings) for case, seed in missing]
+        try:
+            for job in tqdm(as_completed(running), total=len(running), unit="run"):
+                tqdm.write(job.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return paths

@@ -1,0 +1,176 @@
+"""What loops are worth: looped models beside the same layers without loops and beside unique depth, in diffusion.
+
+    python -m reproduction.loops --data digits
+    python -m reproduction.loops --data MNIST --mnist /data/mnist
+
+Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
+it, since one rate for all favours some. The looped models have two or four unique layers and an effective depth of
+eight. Each option of the trunk stands alone and with the others. Writes `loops-<data>.md` and `loops-<data>.csv`.
+
+φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
+2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
+after the loops count as themselves. A loop that adds nothing has φ = 0, one as good as unique layers φ = 1.
+"""
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ._cases import Case
+from ._data import CLASSES
+from ._main import ROOT
+from ._pool import run_all
+from ._results import Results, Spread, read_results
+from ._train import Settings
+
+RATES = (0.004, 0.008, 0.016)
+UNIQUE = (1, 2, 4, 8)
+_COLUMNS = ("model", "case", "learning_rate", "seed", "exit", "heldout_loss", "train_loss")
+
+
+def unique_cases(data: str) -> dict[str, Case]:
+    """Models of unique layers."""
+    return {f"{each} unique layers": Case(data, "dit", each, 1, "vanilla") for each in UNIQUE}
+
+
+def looped_cases(data: str) -> dict[str, Case]:
+    """Models of effective depth 8, each option alone and together."""
+    plain, around = Case(data, "dit", 2, 4), Case(data, "dit", 2, 3, prelude=1, coda=1)
+    both = {"residual_scale": 0.5, "loop_vectors": True}
+    return {
+        "the paper's": plain,
+        "the paper's, four layers": Case(data, "dit", 4, 2),
+        "branches × 1/4": dataclasses.replace(plain, residual_scale=0.25),
+        "vectors of each loop": dataclasses.replace(plain, loop_vectors=True),
+        "prelude and coda": around,
+        "prelude and coda, branches × 1/2": dataclasses.replace(around, residual_scale=0.5),
+        "prelude and coda, vectors of each loop": dataclasses.replace(around, loop_vectors=True),
+        "all": dataclasses.replace(around, **both),
+        "all, vanilla": dataclasses.replace(around, objective="vanilla", **both),
+        "all, deep supervision": dataclasses.replace(around, objective="deep_supervision", **both),
+    }
+
+
+def at_rates(case: Case, rates: Sequence[float]) -> list[Case]:
+    return [dataclasses.replace(case, learning_rate=rate) for rate in rates]
+
+
+def best(results: Results, case: Case, rates: Sequence[float], seed: int) -> Case:
+    """The case at the rate that has the lowest loss at L_max on one seed."""
+
+    def loss(each: Case) -> float:
+        return float(results.last_exit(each)[results.seeds(each).index(seed)])
+
+    return min((each for each in at_rates(case, rates) if each in results), key=loss)
+
+
+def exponent(case: Case, loss: float, unique: Mapping[int, float]) -> float:
+    """φ of a looped model.
+
+    **Arguments:** `case`: the model; `loss`: at L_max; `unique`: the losses of models of unique layers by their number,
+    falling.
+
+    **Raises:** `ValueError` if the losses do not fall.
+    """
+    numbers = sorted(unique)
+    losses = [unique[number] for number in numbers]
+    if any(after >= before for before, after in itertools.pairwise(losses)):
+        raise ValueError(f"More unique layers are not better here ({losses}), so loops cannot be measured by them.")
+    worth = float(np.exp(np.interp(loss, losses[::-1], np.log(numbers[::-1]))))
+    looped = max(worth - case.prelude - case.coda, 1e-9) / case.num_layers
+    return float(np.log(looped) / np.log(case.max_loops))
+
+
+def table(results: Results, chosen: Mapping[str, Case]) -> str:
+    """Losses of every exit, and what the loops are worth, as Markdown."""
+    unique = {
+        case.num_layers: Spread.of(results.last_exit(case)).mean for case in chosen.values() if case.max_loops == 1
+    }
+    exits = max(case.max_loops for case in chosen.values())
+    header = ["Model", "Layers", "Parameters", "Rate", *(f"L = {each}" for each in range(1, exits + 1))]
+    lines = ["| " + " | ".join([*header, "at 2·L_max", "over the same layers unlooped", "φ"]) + " |"]
+    lines.append("|" + "---|" * (len(header) + 3))
+    for name, case in chosen.items():
+        losses = results.losses(case)
+        cells = [Spread.of(losses[:, each]).text(4) if each < case.max_loops else "" for each in range(exits)]
+        beyond = gain = worth = ""
+        if case.max_loops > 1:
+            beyond = Spread.of(losses[:, 2 * case.max_loops - 1]).text(4)
+            same = unique.get(case.prelude + case.num_layers + case.coda)
+            if same is not None:
+                gain = Spread.of(100.0 * (1.0 - results.last_exit(case) / same)).text(1) + "%"
+            try:
+                worth = Spread.of([exponent(case, loss, unique) for loss in results.last_exit(case)]).text(2)
+            except ValueError:
+                worth = "–"
+        parameters = f"{results.figures(case)[0]['parameters'] / 1e3:,.0f}k"
+        cells = [name, case.size, parameters, f"{case.learning_rate:g}", *cells, beyond, gain, worth]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_rows(path: Path, results: Results, named: Mapping[str, Sequence[Case]]) -> None:
+    """Writes every figure of every run."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for name, cases in named.items():
+            for case in (case for case in cases if case in results):
+                runs = zip(results.seeds(case), results.figures(case), results.losses(case), strict=True)
+                for seed, figures, losses in runs:
+                    for index, pair in enumerate(zip(losses, figures["train_losses"], strict=True)):
+                        about = (name, case.name, case.learning_rate, seed, index + 1)
+                        writer.writerow([*about, *(f"{loss:.6g}" for loss in pair)])
+
+
+def main() -> None:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("digits", "MNIST"), default="digits")
+    parser.add_argument("--mnist", type=Path, help="the folder of t10k-images-idx3-ubyte.gz and its labels")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--samples", type=int, default=defaults.samples)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--runs", type=Path, default=Path("runs/loops"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reproduction")
+    arguments = parser.parse_args()
+    if arguments.data == "MNIST" and arguments.mnist is None:
+        parser.error("--data MNIST needs --mnist, the folder of its files.")
+    if arguments.steps < 1 or arguments.samples < 100 or arguments.samples % CLASSES:
+        parser.error(
+            f"--steps {arguments.steps} must be at least 1, and --samples {arguments.samples} at least 100 and a "
+            f"multiple of the {CLASSES} classes."
+        )
+    folder = None if arguments.mnist is None else str(arguments.mnist.resolve())
+    settings = Settings(mnist=folder, steps=arguments.steps, samples=arguments.samples)
+    models = unique_cases(arguments.data) | looped_cases(arguments.data)
+    first, others = arguments.seeds[0], arguments.seeds[1:]
+    sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]
+    paths = run_all(arguments.runs, sweep, settings, jobs=arguments.jobs)
+    swept = read_results(paths)
+    chosen = {name: best(swept, model, arguments.rates, first) for name, model in models.items()}
+    paths += run_all(
+        arguments.runs, [(case, seed) for case in chosen.values() for seed in others], settings, jobs=arguments.jobs
+    )
+    results = read_results(paths)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text, stem = table(results, chosen), f"loops-{arguments.data.lower()}"
+    (arguments.out / f"{stem}.md").write_text(text)
+    named = {name: at_rates(model, arguments.rates) for name, model in models.items()}
+    write_rows(arguments.out / f"{stem}.csv", results, named)
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
