@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from elt_zoo.data import ArraySource, Batch, first_examples, training_batches
@@ -110,8 +111,8 @@ def run(case: Case, seed: int, settings: Settings) -> tuple[dict[str, Any], dict
             state.ema,
             loss,
             config.corruption(),
-            batch.examples,
-            batch.labels,
+            jnp.asarray(batch.examples),
+            jnp.asarray(batch.labels),
             loops=2 * case.max_loops if case.max_loops > 1 else 1,
             key=jax.random.key(0),
         )
