@@ -14,38 +14,23 @@ included. A run that is in the folder already is not repeated, so the command go
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from ._cases import FAMILIES, all_cases, exit_cases
-from ._data import CLASSES, digits, mnist
+from ._data import digits, mnist
+from ._options import add_options, settings_of
 from ._pool import PICTURES, result_path, run_all
 from ._report import plot_samples, save_report
 from ._results import read_results
 from ._train import Settings, load
 
-ROOT = Path(__file__).parents[1]
-
 
 def main() -> None:
-    defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", type=Path, help="the folder of t10k-images-idx3-ubyte.gz and its labels")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_options(parser, runs="runs/reproduce")
     parser.add_argument("--mnist-seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--samples", type=int, default=defaults.samples, help="generated images at each loop count")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reproduction")
     arguments = parser.parse_args()
-    if arguments.steps < 1 or arguments.samples < 100 or arguments.samples % CLASSES:
-        parser.error(
-            f"--steps {arguments.steps} must be at least 1, and --samples {arguments.samples} at least 100 and a "
-            f"multiple of the {CLASSES} classes."
-        )
-    folder = None if arguments.mnist is None else str(arguments.mnist.resolve())
-    settings = Settings(mnist=folder, steps=arguments.steps, samples=arguments.samples)
+    settings = settings_of(parser, arguments)
     sets = {"digits": (digits(), arguments.seeds)}
     if arguments.mnist is not None:
         sets["MNIST"] = (mnist(arguments.mnist), arguments.mnist_seeds)

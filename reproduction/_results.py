@@ -11,6 +11,10 @@ import numpy as np
 from ._cases import Case
 
 
+_ABOUT = ("data", "family", "num_layers", "max_loops", "objective", "curriculum")
+"""What tells the cases of the paper's comparisons apart."""
+
+
 class Results:
     """The figures of every case, seeds side by side."""
 
@@ -58,7 +62,7 @@ class Results:
         exits, curves = [], []
         for case in self._runs:
             for seed, figures in zip(self.seeds(case), self.figures(case), strict=True):
-                about = vars(case) | {"seed": seed}
+                about = {name: getattr(case, name) for name in _ABOUT} | {"seed": seed}
                 steps = list(figures["curve"])
                 for index, loss in enumerate(figures["curve"][steps[-1]]):
                     quality = figures["quality"].get(str(index + 1), {"accuracy": None, "distance": None})

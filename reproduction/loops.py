@@ -16,18 +16,15 @@ import argparse
 import csv
 import dataclasses
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ._cases import Case
-from ._data import CLASSES
-from ._main import ROOT
+from ._options import add_options, settings_of
 from ._pool import run_all
 from ._results import Results, Spread, read_results
-from ._train import Settings
 
 RATES = (0.004, 0.008, 0.016)
 UNIQUE = (1, 2, 4, 8)
@@ -68,6 +65,12 @@ def best(results: Results, case: Case, rates: Sequence[float], seed: int) -> Cas
         return float(results.last_exit(each)[results.seeds(each).index(seed)])
 
     return min((each for each in at_rates(case, rates) if each in results), key=loss)
+
+
+def edges(chosen: Mapping[str, Case], rates: Sequence[float]) -> str:
+    """Says which models may have a better rate than all that were tried."""
+    names = [name for name, case in chosen.items() if case.learning_rate in (min(rates), max(rates))]
+    return f"\nBest at the lowest or the highest rate that was tried: {'; '.join(names)}.\n" if names else ""
 
 
 def exponent(case: Case, loss: float, unique: Mapping[int, float]) -> float:
@@ -130,27 +133,14 @@ def write_rows(path: Path, results: Results, named: Mapping[str, Sequence[Case]]
 
 
 def main() -> None:
-    defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, runs="runs/loops")
     parser.add_argument("--data", choices=("digits", "MNIST"), default="digits")
-    parser.add_argument("--mnist", type=Path, help="the folder of t10k-images-idx3-ubyte.gz and its labels")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
-    parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--samples", type=int, default=defaults.samples)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--runs", type=Path, default=Path("runs/loops"))
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reproduction")
     arguments = parser.parse_args()
     if arguments.data == "MNIST" and arguments.mnist is None:
         parser.error("--data MNIST needs --mnist, the folder of its files.")
-    if arguments.steps < 1 or arguments.samples < 100 or arguments.samples % CLASSES:
-        parser.error(
-            f"--steps {arguments.steps} must be at least 1, and --samples {arguments.samples} at least 100 and a "
-            f"multiple of the {CLASSES} classes."
-        )
-    folder = None if arguments.mnist is None else str(arguments.mnist.resolve())
-    settings = Settings(mnist=folder, steps=arguments.steps, samples=arguments.samples)
+    settings = settings_of(parser, arguments)
     models = unique_cases(arguments.data) | looped_cases(arguments.data)
     first, others = arguments.seeds[0], arguments.seeds[1:]
     sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]
@@ -162,7 +152,7 @@ def main() -> None:
     )
     results = read_results(paths)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text, stem = table(results, chosen), f"loops-{arguments.data.lower()}"
+    text, stem = table(results, chosen) + edges(chosen, arguments.rates), f"loops-{arguments.data.lower()}"
     (arguments.out / f"{stem}.md").write_text(text)
     named = {name: at_rates(model, arguments.rates) for name, model in models.items()}
     write_rows(arguments.out / f"{stem}.csv", results, named)

@@ -90,7 +90,7 @@ def test_the_exponent_of_loops_is_read_off_the_losses_of_unique_layers():
 
 def test_loops_are_compared_at_the_rate_that_is_best_for_each():
     from reproduction._results import Results
-    from reproduction.loops import at_rates, best, looped_cases, table, unique_cases
+    from reproduction.loops import at_rates, best, edges, looped_cases, table, unique_cases
 
     models = unique_cases("digits") | looped_cases("digits")
     rates, runs = (0.1, 0.2), []
@@ -104,6 +104,7 @@ def test_loops_are_compared_at_the_rate_that_is_best_for_each():
     results = Results(runs)
     chosen = {name: best(results, model, rates, 0) for name, model in models.items()}
     assert {case.learning_rate for case in chosen.values()} == {0.2}
+    assert "tried: 1 unique layers; " in edges(chosen, rates) and edges(chosen, (0.1, 0.2, 0.4)) == ""
     lines = table(results, chosen).splitlines()
     assert len(lines) == 2 + len(models)
     (around,) = [line for line in lines if line.startswith("| prelude and coda |")]

@@ -52,9 +52,8 @@ class LoopedTransformer(eqx.Module):
     paper has none. They let a deep model that was turned into a looped one keep more of what its layers were.
 
     Layers that do not loop may stand around the loop: those of the `prelude` map the tokens to the state that enters
-    it, those of the `coda` map the state at an exit to what every call above returns for that exit. The paper has none;
-    models of language put them there because the first and last layers do other work than those between
-    ([2502.05171](https://arxiv.org/abs/2502.05171)).
+    it, those of the `coda` map the state at an exit to what every call above returns for that exit. The paper has none.
+    Looped language models have them ([2502.05171](https://arxiv.org/abs/2502.05171)).
     """
 
     layers: PyTree[Array]
@@ -267,14 +266,8 @@ class LoopedTransformer(eqx.Module):
 
         **Raises:** `ValueError` if it is below 1.
         """
-        loops = static_count("loops", loops)
-        enter, block, leave = self._parts(x, conditioning, key, loops)
-
-        def body(state, index):
-            state = block(state, index)
-            return state, state
-
-        return jax.vmap(leave)(self._scan(body, enter(x), loops)[1])
+        _, states, leave = self._states(x, conditioning, key, static_count("loops", loops))
+        return jax.vmap(leave)(states)
 
     @checked
     def loop_states(
@@ -291,15 +284,8 @@ class LoopedTransformer(eqx.Module):
 
         **Raises:** `ValueError` if it is below 1.
         """
-        loops = static_count("loops", loops)
-        enter, block, _ = self._parts(x, conditioning, None, loops)
-        start = enter(x)
-
-        def body(state, index):
-            state = block(state, index)
-            return state, state
-
-        return jnp.concatenate([start[None], self._scan(body, start, loops)[1]])
+        start, states, _ = self._states(x, conditioning, None, static_count("loops", loops))
+        return jnp.concatenate([start[None], states])
 
     @checked
     def student_and_teacher(
@@ -431,6 +417,19 @@ class LoopedTransformer(eqx.Module):
             block_of(self.layers, self.num_layers, self.loop_deltas, key, loops),
             once(self.coda, self.num_coda, _CODA),
         )
+
+    def _states(
+        self, x: State, conditioning: PyTree[Array], key: PRNGKeyArray | None, loops: int
+    ) -> tuple[State, Float[Array, "loops tokens dim"], Callable[[State], State]]:
+        """The state that enters the loops, those after each loop, and what comes after the last one."""
+        enter, block, leave = self._parts(x, conditioning, key, loops)
+        start = enter(x)
+
+        def body(state, index):
+            state = block(state, index)
+            return state, state
+
+        return start, self._scan(body, start, loops)[1], leave
 
     def _scan(self, body: Callable, start: PyTree[Array], loops: int) -> tuple[Any, Any]:
         unroll = self.unroll_loops and self.remat.resolve(loops, unrolled=True) == Remat.NONE

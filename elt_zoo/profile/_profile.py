@@ -125,8 +125,8 @@ class Profile:
         | elementwise | $N \cdot L \cdot (s + p) + r$ |
         | layer | $N \cdot L \cdot s + r$ |
 
-        Embedding and conditioning come on top, prelude layers as those of a single loop, and at two exits (student and
-        teacher; one if L = 1) the coda and the head. XLA fuses
+        Embedding, conditioning and prelude come on top, and at two exits (student and teacher; one if L = 1) the coda
+        and the head; prelude and coda count as loops of their own, with L = 1. XLA fuses
         some of these arrays away and adds buffers: on a CPU and small models it allocates within 15% of the estimate
         without rematerialisation, and within a factor of two with it.
 
