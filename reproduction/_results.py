@@ -10,7 +10,6 @@ import numpy as np
 
 from ._cases import Case
 
-
 _ABOUT = ("data", "family", "num_layers", "max_loops", "objective", "curriculum")
 """What tells the cases of the paper's comparisons apart."""
 
