@@ -93,6 +93,7 @@ def toy_sampler(steps=4, prediction=Prediction.X0, **settings):
 LABELS = jnp.arange(3)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("prediction", list(Prediction))
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_ddim_equals_its_papers_formula_on_gaussian_data(name, prediction):
@@ -103,6 +104,7 @@ def test_ddim_equals_its_papers_formula_on_gaussian_data(name, prediction):
     np.testing.assert_allclose(drawn, ddim_reference(schedule, 6, np.asarray(noise, np.float64)), atol=2e-4)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("prediction", list(Prediction))
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_ddim_reaches_mean_and_deviation_of_gaussian_data(name, prediction):
@@ -118,6 +120,7 @@ def test_ddim_reaches_mean_and_deviation_of_gaussian_data(name, prediction):
     np.testing.assert_allclose(jnp.stack([low, high])[:, 2], MEAN[2], atol=1e-5)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize(
     ("steps", "name", "prediction", "fraction"),
     [
@@ -141,6 +144,7 @@ def test_ddpm_reaches_mean_and_deviation_of_gaussian_data(steps, name, predictio
         np.testing.assert_allclose(jnp.std(drawn, axis=0), DEVIATION, rtol=0.04, atol=1e-5)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", ["shifted", "beta"])
 def test_ddim_with_eta_1_is_ddpm(name):
     schedule, predict = SCHEDULES[name], optimal_predict(SCHEDULES[name], Prediction.V)
@@ -157,6 +161,7 @@ def test_one_step_is_the_predicted_x0():
     np.testing.assert_allclose(drawn, toy_predict(noise, jnp.ones(3), LABELS, loops=1), rtol=1e-6)
 
 
+@pytest.mark.numerical
 class TestOriginalDiT:
     """Against the tables and steps of facebookresearch/DiT, 25 steps of 1000, learned variance."""
 
@@ -207,6 +212,7 @@ class TestOriginalDiT:
             assert error < 1e-5, (name, float(error))
 
 
+@pytest.mark.numerical
 def test_learned_variance_is_what_the_channels_say():
     schedule = LinearBetaSchedule()
     step = jax.tree.map(lambda table: table[3], diffusion_steps(schedule, 10))
@@ -328,6 +334,7 @@ def test_other_values_of_anything_traced_compile_nothing():
     assert len(traces) == once
 
 
+@pytest.mark.numerical
 def test_nan_in_a_prediction_stays_nan():
     def predict(x, time, labels, *, loops):
         return jnp.where(labels[:, None] == 1, jnp.nan, x)

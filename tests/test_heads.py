@@ -116,6 +116,7 @@ def test_dit_refuses_bad_shapes():
         dit().embed(jnp.ones((4, 6, 3)), jnp.asarray(0.5), jnp.asarray(9))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("prediction", list(Prediction))
 def test_predictions_convert_into_each_other(prediction):
     x0, epsilon = jax.random.normal(KEY, (2, 7))

@@ -211,6 +211,7 @@ def test_the_licence_of_the_released_weights_is_told(tmp_path, monkeypatch):
         load_dit(path, num_heads=2)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("name", ["dit.pt", "dit.safetensors"])
 def test_the_original_function(name, published):
     folder, io = published("dit_facebook")
@@ -222,6 +223,7 @@ def test_the_original_function(name, published):
     assert relative_error(time, io["timestep_embedding"]) < 1e-4
 
 
+@pytest.mark.numerical
 def test_the_original_guidance_acts_on_three_channels(published):
     folder, io = published("dit_facebook")
     model = load_dit(folder / "dit.pt", num_heads=4).model
@@ -264,6 +266,7 @@ def as_diffusers(model):
     return eqx.tree_at(lambda m: m.trunk.layers.mlp_norm, model, replace_eps(model.trunk.layers.mlp_norm, 1e-5))
 
 
+@pytest.mark.numerical
 def test_with_its_two_differences_it_is_the_function_of_diffusers(published):
     folder, io = published("dit_diffusers")
     model = load_dit(folder).model

@@ -70,11 +70,13 @@ LABELS = jnp.arange(5)
 KEY = jax.random.key(1)
 
 
+@pytest.mark.numerical
 def test_one_token_per_step_in_random_order_draws_the_joint_distribution_of_a_chain():
     # 26 degrees of freedom: 54 is exceeded once in a thousand seeds.
     assert chi_squared(draw_chain(steps=3), CHAIN) < 54
 
 
+@pytest.mark.numerical
 def test_all_tokens_in_one_step_draw_the_marginals_and_so_miss_the_chain():
     ids = draw_chain(steps=1)
     marginals = [np.bincount(SEQUENCES[:, place], weights=CHAIN) for place in range(3)]
@@ -83,6 +85,7 @@ def test_all_tokens_in_one_step_draw_the_marginals_and_so_miss_the_chain():
     assert chi_squared(ids, CHAIN) > 1000
 
 
+@pytest.mark.numerical
 def test_independent_tokens_keep_their_marginals_whatever_the_steps():
     marginals = np.asarray([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]])
 
@@ -102,6 +105,7 @@ def test_independent_tokens_keep_their_marginals_whatever_the_steps():
     assert chi_squared(sampler(predict, jnp.zeros(20_000, jnp.int32), loops=1, key=jax.random.key(3)), joint) < 54
 
 
+@pytest.mark.numerical
 def test_codes_are_drawn_from_the_softmax():
     # 1,000 codes in 32 blocks of 32, the last one not full; a third of them is forbidden.
     codes = np.arange(1000)
@@ -121,6 +125,7 @@ def test_small_codebooks_and_certain_codes_are_drawn(codebook):
         assert categorical(KEY, logits).tolist() == [[code] * 7]
 
 
+@pytest.mark.numerical
 def test_temperature_sharpens_the_draw():
     sampler = MaskedSampler(grid=(1,), codebook_size=2, mask_id=2, steps=1, temperature_bias=0.5, temperature_scale=0.8)
 
@@ -164,6 +169,7 @@ def test_each_step_reveals_as_many_tokens_as_maskgit(steps, counts):
     np.testing.assert_array_equal(np.diff(known, axis=0, prepend=0), np.stack([counts, counts], axis=1))
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("count", [1, 32, 63])
 def test_the_masked_positions_are_maskgits(count, published):
     fixture = published.arrays("maskgit_transformer_flax", "decode.npz")
@@ -175,6 +181,7 @@ def test_ties_are_broken_by_position_so_that_the_count_is_exact():
     assert lowest(jnp.ones(5), jnp.asarray(2)).tolist() == [True, True, False, False, False]
 
 
+@pytest.mark.numerical
 def test_whole_products_are_not_rounded_down():
     # In float32 10·(1 − 0.7) is 3.0000001 and 10·(1 − 0.9) is 0.99999994.
     for tokens in (10, 16, 100):
@@ -303,6 +310,7 @@ class CountingPredict(eqx.Module):
         return self.scale * toy_logits(ids, labels) + loops.astype(jnp.float32)
 
 
+@pytest.mark.numerical
 def test_other_values_of_anything_traced_compile_nothing():
     small_sampler()(CountingPredict(jnp.ones(())), LABELS, loops=jnp.asarray(1), key=KEY)
     once = len(TRACES)
@@ -413,6 +421,7 @@ def test_logits_that_are_no_distribution_give_no_sample(bad):
         assert np.argwhere(np.asarray(ids) == 6).tolist() == [[3, 1, 2]] and int(ids.min()) >= 0
 
 
+@pytest.mark.numerical
 def test_a_single_nan_spoils_its_row():
     logits = jnp.zeros((1, 2, 5)).at[0, 1, 3].set(jnp.nan)
     assert categorical(KEY, logits)[0, 1] == -1 and categorical(KEY, logits)[0, 0] >= 0

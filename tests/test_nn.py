@@ -51,6 +51,7 @@ def x():
     return np.asarray(jax.random.normal(jax.random.key(1), (5, 12)))
 
 
+@pytest.mark.numerical
 def test_attention_and_mlp_match_their_definition(x):
     attention = SelfAttention(12, 3, key=KEY)
     np.testing.assert_allclose(attention(jnp.asarray(x)), numpy_attention(attention, x), rtol=1e-5, atol=1e-5)
@@ -58,6 +59,7 @@ def test_attention_and_mlp_match_their_definition(x):
     np.testing.assert_allclose(mlp(jnp.asarray(x)), numpy_mlp(mlp, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.numerical
 def test_layers_match_their_definition(x):
     pre = PreNormLayer(12, 3, mlp_dim=24, key=KEY)
     y = x + numpy_attention(pre.attention, norm(x, 1e-6))
@@ -82,6 +84,7 @@ def test_a_new_adaln_zero_layer_is_the_identity(x):
     np.testing.assert_array_equal(layer(jnp.asarray(x), layer.condition(jnp.ones(12))), x)
 
 
+@pytest.mark.numerical
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_attention_on_a_cpu_is_that_of_accelerators(dtype):
     query, key, value = (jax.random.normal(k, (5, 2, 8), dtype) for k in jax.random.split(KEY, 3))
@@ -91,6 +94,7 @@ def test_attention_on_a_cpu_is_that_of_accelerators(dtype):
     np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.numerical
 def test_layer_norm_is_computed_in_float32():
     x = jnp.asarray([[1000.0, 1001.0, 1002.0, 1004.0]], jnp.bfloat16)
     expected = norm(np.asarray(x, np.float32), 1e-6)
@@ -106,6 +110,7 @@ def test_linear_keeps_leading_axes_and_has_no_bias_on_request():
     assert linear.bias is None
 
 
+@pytest.mark.numerical
 def test_positions_follow_dit():
     table = sincos_positions((2, 3), 8)
     # Token 5 is row 1, column 2; the first half of the channels encodes the column.
@@ -120,6 +125,7 @@ def test_positions_follow_dit():
         sincos_positions((2, 2, 2), 4)
 
 
+@pytest.mark.numerical
 def test_timestep_sinusoids_follow_dit():
     embedding = TimestepEmbedding(8, num_frequencies=6, key=KEY)
     angles = 250.0 * 10_000.0 ** (-np.arange(3) / 3)
