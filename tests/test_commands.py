@@ -73,6 +73,7 @@ def test_a_run_is_no_other_run_and_has_one_holder(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", ["dit"], indirect=True)
 def test_a_finished_run_removes_what_a_kill_left(trained):
     folder, command = trained
     left = folder / "checkpoints" / "ilsd" / "steps" / "4.deleting"
@@ -110,6 +111,7 @@ def test_sampling_a_saved_model_at_any_budget(trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", ["dit"], indirect=True)
 def test_a_new_run_starts_from_a_saved_model(trained, tmp_path):
     folder, command = trained
     start = ("--init-from", folder / "model", "--learning-rate", 1e-9, "--ema-decay", 0.0)

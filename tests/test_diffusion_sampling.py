@@ -91,6 +91,8 @@ def toy_sampler(steps=4, prediction=Prediction.X0, **settings):
 
 
 LABELS = jnp.arange(3)
+# Long chains are slow in programs that compile fast.
+LONG = (pytest.mark.slow, pytest.mark.optimized)
 
 
 @pytest.mark.numerical
@@ -127,9 +129,9 @@ def test_ddim_reaches_mean_and_deviation_of_gaussian_data(name, prediction):
         (8, "cosine", "x0", 0.0),
         (8, "shifted", "v", 1.0),
         (8, "beta", "epsilon", 0.3),
-        (500, "cosine", "epsilon", 1.0),
-        (500, "shifted", "x0", 0.3),
-        (500, "beta", "v", 0.0),
+        pytest.param(500, "cosine", "epsilon", 1.0, marks=LONG),
+        pytest.param(500, "shifted", "x0", 0.3, marks=LONG),
+        pytest.param(500, "beta", "v", 0.0, marks=LONG),
     ],
 )
 def test_ddpm_reaches_mean_and_deviation_of_gaussian_data(steps, name, prediction, fraction):

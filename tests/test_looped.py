@@ -80,11 +80,14 @@ def check_every_way(trunk, x, conditioning, reference):
         close(teacher, reference[-1])
 
 
+PAIRS = [(AdaLNZeroLayer, {}), (PreNormLayer, {"scan_layers": True, "remat": Remat.LAYER})]
+
+
 def test_every_way_of_looping_gives_the_same_states(layer, x, conditioning, reference):
     check_every_way(build(layer), x, conditioning, reference)
 
 
-@pytest.mark.parametrize("options", [{}, {"scan_layers": True, "remat": Remat.LAYER}], ids=str)
+@pytest.mark.parametrize(("layer", "options"), PAIRS, indirect=["layer"], ids=str)
 def test_loops_with_vectors_of_their_own_agree_in_every_way(layer, x, conditioning, options):
     trunk = build(layer, num_loop_deltas=MAX_LOOPS - 2, **options)
     states, state = [], x
@@ -126,7 +129,7 @@ def around_the_loops(trunk, x, conditioning):
     return jnp.stack(states), jnp.stack([apply(trunk.coda, 2, state) for state in states[1:]])
 
 
-@pytest.mark.parametrize("options", [{}, {"scan_layers": True, "remat": Remat.LAYER}], ids=str)
+@pytest.mark.parametrize(("layer", "options"), PAIRS, indirect=["layer"], ids=str)
 def test_layers_around_the_loops_agree_in_every_way(layer, x, conditioning, options):
     trunk = build(layer, prelude=1, coda=2, **options)
     assert (trunk.num_prelude, trunk.num_layers, trunk.num_coda) == (1, LAYERS, 2)
@@ -136,6 +139,7 @@ def test_layers_around_the_loops_agree_in_every_way(layer, x, conditioning, opti
     close(trunk.unstacked().trajectory(x, conditioning, loops=MAX_LOOPS), exits)
 
 
+@pytest.mark.parametrize("layer", [AdaLNZeroLayer], indirect=True)
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_early_exit_leaves_through_the_coda(layer, x, conditioning, differentiable):
     trunk = build(layer, prelude=1, coda=2)
@@ -261,7 +265,7 @@ def training_memory(num_layers, loops, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"scan_layers": True}, {"unroll_loops": True}], ids=str)
-@pytest.mark.parametrize(("num_layers", "loops"), [(4, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize(("num_layers", "loops"), [(4, 1), (2, 4)])
 def test_remat_saves_memory_however_layers_and_loops_run(num_layers, loops, options):
     stored = training_memory(num_layers, loops, remat=Remat.NONE, **options)
     assert training_memory(num_layers, loops, remat=Remat.ELEMENTWISE, **options) < 0.8 * stored

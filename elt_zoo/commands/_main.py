@@ -16,6 +16,7 @@ from ._fetch import FetchOptions, fetch
 from ._precompute import PrecomputeOptions, precompute
 from ._profile import ProfileOptions, profile
 from ._programs import keep_programs
+from ._push import PushOptions, push_model
 from ._sample import SampleOptions, sample
 from ._train import TrainOptions, train
 from ._train_tokenizer import TrainTokenizerOptions, train_tokenizer
@@ -42,6 +43,7 @@ COMMANDS: Mapping[str, Command] = {
     "precompute": Command(PrecomputeOptions, precompute, "encode a data set once, into shards"),
     "train-tokenizer": Command(TrainTokenizerOptions, train_tokenizer, "train a tokenizer with a learned codebook"),
     "convert": Command(ConvertOptions, convert, "convert published weights, optionally into a looped model"),
+    "push": Command(PushOptions, push_model, "upload a saved model to the Hugging Face hub"),
 }
 """The commands by name."""
 

@@ -18,7 +18,7 @@ class SampleOptions:
     """Sample a saved model at any number of loops, as a picture, and for clips a GIF beside it."""
 
     model: str = "digits-dit"
-    """A folder that `elt_zoo.save` wrote, or a bundled model."""
+    """A folder that `elt_zoo.save` wrote, a bundled model, or one on the hub, hf://owner/name@revision."""
     tokenizer: Path | None = None
     """The folder of the tokenizer or autoencoder, where the model was saved without."""
     loops: tuple[int, ...] = (1, 2, 4, 8)

@@ -101,7 +101,8 @@ def report_run(run: Run, results: Mapping[Any, Trained], options: ReportOptions 
     write_json(folder / "summary.json", summary)
     for name, trained in results.items():
         mine = [row for row in rows if row["objective"] == name]
-        metadata = {"objective": name, "training": run.config(name), "results": mine}
+        protocol = {key: summary[key] for key in ("report", "evaluator", "versions")}
+        metadata = {"objective": name, "training": run.config(name), "results": mine, "protocol": protocol}
         where = folder / ("model" if name == run.options.objective else f"model-{name}")
         save(where, task.generator(trained.model, metadata=metadata), overwrite=True)
     return table

@@ -1,7 +1,9 @@
 """Generators: models that can be saved, loaded by name or from a folder, and sampled."""
 
+from ._card import model_card as model_card
 from ._files import bundled_names as bundled_names
 from ._files import load as load
 from ._files import save as save
 from ._generator import Generator as Generator
 from ._generator import SampleProgress as SampleProgress
+from ._push import push as push

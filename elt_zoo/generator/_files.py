@@ -24,14 +24,16 @@ from ..storage import (
     write_folder,
 )
 from ..tokenizers import abstract_tokenizer, describe_tokenizer
+from ._card import write_card
 from ._generator import Generator
+from ._hub import SCHEME, download_model
 
 _ASSETS = Path(__file__).parent / "assets"
 
 
 def save(folder: str | os.PathLike, generator: Generator, *, own_model: bool = False, overwrite: bool = False) -> Path:
-    """Writes a generator to a folder as `model.safetensors` and `config.json`: all that [`load`][elt_zoo.load] needs to
-    sample it again.
+    """Writes a generator to a folder as `model.safetensors` and `config.json`, all that [`load`][elt_zoo.load] needs to
+    sample it again, and a [card][elt_zoo.generator.model_card] for people, `README.md`.
 
     Tensor names are the attribute paths of the tree, such as `model.trunk.layers.attention.qkv.weight` (stacked over
     layers), so the file can be read without this library. Nothing in it is code. A folder is replaced as a whole or not
@@ -73,6 +75,7 @@ def save(folder: str | os.PathLike, generator: Generator, *, own_model: bool = F
         "metadata": dict(generator.metadata),
     }
     write_folder(folder, tensors, description)
+    write_card(folder, generator)
     return folder
 
 
@@ -84,11 +87,13 @@ def load(
     dtype: DTypeLike | None = None,
     sharding: Shardings | None = None,
 ) -> Generator:
-    """Reads a generator that `save` wrote, or one that ships with the library.
+    """Reads a generator that `save` wrote, one that ships with the library, or one on the Hugging Face hub.
 
     **Arguments:**
 
-    - `path`: a folder, or one of [`bundled_names`][elt_zoo.generator.bundled_names].
+    - `path`: a folder, one of [`bundled_names`][elt_zoo.generator.bundled_names], or `hf://owner/name@revision`, where
+      the revision is a branch, a tag or a commit, and may be left out. The hub needs `pip install 'elt_zoo[hub]'`;
+      downloads stay in its cache, and `HF_HUB_OFFLINE=1` forbids the network.
     - `family`: the config class of a family of your own.
     - `skeleton`: a model with the structure of the saved one, for one with layers or a head of your own. Its values are
       not used, so `equinox.filter_eval_shape` will do.
@@ -98,11 +103,12 @@ def load(
 
     **Returns:** the generator.
 
-    **Raises:** `FileNotFoundError` if there is no such folder or name;
+    **Raises:** `FileNotFoundError` if there is no such folder or name, or it cannot be downloaded; `ImportError` for the
+    hub without its extra;
     [`WeightsError`][elt_zoo.storage.WeightsError] if a file is damaged or from a newer version, or if tensors are
     missing, unused or of another shape or dtype (all of them are named). Nothing is half-loaded.
     """
-    folder = Path(path)
+    folder = download_model(str(path)) if str(path).startswith(SCHEME) else Path(path)
     if not folder.exists() and str(path) in bundled_names():
         folder = _ASSETS / str(path)
     if not (folder / WEIGHTS).is_file():
