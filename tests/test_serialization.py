@@ -74,7 +74,7 @@ def test_what_is_saved_comes_back_bit_for_bit(config, tokenizer, tmp_path):
     assert eqx.tree_equal(loaded.model, model)
     assert eqx.tree_equal(loaded.tokenizer, tokenizer)
     assert loaded.config == config and loaded.metadata == {"a": [1, "b"]}
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_the_file_is_readable_elsewhere_by_the_names_of_attributes(saved, masked):
@@ -325,7 +325,7 @@ def test_readers_see_one_model_whole_while_writers_are_killed(tmp_path):
         writers.stdin.close()
     assert seen > 100 and last > 100
     write_folder(folder, {"t0": np.zeros(4, np.float32)}, {"number": 0, "count": 1})
-    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
 
 
 @given(data=st.data())
@@ -371,7 +371,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(saved, masked, tmp_pa
             elt_zoo.save(folder, Generator(masked, MASKED), overwrite=True)
         assert error.value.errno == errno.ENOSPC and "\n" not in str(error.value)
     assert (saved / "model.safetensors").read_bytes() == before and not (tmp_path / "new").exists()
-    assert sorted(os.listdir(saved)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(saved)) == ["README.md", "config.json", "model.safetensors"]
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file is a file, not a folder to save to"):
         elt_zoo.save(tmp_path / "file", Generator(masked, MASKED))

@@ -13,6 +13,8 @@ from ._precompute import PrecomputeOptions as PrecomputeOptions
 from ._precompute import precompute as precompute
 from ._profile import ProfileOptions as ProfileOptions
 from ._profile import profile as profile
+from ._push import PushOptions as PushOptions
+from ._push import push_model as push_model
 from ._sample import SampleOptions as SampleOptions
 from ._sample import sample as sample
 from ._train import TrainOptions as TrainOptions

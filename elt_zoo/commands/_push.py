@@ -6,7 +6,7 @@ from ..generator import push
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PushOptions:
-    """Upload a saved model to the Hugging Face hub, for everybody to load by its address. Log in with `hf auth login`."""
+    """Upload a saved model to the Hugging Face hub, to be loaded by its address. Log in first: `hf auth login`."""
 
     model: Path
     """A folder that `elt_zoo.save` or a training wrote."""

@@ -103,10 +103,9 @@ def load(
 
     **Returns:** the generator.
 
-    **Raises:** `FileNotFoundError` if there is no such folder or name, or it cannot be downloaded; `ImportError` for the
-    hub without its extra;
-    [`WeightsError`][elt_zoo.storage.WeightsError] if a file is damaged or from a newer version, or if tensors are
-    missing, unused or of another shape or dtype (all of them are named). Nothing is half-loaded.
+    **Raises:** `FileNotFoundError` if there is no such folder or name, or it cannot be downloaded; `ImportError`
+    without the extra; [`WeightsError`][elt_zoo.storage.WeightsError] if a file is damaged or of a newer version, or if
+    tensors are missing, unused or of another shape or dtype (all of them are named). Nothing is half-loaded.
     """
     folder = download_model(str(path)) if str(path).startswith(SCHEME) else Path(path)
     if not folder.exists() and str(path) in bundled_names():
