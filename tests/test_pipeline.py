@@ -99,11 +99,25 @@ def test_every_epoch_sees_each_example_once_and_draws_anew(stream):
 def test_four_processes_see_the_global_batches_of_one(stream):
     parts = [some_batches(9, batch_size=2, process_index=index, process_count=4, workers=0) for index in range(4)]
     for whole, *shards in zip(stream, *parts, strict=True):
-        # Example by example: process p has the places p, p + 4, ….
-        labels = np.stack([shard.labels for shard in shards], axis=1).ravel()
-        images = np.stack([shard.images for shard in shards], axis=1).reshape(whole.images.shape)
-        np.testing.assert_array_equal(labels, whole.labels)
-        np.testing.assert_array_equal(images, whole.images)
+        # One part after the other, as the devices of the processes lie in a mesh.
+        np.testing.assert_array_equal(np.concatenate([shard.labels for shard in shards]), whole.labels)
+        np.testing.assert_array_equal(np.concatenate([shard.images for shard in shards]), whole.images)
+
+
+def test_a_position_holds_for_any_number_of_processes(stream):
+    one = training_batches(Noise(), batch_size=8, seed=5, workers=0)
+    two = [
+        training_batches(Noise(), batch_size=4, seed=5, process_index=index, process_count=2, workers=0)
+        for index in range(2)
+    ]
+    for _ in range(3):
+        next(one)
+    for part in two:
+        part.set_state(one.get_state())
+    labels = np.concatenate([next(part).labels for part in two])
+    np.testing.assert_array_equal(labels, stream[3].labels)
+    with pytest.raises(ValueError, match=r"`set_state\(\{'next_index': 3\}\)` is no position of `training_batches`"):
+        one.set_state({"next_index": 3})
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])

@@ -3,11 +3,15 @@ import io
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from .._version import __version__
 from ..data import DataError
+from ..distributed import ProcessFailed, leave, lost_process
 from ..storage import FolderLocked, WeightsError
 from ..training import CheckpointError, TrainingDiverged
 from ._convert import ConvertOptions, convert
@@ -22,7 +26,16 @@ from ._train import TrainOptions, train
 from ._train_tokenizer import TrainTokenizerOptions, train_tokenizer
 
 _WRONG_USE = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-_FAILED = (DataError, WeightsError, FolderLocked, CheckpointError, TrainingDiverged, ImportError, OSError)
+_FAILED = (
+    DataError,
+    WeightsError,
+    FolderLocked,
+    CheckpointError,
+    TrainingDiverged,
+    ProcessFailed,
+    ImportError,
+    OSError,
+)
 
 
 class Command(NamedTuple):
@@ -92,10 +105,16 @@ def run(
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         keep_programs()
         function(_parsed(options, description=description, prog=prog, arguments=arguments))
-    except _WRONG_USE as error:
-        raise _stop(f"error: {_one_line(str(error))}", 2) from None
-    except _FAILED as error:
-        raise _stop(f"error: {_one_line(str(error))}", 1) from None
+    except Exception as error:
+        lost = lost_process(error)
+        if lost is not None:
+            raise _stop(f"error: {lost}", 1, lost=True) from None
+        if not isinstance(error, (*_WRONG_USE, *_FAILED)):
+            if jax.distributed.is_initialized():
+                traceback.print_exc()
+                leave(1)
+            raise
+        raise _stop(f"error: {_one_line(str(error))}", 2 if isinstance(error, _WRONG_USE) else 1) from None
     except KeyboardInterrupt as error:
         # A third Ctrl-C has nothing left to interrupt.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -126,6 +145,7 @@ def _one_line(message: str) -> str:
     return " ".join([first, "; ".join(others)]).strip()
 
 
-def _stop(message: str, code: int) -> SystemExit:
+def _stop(message: str, code: int, *, lost: bool = False) -> SystemExit:
     print(message, file=sys.stderr)
+    leave(code, lost=lost)
     return SystemExit(code)

@@ -3,6 +3,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import jax
+
+from ..distributed import agree, is_first, start, together
 from ..evaluation import ReportOptions, report_run, watch
 from ..families import ModelConfig
 from ..profile import profile
@@ -23,6 +26,8 @@ from ..recipes import (
 from ..recipes import train as train_run
 from ..tokenizers import Tokenizer, load_tokenizer
 from ._train_tokenizer import tokenizer_for_moving_digits
+
+_OF_ONE_PROCESS = ("coordinator", "processes", "process", "start_timeout")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,14 @@ class TrainOptions(TrainingOptions):
     """Samples per loop count to measure quality on, as many of each class; default 1,000 digits, else what is shown."""
     sample_seeds: int = 1
     """Sets of samples, each from its own noise, to average scores over."""
+    coordinator: str | None = None
+    """Several processes: `host:port` of process 0. Slurm, Open MPI, Kubernetes and Cloud TPU need none of these."""
+    processes: int | None = None
+    """Several processes: how many."""
+    process: int | None = None
+    """Several processes: which one this is, from 0."""
+    start_timeout: float = 300.0
+    """Several processes: seconds to wait for the others at the start."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -133,9 +146,16 @@ def open_task(options: TrainOptions, tokenizer: Tokenizer | None) -> Task:
 def train(options: TrainOptions) -> None:
     """`elt-zoo train`."""
     started = time.perf_counter()
+    start(options.coordinator, options.processes, options.process, timeout=options.start_timeout)
+    agree({name: value for name, value in dataclasses.asdict(options).items() if name not in _OF_ONE_PROCESS})
     config = options.config  # first, so that an unknown one is refused before anything is trained
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
     if options.data == MOVING_DIGITS and tokenizer is None:
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"`--data {MOVING_DIGITS}` trains a tokenizer first, which one process does. Run `elt-zoo "
+                f"train-tokenizer --data {MOVING_DIGITS}`, and give its folder as `--tokenizer`."
+            )
         if options.dry_run:
             print(describe(options, config, None))
             return
@@ -144,12 +164,15 @@ def train(options: TrainOptions) -> None:
         tokenizer = tokenizer_for_moving_digits(TokenizerOptions(data=MOVING_DIGITS, out=folder, seed=options.seed))
         if tokenizer is None:
             return
-    task = open_task(options, tokenizer)
+    task = together(lambda: open_task(options, tokenizer))
     if options.dry_run:
-        print(describe(options, task.config, task))
+        if is_first():
+            print(describe(options, task.config, task))
         return
     run = Run.of(options, task)
     results = train_run(run, on_evaluate=watch(run))
+    if not is_first():
+        return
     if not all(trained.finished for trained in results.values()):
         print(f"Stopped on request; the state is saved. Run the same command again to resume {run.folder}.")
         return

@@ -18,6 +18,7 @@ from ._digits import load_digits as load_digits
 from ._digits import pixels_to_digits as pixels_to_digits
 from ._image_arrays import ImageArrays as ImageArrays
 from ._moving_digits import MovingDigits as MovingDigits
+from ._pipeline import TrainingBatches as TrainingBatches
 from ._pipeline import training_batches as training_batches
 from ._source import AbstractSource as AbstractSource
 from ._source import DataError as DataError

@@ -1,5 +1,6 @@
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -15,6 +16,43 @@ def default_workers() -> int:
     return min(os.cpu_count() or 1, _MOST_WORKERS)
 
 
+class TrainingBatches(Iterator[Any]):
+    """Batches whose position is the number of those that were taken, whoever shares them.
+
+    See [`training_batches`][elt_zoo.data.training_batches], which makes it.
+    """
+
+    def __init__(self, stream: Callable[[int], grain.DatasetIterator]):
+        """**Arguments:** `stream`: the batches from a given one on."""
+        self._stream = stream
+        self._batches = stream(0)
+        self._taken = 0
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self._taken += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position, of JSON's types."""
+        return {"batches": self._taken}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position that `get_state` gave.
+
+        **Raises:** `ValueError` for anything else.
+        """
+        taken = state.get("batches") if isinstance(state, dict) else None
+        if not isinstance(taken, int) or taken < 0:
+            raise ValueError(f"`set_state({state!r})` is no position of `training_batches`; one is `{{'batches': 5}}`.")
+        self.close()
+        self._batches, self._taken = self._stream(taken), taken
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        self._batches.close()
+
+
 def training_batches(
     source: AbstractSource,
     *,
@@ -25,13 +63,13 @@ def training_batches(
     workers: int | None = None,
     unreadable: UnreadableLog | None = None,
     put: Callable[[Any], Any] | None = None,
-) -> grain.DatasetIterator:
+) -> TrainingBatches:
     """Returns an endless, shuffled stream of batches whose position can be saved.
 
-    Every epoch is a new permutation of the whole source, decided by the seed alone. The processes share each global
-    batch example by example: n processes with batches of b see the same global batches as one process with batches of
-    n·b. Neither the processes nor the workers change what is read, so a saved position may be restored with any number
-    of workers. An example that cannot be read is replaced by the next one that can.
+    Every epoch is a new permutation of the whole source, decided by the seed alone. Of several processes each reads its
+    part: the batches of n processes, b examples each, one after another are the batch of n·b that one process would
+    read. Neither the processes nor the workers change what is read, so a saved position may be restored with any number
+    of both. An example that cannot be read is replaced by the next one that can.
 
     **Arguments:**
 
@@ -46,8 +84,8 @@ def training_batches(
     - `put`: applied to every batch ahead of its use, such as [`shard_batch`][elt_zoo.sharding.shard_batch], which puts
       it on the devices.
 
-    **Returns:** a Grain iterator of batches. `get_state()` and `set_state()` save and restore its position, `close()`
-    ends its threads.
+    **Returns:** an iterator of batches. `get_state()` and `set_state()` save and restore its position, `close()` ends
+    its threads.
 
     **Raises:** `ValueError` if a process has fewer examples than a batch, or the process index is out of range. While
     reading, `DataError` when more examples than allowed cannot be read.
@@ -72,9 +110,30 @@ def training_batches(
 
     # The processes share the endless stream and not each epoch, whose length they need not divide.
     visits = grain.MapDataset.range(count).seed(seed).shuffle().repeat(None).map_with_index(visit)
-    visits = visits[process_index::process_count]
     if workers is None:
         workers = 0 if source.in_memory else 1 if source.batched else default_workers()
+
+    def stream(start: int) -> grain.DatasetIterator:
+        def mine(position: int) -> Visit:
+            batch, place = divmod(position, batch_size)
+            return visits[((start + batch) * process_count + process_index) * batch_size + place]
+
+        mine_from_start = grain.MapDataset.range(sys.maxsize).map(mine)
+        return iter(_read(mine_from_start, source, reader, batch_size=batch_size, workers=workers, put=put))
+
+    return TrainingBatches(stream)
+
+
+def _read(
+    visits: grain.MapDataset,
+    source: AbstractSource,
+    reader: SubstitutingReader,
+    *,
+    batch_size: int,
+    workers: int,
+    put: Callable[[Any], Any] | None,
+) -> grain.IterDataset:
+    """Batches of the examples that are visited."""
     if source.batched:
         batches = visits.batch(batch_size, drop_remainder=True, batch_fn=list).map(reader.read_batch)
         ahead = _BATCHES_AHEAD * workers
@@ -89,4 +148,4 @@ def training_batches(
         stream = stream.map(put)
     if workers:
         stream = grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=_BATCHES_AHEAD)
-    return iter(stream)
+    return stream

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from ..families import ModelConfig, preset
 from ..looped import Remat
+from ..sharding import Gather
 from ..training import OptimizerConfig
 from ._open import DIGITS, MOVING_DIGITS
 
@@ -13,6 +14,7 @@ ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 _COSMETIC = frozenset(
     {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
     | {"fall_back", "evaluate_every", "sampler", "samples", "sample_seeds"}
+    | {"coordinator", "processes", "process", "start_timeout", "mesh"}
 )
 
 
@@ -38,6 +40,18 @@ class SamplerOptions:
     def given(self) -> dict[str, Any]:
         """The settings that were given."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshOptions:
+    """How the devices of all processes share the work. Together the two sizes are the number of devices."""
+
+    data: int | None = None
+    """Devices that split the batch alone; default all that are left."""
+    fsdp: int = 1
+    """Devices that split the batch, and parameters, their average and the optimiser's state as well."""
+    gather: Gather = Gather.STEP
+    """Put parameters together once a step, for all loops, or in every loop, which needs less memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +148,7 @@ class TrainingOptions(SizeOptions):
     """Files that may be unreadable before training stops; each is named in the log and another takes its place."""
 
     sampler: SamplerOptions = dataclasses.field(default_factory=SamplerOptions)
+    mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
     checkpoint_every: int = 500
     """Steps between two checkpoints."""

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from ..data import UnreadableLog, training_batches
+from ..distributed import agree, first_says, is_first, together
 from ..generator import load
 from ..models import ElasticModel
 from ..objectives import AbstractObjective, DeepSupervisionLoss, ILSDLoss, RandomDepthLoss, VanillaLoss
-from ..sharding import data_mesh, replicate, shard_batch
+from ..sharding import Layout, make_mesh, one_copy, shard_batch
 from ..storage import FolderLock, read_json, write_json
 from ..training import (
     Checkpoints,
@@ -34,12 +35,13 @@ from ..training import (
 from ._folder import require_own
 from ._init_from import init_from
 from ._open import DIGITS, MOVING_DIGITS
-from ._options import ObjectiveName, Recipe, TrainingOptions
+from ._options import MeshOptions, ObjectiveName, Recipe, TrainingOptions
 from ._reports import metric_files, progress_bar
 from ._task import Task
 
 OnEvaluate = Callable[[str, int, ElasticModel], None]
 """Called while training as `on_evaluate(objective, step, averaged_model)`."""
+OnReport = Callable[[Report], None]
 _SHOWN = ("loss", "student", "teacher", "final", "distillation", "lambda", "gradient_norm")
 
 
@@ -117,14 +119,25 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None) -> dict[ObjectiveN
     process trains in it; `TrainingDiverged`; `CheckpointError` if what was saved cannot be read. Nothing is changed
     then.
     """
+    agree({name: run.config(name) for name in run.objectives})
     prepared = [_Prepared(name, run) for name in run.objectives]  # refuses wrong options before anything is written
-    require_own(run.folder)
-    # Both at once: each leaves much of a small machine idle. A signal stops both after their running step.
+    lock = FolderLock(run.folder)
+
+    def take() -> None:
+        if is_first():
+            require_own(run.folder)
+            lock.acquire()
+
+    together(take)
+    # Both at once: each leaves much of a small machine idle. A signal stops both after their running step. Programs
+    # for several devices would wait for each other.
+    at_once = len(prepared) if all(one.layout is None for one in prepared) else 1
     with (
-        FolderLock(run.folder),
+        contextlib.ExitStack() as stack,
         stop_on_signals() as stop,
-        ThreadPoolExecutor(len(prepared)) as pool,
+        ThreadPoolExecutor(at_once) as pool,
     ):
+        stack.callback(lock.release)
         jobs = [pool.submit(one.train, stop, row, on_evaluate) for row, one in enumerate(prepared)]
         try:
             return {one.name: job.result() for one, job in zip(prepared, jobs, strict=True)}
@@ -145,12 +158,15 @@ class _Prepared:
                 f"`--batch-size {options.batch_size}` cannot be filled: there are {len(task.train):,} training "
                 "examples. Use at most as many."
             )
-        # Programs of two runs at once may not wait for each other on several devices.
-        alone = len(run.objectives) == 1
-        self.mesh = data_mesh() if jax.device_count() > 1 and alone else None
-        if self.mesh is not None and options.batch_size % self.mesh.size:
+        # Two runs at once have a device each; several processes, or a mesh that was asked for, take one after another.
+        alone = len(run.objectives) == 1 or jax.process_count() > 1 or options.mesh != MeshOptions()
+        mesh = make_mesh(options.mesh.data, options.mesh.fsdp)
+        self.layout = Layout(mesh, options.mesh.gather) if mesh.size > 1 and alone else None
+        if self.layout is not None and options.batch_size % (mesh.size * options.accumulation):
             raise ValueError(
-                f"`--batch-size {options.batch_size}` cannot be split over {self.mesh.size} devices; use a multiple."
+                f"`--batch-size {options.batch_size}` cannot be split over {mesh.size} devices"
+                + (f" in {options.accumulation} parts" if options.accumulation > 1 else "")
+                + "; use a multiple."
             )
         self.optimizer = make_optimizer(recipe.optimizer(task.config))
         self.step = make_train_step(
@@ -163,17 +179,22 @@ class _Prepared:
             dropout=task.config.dropout > 0.0,
             accumulation=options.accumulation,
             prepare=task.representation.prepare,
+            layout=self.layout,
         )
         self.batches = training_batches(
             task.train,
-            batch_size=options.batch_size,
+            batch_size=options.batch_size // jax.process_count(),
             seed=options.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
             workers=options.workers,
             unreadable=UnreadableLog(options.max_unreadable),
-            put=None if self.mesh is None else functools.partial(shard_batch, mesh=self.mesh),
+            put=None if self.layout is None else functools.partial(shard_batch, mesh=mesh),
         )
         self.source = None if options.init_from is None else load(options.init_from).model
-        eqx.filter_eval_shape(self.start)
+        self.abstract = eqx.filter_eval_shape(self.start)
+        if self.layout is not None:
+            self.abstract = self.layout.abstract(self.abstract)
 
     def start(self) -> TrainState:
         build_key, train_key = jax.random.split(jax.random.key(self.run.options.seed))
@@ -185,17 +206,17 @@ class _Prepared:
     def train(self, stop: threading.Event, row: int, on_evaluate: OnEvaluate | None) -> Trained:
         run, steps = self.run, self.run.recipe.steps
         folder, config = run.folder / "checkpoints" / self.name, run.config(self.name)
-        extend(folder / "run.json", config)
+        together(lambda: extend(folder / "run.json", config) if is_first() else None)
         options = run.options
         checkpoints = Checkpoints(folder, config, every=options.checkpoint_every, fall_back=options.fall_back)
-        if checkpoints.latest_step() is None:
-            state = self.start()
+        if first_says(checkpoints.latest_step()) is None:
+            state = self.start() if self.layout is None else self.layout.create(self.start)
         else:
-            state, position = checkpoints.restore(eqx.filter_eval_shape(self.start))
+            state, position = checkpoints.restore(self.abstract)
             self.batches.set_state(position)
         with (
-            progress_bar(self.name, steps=steps, taken=int(state.step), show=_SHOWN, row=row) as move,
-            metric_files(run.folder, self.name) as write,
+            first_only(progress_bar(self.name, steps=steps, taken=int(state.step), show=_SHOWN, row=row)) as move,
+            first_only(metric_files(run.folder, self.name)) as write,
             contextlib.closing(checkpoints),
             contextlib.closing(self.batches),
         ):
@@ -204,7 +225,6 @@ class _Prepared:
                 move(report)
                 write(report)
 
-            state = state if self.mesh is None else replicate(state, self.mesh)
             result = FitResult(state, int(state.step) >= steps, 0.0)
             step = jit_step(self.step)
             # Where no step is left, too: what a killed process left behind is removed then.
@@ -221,11 +241,30 @@ class _Prepared:
                     encode=run.task.representation.encode,
                     stop=stop,
                 )
-                if stop.is_set():
+                if not result.finished or (stop.is_set() and jax.process_count() == 1):
                     break
                 if on_evaluate is not None and run.options.evaluate_every and end % run.options.evaluate_every == 0:
-                    on_evaluate(self.name, end, result.state.ema)
-        return Trained(result.state.ema, int(result.state.step) >= steps, result.seconds_per_step)
+                    look(functools.partial(on_evaluate, self.name, end), self.averaged(result.state))
+        return Trained(self.averaged(result.state), int(result.state.step) >= steps, result.seconds_per_step)
+
+    def averaged(self, state: TrainState) -> ElasticModel:
+        """The averaged model on one device, for reports."""
+        return state.ema if self.layout is None else one_copy(state.ema)
+
+
+@contextlib.contextmanager
+def first_only(report: contextlib.AbstractContextManager[OnReport]) -> Iterator[OnReport]:
+    """Process 0's context; in the others, one with a function that does nothing."""
+    if is_first():
+        with report as write:
+            yield write
+    else:
+        yield lambda report: None
+
+
+def look(on_evaluate: Callable[[ElasticModel], None], model: ElasticModel) -> None:
+    """Process 0's look at the model, for which the others wait."""
+    together(lambda: on_evaluate(model) if is_first() else None)
 
 
 def segments(taken: int, steps: int, every: int | None) -> Iterator[int]:

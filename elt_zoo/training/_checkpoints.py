@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from ..storage import FolderLock, foreign_entries, read_json, require_writable, write_json
+from ..distributed import ProcessFailed, first_says, is_first, together
+from ..storage import FolderLock, FolderLocked, foreign_entries, read_json, require_writable, write_json
 from ._config_differences import config_differences
 from ._state import TrainState
 
@@ -86,8 +87,8 @@ class Checkpoints:
 
     def claim(self, *, step: int = 0) -> None:
         """Locks the folder for this process, writes the run's config into it, and removes what an earlier process of
-        the run left unfinished or did not come to remove. A second call only compares the step. Of several JAX
-        processes the first one claims.
+        the run left unfinished or did not come to remove. A second call only compares the step. Of several processes,
+        all call it and the first one claims; the folder is one that all of them see.
 
         A folder whose run never saved a checkpoint may be claimed by a run with another config.
 
@@ -96,27 +97,30 @@ class Checkpoints:
         **Raises:** as the constructor; `FolderLocked` if another process holds the folder; `OSError` in one line if the
         folder cannot be written to; `CheckpointError` if it holds a checkpoint of a later step than `step`.
         """
-        if not self._claimed and jax.process_index() == 0:
-            self._lock.acquire()
-            try:
-                # Another process may have come first since the last look.
-                self._validate()
-                if self.latest_step() is None:
-                    write_json(self.folder / _RUN_FILE, self._config)
-                else:
-                    require_writable(self.folder / _RUN_FILE)
-                self._steps.mkdir(exist_ok=True)
-                self._clean()
-            except BaseException:
-                self._lock.release()
-                raise
+        if not self._claimed:
+            together(lambda: self._take() if is_first() else None)
         self._claimed = True
-        latest = self.latest_step()
+        latest = first_says(self.latest_step())
         if latest is not None and latest > step:
             raise CheckpointError(
                 f"{self.folder} holds a checkpoint of step {latest}, but training would continue from step {step}. "
                 "Restore that checkpoint first, or use another folder."
             )
+
+    def _take(self) -> None:
+        self._lock.acquire()
+        try:
+            # Another process may have come first since the last look.
+            self._validate()
+            if self.latest_step() is None:
+                write_json(self.folder / _RUN_FILE, self._config)
+            else:
+                require_writable(self.folder / _RUN_FILE)
+            self._steps.mkdir(exist_ok=True)
+            self._clean()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or `None`. A folder without files is no checkpoint."""
@@ -131,39 +135,48 @@ class Checkpoints:
         """
         step = int(state.step)
         self.claim(step=step)
-        if step == self.latest_step():
+        if step == first_says(self.latest_step()):
             return
-        if jax.process_index() == 0:
-            self._lock.check()
         arrays, writing = _to_arrays(state), self._steps / f"{step}{_WRITING}"
+
+        def begin() -> None:
+            self._lock.check()
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir()
+
+        def end() -> None:
+            write_json(writing / _DATA, {"iterator": data_state})
+            write_json(writing / _MANIFEST, {"arrays": _described(arrays), "files": _checksums(writing)})
+            os.rename(writing, self._steps / str(step))
+
         try:
-            if jax.process_index() == 0:
-                shutil.rmtree(writing, ignore_errors=True)
-                writing.mkdir()
+            # What one process does the others wait for: afterwards all see the same checkpoints.
+            together(lambda: begin() if is_first() else None)
             self._checkpointer.save(writing / "state", args=ocp.args.StandardSave(arrays))
-            if jax.process_index() == 0:
-                write_json(writing / _DATA, {"iterator": data_state})
-                write_json(writing / _MANIFEST, {"arrays": _described(arrays), "files": _checksums(writing)})
-                os.rename(writing, self._steps / str(step))
+            together(lambda: end() if is_first() else None)
+        except FolderLocked:
+            raise
         except Exception as error:
             raise CheckpointError(
                 f"The checkpoint of step {step} cannot be saved in {self.folder}: {_first_line(error)} Those before it "
                 "are kept."
             ) from error
-        if jax.process_index() == 0:
+        if is_first():
             self._remove_old()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Any]:
         """Reads the newest checkpoint, or with `fall_back` the newest one that is intact.
 
         **Arguments:** `abstract`: a state of the right structure. Its values are not used, so
-        `equinox.filter_eval_shape` will do.
+        `equinox.filter_eval_shape` will do. Where its shapes have a sharding, as those of
+        [`Layout.abstract`][elt_zoo.sharding.Layout.abstract] do, each device reads its part, whatever mesh and however
+        many processes the state was saved from.
 
         **Returns:** the state and the position of the data iterator.
 
         **Raises:** `CheckpointError` in one line if there is no checkpoint, it is damaged, or it is of another model.
         """
-        steps = self._saved_steps()
+        steps = first_says(self._saved_steps())
         if not steps:
             raise CheckpointError(f"There is no checkpoint in {self.folder}.")
         for step, before in zip(steps, [*steps[1:], None], strict=True):
@@ -181,7 +194,7 @@ class Checkpoints:
                 _LOGGER.warning("%s Trying the checkpoint before it.", error)
                 self._damaged.add(step)
                 continue
-            if self._claimed:
+            if self._claimed and is_first():
                 self._set_damaged_aside()
             return restored
         self._damaged.clear()
@@ -245,8 +258,6 @@ class Checkpoints:
             shutil.rmtree(leaving, ignore_errors=True)
 
     def _set_damaged_aside(self) -> None:
-        if jax.process_index() != 0:
-            return
         for step in self._damaged:
             aside = self._steps / f"{step}{_DAMAGED}"
             shutil.rmtree(aside, ignore_errors=True)
@@ -255,33 +266,42 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, Any]:
         folder, place = self._steps / str(step), f"The checkpoint of step {step} in {self.folder}"
-        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _to_arrays(abstract))
+        wanted = _to_arrays(abstract)
         try:
-            manifest = read_json(folder / _MANIFEST)
-            saved, files = dict(manifest["arrays"]), dict(manifest["files"])
-            found = _checksums(folder)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{place} is incomplete, or of an older version of elt_zoo: it has no {_MANIFEST}."
-            ) from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{place} is damaged: {_first_line(error)}") from error
-        changed = sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name))
-        if changed:
-            raise CheckpointError(
-                f"{place} is damaged: {len(changed)} of its files are not as they were saved ({changed[0]})."
-            )
-        differences = config_differences(saved, _described(wanted))
-        if differences:
-            raise CheckpointError(
-                f"{place} is of another model or optimiser: {len(differences)} of its arrays differ, first "
-                f"{differences[0]}."
-            )
+            # One process compares the checksums, for which it reads everything.
+            together(lambda: _check_intact(folder, place, wanted) if is_first() else None)
+        except ProcessFailed as error:
+            raise CheckpointError(_first_line(error)) from error
         try:
             arrays = self._checkpointer.restore(folder / "state", args=ocp.args.StandardRestore(wanted))
         except Exception as error:
             raise CheckpointError(f"{place} cannot be read: {_first_line(error)}") from error
         return _from_arrays(abstract, arrays), read_json(folder / _DATA)["iterator"]
+
+
+def _check_intact(folder: Path, place: str, wanted: Mapping[str, Any]) -> None:
+    """**Raises:** `CheckpointError` for files that are not as they were saved, or of another model."""
+    try:
+        manifest = read_json(folder / _MANIFEST)
+        saved, files = dict(manifest["arrays"]), dict(manifest["files"])
+        found = _checksums(folder)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{place} is incomplete, or of an older version of elt_zoo: it has no {_MANIFEST}."
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{place} is damaged: {_first_line(error)}") from error
+    changed = sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name))
+    if changed:
+        raise CheckpointError(
+            f"{place} is damaged: {len(changed)} of its files are not as they were saved ({changed[0]})."
+        )
+    differences = config_differences(saved, _described(wanted))
+    if differences:
+        raise CheckpointError(
+            f"{place} is of another model or optimiser: {len(differences)} of its arrays differ, first "
+            f"{differences[0]}."
+        )
 
 
 def _read_run(file: Path) -> dict[str, Any]:
@@ -327,10 +347,11 @@ def _to_arrays(state: TrainState) -> dict[str, Any]:
     """All arrays, or their shapes, by their path in the tree; typed PRNG keys as their raw data."""
 
     def plain(leaf):
-        if not _is_key(leaf):
-            return leaf
-        abstract = isinstance(leaf, jax.ShapeDtypeStruct)
-        return jax.eval_shape(jax.random.key_data, leaf) if abstract else jax.random.key_data(leaf)
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        # A key's data have one more axis than the key, so that they keep its sharding only where it has no axis.
+        data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
 
     leaves, _ = jax.tree.flatten_with_path(state)
     return {jax.tree_util.keystr(path): plain(leaf) for path, leaf in leaves if hasattr(leaf, "dtype")}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ..distributed import gather
 from ._checkpoints import Checkpoints
 from ._pace import Pace, Report
 from ._signals import stop_on_signals
@@ -56,7 +57,7 @@ def fit(
 
     A step is one call of `step` with one batch. Between reports nothing waits for the devices. SIGTERM and SIGINT
     (Ctrl-C) let the running step finish, save a checkpoint and return with `finished` false; a second Ctrl-C interrupts
-    at once.
+    at once. Several processes stop together, at the next report after one of them was asked to.
 
     **Arguments:**
 
@@ -90,10 +91,10 @@ def fit(
             _check_finite(state, checkpoints)
             checkpoints.save(state, batches.get_state() if isinstance(batches, HasPosition) else None)
 
-    pace = Pace()
+    pace, alone, stopping = Pace(), jax.process_count() == 1, False
     try:
         with stop_on_signals() if stop is None else contextlib.nullcontext(stop) as stop:
-            while taken < total_steps and not stop.is_set():
+            while taken < total_steps and not (stop.is_set() if alone else stopping):
                 with pace.waiting():
                     batch = _next_batch(batches, taken, total_steps)
                 state, metrics = step(state, batch if encode is None else encode(batch))
@@ -105,6 +106,8 @@ def fit(
                     if on_report is not None:
                         on_report(pace.report(taken, values))
                     pace.restart()
+                    # A signal comes to the processes between different steps, and they must stop after the same one.
+                    stopping = any(gather("stop" if stop.is_set() else ""))
                 if checkpoints is not None and taken % checkpoints.every == 0:
                     save()
         jax.block_until_ready(state.step)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..corruption import AbstractCorruption, Corrupted
 from ..objectives import AbstractObjective, Exits
+from ..sharding import Layout
 from ._ema import update_ema
 from ._precision import Precision
 from ._state import TrainState
@@ -134,6 +135,7 @@ def make_train_step(
     dropout: bool = False,
     accumulation: int = 1,
     prepare: Callable[[Any, PRNGKeyArray], LabelledBatch] | None = None,
+    layout: Layout | None = None,
 ) -> TrainStep:
     """The training step as a pure function of state and batch; wrap it in [`jit_step`][elt_zoo.training.jit_step].
 
@@ -154,6 +156,7 @@ def make_train_step(
       and added, which saves memory; the update is that of the whole batch up to rounding, with masked losses too.
     - `prepare`: `(batch, key) -> batch`, the first part of the compiled step, such as turning bytes into pixels
       ([`to_pixels`][elt_zoo.data.to_pixels]) or sampling latents ([`sample_latents`][elt_zoo.data.sample_latents]).
+    - `layout`: how the state lies on several devices, see [`Layout`][elt_zoo.sharding.Layout].
 
     **Returns:** `train_step(state, batch) -> (state, metrics)`, `batch` after `prepare` with fields `examples` and
     `labels`. Metrics are float32 scalars: `loss`, the objective's terms and `gradient_norm`.
@@ -193,8 +196,13 @@ def make_train_step(
             )
 
         (loss, metrics), gradient = _value_and_gradient(
-            loss_of, state.model, (corrupted, student_loops, dropout_keys), parts=accumulation, size=size
+            loss_of,
+            state.model if layout is None else layout.gathered(state.model),
+            (corrupted, student_loops, dropout_keys),
+            parts=accumulation,
+            size=size,
         )
+        gradient = gradient if layout is None else layout.constrain(gradient)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         # Optax's counters rely on implicit promotion, which a caller may have made strict.
@@ -211,6 +219,7 @@ def make_train_step(
         )
         skipped = state.skipped + jnp.where(finite, 0, 1)
         state = TrainState(model, ema, optimizer_state, state.step + 1, skipped, state.key)
+        state = state if layout is None else layout.constrain(state)
         return state, {"loss": loss, **metrics, "gradient_norm": norm}
 
     return train_step

@@ -1,0 +1,115 @@
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from ._rules import RULES, Rule, spec_of
+
+Tree = TypeVar("Tree")
+
+
+class Gather(enum.StrEnum):
+    """When split parameters are put together.
+
+    | kind | each parameter is gathered | a device holds besides its part |
+    |---|---|---|
+    | `STEP` | once in a step, whatever the number of loops | all parameters and their gradient, for the step |
+    | `LOOP` | where it is used, in every loop and again in the backward pass | the layer at work |
+
+    Only looped models have this choice: the L loops share their layers, so that one gather serves L uses.
+    """
+
+    STEP = "step"
+    LOOP = "loop"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a training state lies on a mesh: parameters, average and moments by one table of rules.
+
+    **Fields:** `mesh`: with an axis "fsdp", see [`make_mesh`][elt_zoo.sharding.make_mesh]; `gather`: when parameters
+    are put together; `rules`: which axis is split.
+    """
+
+    mesh: Mesh
+    gather: Gather = Gather.STEP
+    rules: Sequence[Rule] = RULES
+
+    @property
+    def fsdp(self) -> int:
+        """Devices that share each parameter."""
+        return dict(self.mesh.shape).get("fsdp", 1)
+
+    def shardings(self, tree: Tree) -> Tree:
+        """The sharding of every array of a tree, or of its shapes.
+
+        **Raises:** `ValueError` if there is an axis "fsdp" and no array that it can split.
+        """
+
+        def sharding(path, leaf):
+            if not hasattr(leaf, "shape"):
+                return None
+            spec = spec_of(jax.tree_util.keystr(path), leaf.shape, self.fsdp, self.rules)
+            return NamedSharding(self.mesh, spec)
+
+        found = jax.tree.map_with_path(sharding, tree)
+        if self.fsdp > 1 and not any(one.spec for one in jax.tree.leaves(found)):
+            shapes = sorted({leaf.shape for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")}, key=len)
+            raise ValueError(
+                f"A mesh of fsdp={self.fsdp} can split no parameter of this model: {self.fsdp} divides no axis "
+                f"(shapes such as {shapes[-1] if shapes else ()}), or all are small. Use another size, or fsdp=1."
+            )
+        return found
+
+    def abstract(self, tree: Tree) -> Tree:
+        """A tree of shapes that know their sharding, as [`Checkpoints.restore`][elt_zoo.training.Checkpoints] takes."""
+
+        def shape(leaf, sharding):
+            return leaf if sharding is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(shape, tree, self.shardings(tree))
+
+    def create(self, make: Callable[[], Tree]) -> Tree:
+        """What `make` returns, computed by all devices in parts: none ever holds the whole of a split array."""
+        abstract = eqx.filter_eval_shape(make)
+        arrays, static = eqx.partition(abstract, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+        made = jax.jit(lambda: eqx.filter(make(), eqx.is_array), out_shardings=self.shardings(arrays))()
+        return eqx.combine(made, static)
+
+    def constrain(self, tree: Tree) -> Tree:
+        """Inside a program: a tree with its arrays split as the rules say."""
+        arrays, static = eqx.partition(tree, eqx.is_array)
+        return eqx.combine(jax.lax.with_sharding_constraint(arrays, self.shardings(arrays)), static)
+
+    def gathered(self, model: Tree) -> Tree:
+        """Inside a program: the model as the loss uses it, see [`Gather`][elt_zoo.sharding.Gather]."""
+        if self.fsdp == 1 or self.gather == Gather.LOOP:
+            return model
+        arrays, static = eqx.partition(model, eqx.is_array)
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        return eqx.combine(jax.lax.with_sharding_constraint(arrays, whole), static)
+
+
+def one_copy(tree: PyTree) -> Any:
+    """A copy of a tree on this process's first device, whole, whatever mesh it lies on. Every process has to ask.
+
+    Arrays are gathered one after another: besides the copy, a device holds one array whole.
+    """
+    device = jax.local_devices()[0]
+
+    def copy(leaf):
+        if not eqx.is_array(leaf):
+            return leaf
+        if isinstance(leaf, np.ndarray) or leaf.is_fully_addressable:
+            return jax.device_put(leaf, device)
+        return jax.device_put(jnp.asarray(np.asarray(multihost_utils.process_allgather(leaf, tiled=True))), device)
+
+    return jax.tree.map(copy, tree)
