@@ -9,9 +9,9 @@ from ._open import is_shards as is_shards
 from ._open import open_clips as open_clips
 from ._open import open_images as open_images
 from ._open import open_source as open_source
+from ._options import MeshOptions as MeshOptions
 from ._options import ObjectiveName as ObjectiveName
 from ._options import Recipe as Recipe
-from ._options import MeshOptions as MeshOptions
 from ._options import SamplerOptions as SamplerOptions
 from ._options import SizeOptions as SizeOptions
 from ._options import TrainingOptions as TrainingOptions

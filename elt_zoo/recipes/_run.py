@@ -162,11 +162,9 @@ class _Prepared:
         alone = len(run.objectives) == 1 or jax.process_count() > 1 or options.mesh != MeshOptions()
         mesh = make_mesh(options.mesh.data, options.mesh.fsdp)
         self.layout = Layout(mesh, options.mesh.gather) if mesh.size > 1 and alone else None
-        if self.layout is not None and options.batch_size % (mesh.size * options.accumulation):
+        if self.layout is not None and options.batch_size % mesh.size:
             raise ValueError(
-                f"`--batch-size {options.batch_size}` cannot be split over {mesh.size} devices"
-                + (f" in {options.accumulation} parts" if options.accumulation > 1 else "")
-                + "; use a multiple."
+                f"`--batch-size {options.batch_size}` cannot be split over {mesh.size} devices; use a multiple."
             )
         self.optimizer = make_optimizer(recipe.optimizer(task.config))
         self.step = make_train_step(

@@ -346,12 +346,15 @@ def _is_key(leaf: Any) -> bool:
 def _to_arrays(state: TrainState) -> dict[str, Any]:
     """All arrays, or their shapes, by their path in the tree; typed PRNG keys as their raw data."""
 
+    # Orbax would lay out what has no sharding as it was saved, on devices that may not be here.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
     def plain(leaf):
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.random.key_data(leaf) if _is_key(leaf) else leaf
         # A key's data have one more axis than the key, so that they keep its sharding only where it has no axis.
         data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding)
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=leaf.sharding or here)
 
     leaves, _ = jax.tree.flatten_with_path(state)
     return {jax.tree_util.keystr(path): plain(leaf) for path, leaf in leaves if hasattr(leaf, "dtype")}
