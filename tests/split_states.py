@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -57,11 +58,10 @@ def go_on(state, layout, first, last):
 def all_gathers(loops, gather):
     """All-gathers that one step executes: those inside loops count as often as the loop runs."""
     layout = Layout(make_mesh(fsdp=8), gather)
-    lowered = eqx.filter_jit(step_of(loops, layout)).lower(
-        layout.create(lambda: start(loops)), shard_batch(batch(0), layout.mesh)
-    )
+    program: Any = eqx.filter_jit(step_of(loops, layout))
+    lowered = program.lower(layout.create(lambda: start(loops)), shard_batch(batch(0), layout.mesh))
     text = lowered.compile().compiled.as_text()
-    blocks = {}
+    blocks, name = {}, ""
     for line in text.splitlines():
         opened = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
         if opened:
@@ -89,7 +89,7 @@ def states():
     layouts = {"one": None}
     layouts |= {f"{data}x{fsdp}": Layout(make_mesh(data, fsdp)) for data, fsdp in ((8, 1), (2, 4), (1, 8))}
     layouts["loop"] = Layout(make_mesh(fsdp=8), Gather.LOOP)
-    losses, kept = {}, {}
+    losses, kept, whole = {}, {}, 0
     for name, layout in layouts.items():
         state = start(2) if layout is None else layout.create(lambda: start(2))
         whole = sum(leaf.nbytes for leaf in arrays(state))
@@ -116,7 +116,7 @@ def states():
             eqx.filter(eqx.filter_eval_shape(lambda: start(2)), lambda x: hasattr(x, "dtype"))
         ),
     )
-    text = made.lower().compile().as_text()
+    text = made.lower().compile().as_text() or ""
     largest = max(math.prod(leaf.shape) for leaf in arrays(start(2)))
     shapes = {math.prod(map(int, found.split(","))) for found in re.findall(r"f32\[([\d,]+)\]", text)}
     return {"losses": losses, "kept": kept, "restored": restored, "whole": largest, "made": max(shapes)}

@@ -99,7 +99,9 @@ def test_a_killed_process_ends_the_other_which_says_so(tmp_path, victim):
         time.sleep(0.2)
     pair[victim].send_signal(signal.SIGKILL)
     code, errors = end(pair[1 - victim], seconds=60)
-    assert code not in (0, None) and f"process {victim} of 2 has ended or cannot be reached" in errors
+    # Where it was not waiting for data of the other, such as in a barrier of Orbax, JAX's watch ends it.
+    ours, watch = f"process {victim} of 2 has ended or cannot be reached", "another task died"
+    assert code not in (0, None) and (ours in errors or watch in errors)
     end(pair[victim])
 
 

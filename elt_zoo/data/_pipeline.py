@@ -116,7 +116,8 @@ def training_batches(
     def stream(start: int) -> grain.DatasetIterator:
         def mine(position: int) -> Visit:
             batch, place = divmod(position, batch_size)
-            return visits[((start + batch) * process_count + process_index) * batch_size + place]
+            found: Any = visits[((start + batch) * process_count + process_index) * batch_size + place]
+            return found
 
         mine_from_start = grain.MapDataset.range(sys.maxsize).map(mine)
         return iter(_read(mine_from_start, source, reader, batch_size=batch_size, workers=workers, put=put))
