@@ -116,8 +116,14 @@ def test_a_position_holds_for_any_number_of_processes(stream):
         part.set_state(one.get_state())
     labels = np.concatenate([next(part).labels for part in two])
     np.testing.assert_array_equal(labels, stream[3].labels)
-    with pytest.raises(ValueError, match=r"`set_state\(\{'next_index': 3\}\)` is no position of `training_batches`"):
+    with pytest.raises(ValueError, match=r"`set_state\(\{'next_index': 3\}\)` is no position of batches of 8 examples"):
         one.set_state({"next_index": 3})
+
+
+def test_a_position_of_the_first_checkpoints_still_holds(stream):
+    batches = training_batches(Noise(), batch_size=8, seed=5, workers=0)
+    batches.set_state({"next_index": 24})  # as Grain's own iterators gave it to one process
+    np.testing.assert_array_equal(next(batches).labels, stream[3].labels)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])

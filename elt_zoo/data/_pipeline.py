@@ -17,14 +17,15 @@ def default_workers() -> int:
 
 
 class TrainingBatches(Iterator[Any]):
-    """Batches whose position is the number of those that were taken, whoever shares them.
+    """An endless stream of batches with a position, see [`training_batches`][elt_zoo.data.training_batches].
 
-    See [`training_batches`][elt_zoo.data.training_batches], which makes it.
+    The position counts the examples that all processes have taken together, so it means the same to any number of them.
     """
 
-    def __init__(self, stream: Callable[[int], grain.DatasetIterator]):
-        """**Arguments:** `stream`: the batches from a given one on."""
+    def __init__(self, stream: Callable[[int], grain.DatasetIterator], examples: int):
+        """**Arguments:** `stream`: the batches from a given one on; `examples`: of a batch, of all processes."""
         self._stream = stream
+        self._examples = examples
         self._batches = stream(0)
         self._taken = 0
 
@@ -35,18 +36,22 @@ class TrainingBatches(Iterator[Any]):
 
     def get_state(self) -> dict[str, int]:
         """The position, of JSON's types."""
-        return {"batches": self._taken}
+        return {"next_index": self._taken * self._examples}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Goes to a position that `get_state` gave.
 
-        **Raises:** `ValueError` for anything else.
+        **Raises:** `ValueError` for anything else, and for one between two batches of this size.
         """
-        taken = state.get("batches") if isinstance(state, dict) else None
-        if not isinstance(taken, int) or taken < 0:
-            raise ValueError(f"`set_state({state!r})` is no position of `training_batches`; one is `{{'batches': 5}}`.")
+        index = state.get("next_index") if isinstance(state, dict) else None
+        if not isinstance(index, int) or index < 0 or index % self._examples:
+            raise ValueError(
+                f"`set_state({state!r})` is no position of batches of {self._examples} examples, such as "
+                f"`{{'next_index': {5 * self._examples}}}`. Restore it with the batch size that it was saved with."
+            )
         self.close()
-        self._batches, self._taken = self._stream(taken), taken
+        self._taken = index // self._examples
+        self._batches = self._stream(self._taken)
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
@@ -122,7 +127,7 @@ def training_batches(
         mine_from_start = grain.MapDataset.range(sys.maxsize).map(mine)
         return iter(_read(mine_from_start, source, reader, batch_size=batch_size, workers=workers, put=put))
 
-    return TrainingBatches(stream)
+    return TrainingBatches(stream, batch_size * process_count)
 
 
 def _read(
