@@ -7,6 +7,7 @@ import jax
 
 from ._start import HEARTBEAT_SECONDS
 
+_LAST_WORDS = 2.0
 _BROKEN = re.compile(r"Gloo|NCCL|coordination service|Connection (reset|closed) by peer")
 
 
@@ -41,4 +42,7 @@ def leave(code: int, *, lost: bool = False) -> None:
     sys.stderr.flush()
     if lost and jax.process_count() > 2:
         time.sleep(HEARTBEAT_SECONDS + 15)
+    elif jax.process_index() == 0:
+        # JAX aborts the others when process 0 is gone: first they may say what they have to say.
+        time.sleep(_LAST_WORDS)
     os._exit(code)

@@ -148,9 +148,9 @@ def _who_is_missing(
     if launcher is not None or coordinator is None or processes is None:
         return f"Not all processes that {launcher} started came together {waited}. See what the others said."
     if process == 0:
-        others = "process 1" if processes == 2 else f"all of the processes 1 to {processes - 1}"
+        others = "process 1 did not" if processes == 2 else f"not all of the processes 1 to {processes - 1} did"
         return (
-            f"Process 0 waited at {coordinator} for {others}, which did not come {waited}. Start all {processes} with "
+            f"Process 0 waited at {coordinator}, where {others} come {waited}. Start all {processes} with "
             "one `--coordinator` and one `--processes`, or wait longer with `--start-timeout`."
         )
     host, port = coordinator.rsplit(":", 1)
