@@ -115,6 +115,6 @@ def test_different_options_and_missing_processes_are_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
     waiting = ("--start-timeout", 3)
     code, errors = end(begin(tmp_path, *TRAIN, *waiting, port=free_port(), process=0))
-    assert code == 1 and "for process 1, which did not come within 3 seconds" in errors
+    assert code == 1 and "where process 1 did not come within 3 seconds" in errors
     code, errors = end(begin(tmp_path, *TRAIN, *waiting, port=free_port(), process=1))
     assert code == 1 and "Process 1 could not reach process 0" in errors and "Traceback" not in errors

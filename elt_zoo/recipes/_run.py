@@ -190,15 +190,14 @@ class _Prepared:
             put=None if self.layout is None else functools.partial(shard_batch, mesh=mesh),
         )
         self.source = None if options.init_from is None else load(options.init_from).model
-        self.abstract = eqx.filter_eval_shape(self.start)
-        if self.layout is not None:
-            self.abstract = self.layout.abstract(self.abstract)
+        shapes = eqx.filter_eval_shape if self.layout is None else self.layout.abstract
+        self.abstract = shapes(self.start, self.source)
 
-    def start(self) -> TrainState:
+    def start(self, source: ElasticModel | None) -> TrainState:
         build_key, train_key = jax.random.split(jax.random.key(self.run.options.seed))
         model = self.run.task.config.build(key=build_key)
-        if self.source is not None:
-            model = init_from(model, self.source, new_classes=self.run.options.new_classes)
+        if source is not None:
+            model = init_from(model, source, new_classes=self.run.options.new_classes)
         return TrainState.create(model, self.optimizer, key=train_key)
 
     def train(self, stop: threading.Event, row: int, on_evaluate: OnEvaluate | None) -> Trained:
@@ -208,7 +207,8 @@ class _Prepared:
         options = run.options
         checkpoints = Checkpoints(folder, config, every=options.checkpoint_every, fall_back=options.fall_back)
         if first_says(checkpoints.latest_step()) is None:
-            state = self.start() if self.layout is None else self.layout.create(self.start)
+            make = self.start if self.layout is None else functools.partial(self.layout.create, self.start)
+            state = make(self.source)
         else:
             state, position = checkpoints.restore(self.abstract)
             self.batches.set_state(position)

@@ -1,5 +1,6 @@
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -49,10 +50,7 @@ class Layout:
         return dict(self.mesh.shape).get("fsdp", 1)
 
     def shardings(self, tree: Tree) -> Tree:
-        """The sharding of every array of a tree, or of its shapes.
-
-        **Raises:** `ValueError` if there is an axis "fsdp" and no array that it can split.
-        """
+        """The sharding of every array of a tree, or of its shapes."""
 
         def sharding(path, leaf):
             if not hasattr(leaf, "shape"):
@@ -60,42 +58,55 @@ class Layout:
             spec = spec_of(jax.tree_util.keystr(path), leaf.shape, self.fsdp, self.rules)
             return NamedSharding(self.mesh, spec)
 
-        found = jax.tree.map_with_path(sharding, tree)
-        if self.fsdp > 1 and not any(one.spec for one in jax.tree.leaves(found)):
-            shapes = sorted({leaf.shape for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")}, key=len)
-            raise ValueError(
-                f"A mesh of fsdp={self.fsdp} can split no parameter of this model: {self.fsdp} divides no axis "
-                f"(shapes such as {shapes[-1] if shapes else ()}), or all are small. Use another size, or fsdp=1."
-            )
-        return found
+        return jax.tree.map_with_path(sharding, tree)
 
-    def abstract(self, tree: Tree) -> Tree:
-        """A tree of shapes that know their sharding, as [`Checkpoints.restore`][elt_zoo.training.Checkpoints] takes."""
+    def abstract(self, make: Callable[..., Tree], *inputs: Any) -> Tree:
+        """What `make(*inputs)` returns, as shapes with their shardings.
+
+        [`Checkpoints.restore`][elt_zoo.training.Checkpoints.restore] takes them.
+
+        **Raises:** `ValueError` if there is an axis "fsdp" and no array that it can split.
+        """
+        shapes = eqx.filter_eval_shape(make, *inputs)
+        found = self.shardings(shapes)
+        if self.fsdp > 1 and not any(one.spec for one in jax.tree.leaves(found)):
+            largest = max((leaf.shape for leaf in jax.tree.leaves(shapes) if hasattr(leaf, "shape")), key=math.prod)
+            raise ValueError(
+                f"A mesh of fsdp={self.fsdp} can split no parameter of this model: {self.fsdp} divides no axis of "
+                f"those that are not small (the largest has the shape {largest}). Use another size, or fsdp=1."
+            )
 
         def shape(leaf, sharding):
             return leaf if sharding is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        return jax.tree.map(shape, tree, self.shardings(tree))
+        return jax.tree.map(shape, shapes, found)
 
-    def create(self, make: Callable[[], Tree]) -> Tree:
-        """What `make` returns, computed by all devices in parts: none ever holds the whole of a split array."""
-        abstract = eqx.filter_eval_shape(make)
+    def create(self, make: Callable[..., Tree], *inputs: Any) -> Tree:
+        """What `make(*inputs)` returns, computed by all devices in parts: none ever holds the whole of a split array.
+
+        **Arguments:** `make`: a function of a state; `inputs`: what it reads, such as a model to start from.
+        """
+        abstract = self.abstract(make, *inputs)
         arrays, static = eqx.partition(abstract, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-        made = jax.jit(lambda: eqx.filter(make(), eqx.is_array), out_shardings=self.shardings(arrays))()
-        return eqx.combine(made, static)
+        given, fixed = eqx.partition(inputs, eqx.is_array)
 
-    def constrain(self, tree: Tree) -> Tree:
+        def compute(given):
+            return eqx.filter(make(*eqx.combine(given, fixed)), eqx.is_array)
+
+        # As NumPy's arrays, the inputs lie on no device that the mesh lacks.
+        given = jax.tree.map(np.asarray, given)
+        return eqx.combine(jax.jit(compute, out_shardings=self.shardings(arrays))(given), static)
+
+    def split(self, tree: Tree) -> Tree:
         """Inside a program: a tree with its arrays split as the rules say."""
         arrays, static = eqx.partition(tree, eqx.is_array)
         return eqx.combine(jax.lax.with_sharding_constraint(arrays, self.shardings(arrays)), static)
 
-    def gathered(self, model: Tree) -> Tree:
-        """Inside a program: the model as the loss uses it, see [`Gather`][elt_zoo.sharding.Gather]."""
-        if self.fsdp == 1 or self.gather == Gather.LOOP:
-            return model
-        arrays, static = eqx.partition(model, eqx.is_array)
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        return eqx.combine(jax.lax.with_sharding_constraint(arrays, whole), static)
+    def whole(self, tree: Tree) -> Tree:
+        """Inside a program: a tree with its arrays whole on every device."""
+        arrays, static = eqx.partition(tree, eqx.is_array)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return eqx.combine(jax.lax.with_sharding_constraint(arrays, everywhere), static)
 
 
 def one_copy(tree: PyTree) -> Any:

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..corruption import AbstractCorruption, Corrupted
 from ..objectives import AbstractObjective, Exits
-from ..sharding import Layout
+from ..sharding import Gather, Layout
 from ._ema import update_ema
+from ._gather import gather_in_loops
 from ._precision import Precision
 from ._state import TrainState
 
@@ -170,6 +171,7 @@ def make_train_step(
             "must be at least 1, and the decay in [0, 1)."
         )
     precision = Precision() if precision is None else precision
+    at_once = layout is None or layout.gather == Gather.STEP
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         _refuse_multi_steps(state.optimizer_state)
@@ -185,6 +187,8 @@ def make_train_step(
         total_weight = jnp.sum(corrupted.weight)
 
         def loss_of(model, corrupted, student_loops, dropout_keys):
+            if layout is not None and not at_once:
+                model = gather_in_loops(model, layout)
             return batch_loss(
                 precision.cast(model),
                 corrupted._replace(inputs=precision.cast_inputs(corrupted.inputs)),
@@ -197,12 +201,14 @@ def make_train_step(
 
         (loss, metrics), gradient = _value_and_gradient(
             loss_of,
-            state.model if layout is None else layout.gathered(state.model),
+            layout.whole(state.model) if layout is not None and at_once else state.model,
             (corrupted, student_loops, dropout_keys),
             parts=accumulation,
             size=size,
         )
-        gradient = gradient if layout is None else layout.constrain(gradient)
+        if layout is not None:
+            # Whole first: else XLA may carry the split from here into the backward pass, up to activations.
+            gradient = layout.split(layout.whole(gradient) if at_once else gradient)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         # Optax's counters rely on implicit promotion, which a caller may have made strict.
@@ -219,7 +225,7 @@ def make_train_step(
         )
         skipped = state.skipped + jnp.where(finite, 0, 1)
         state = TrainState(model, ema, optimizer_state, state.step + 1, skipped, state.key)
-        state = state if layout is None else layout.constrain(state)
+        state = state if layout is None else layout.split(state)
         return state, {"loss": loss, **metrics, "gradient_norm": norm}
 
     return train_step
