@@ -14,7 +14,8 @@ from command_line import SMALL, rows_of
 
 from elt_zoo.distributed import agree, first_says, gather, is_first, lost_process, start, together
 
-TRAIN = ("train", *SMALL, "--dim", 64, "--batch-size", 16, "--samples", 100, "--sampler.steps", 2, "--log-every", 1)
+TRAIN = ("train", *SMALL, "--batch-size", 16, "--samples", 100, "--sampler.steps", 2, "--log-every", 1, "--no-compare")
+STEPS = ("--steps", 60, "--checkpoint-every", 20)
 STATED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -56,8 +57,8 @@ def free_port():
 def begin(folder, *arguments, port, process, processes=2, devices=2):
     """Starts one process of a run, with variables instead of options."""
     where = dict(zip(STATED, (f"127.0.0.1:{port}", str(processes), str(process)), strict=True))
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    environment = {name: value for name, value in environment.items() if not name.startswith("JAX_NUMPY")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY")}
+    environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     environment |= where if processes > 1 else {}
     command = [sys.executable, "-m", "elt_zoo", *map(str, arguments)]
     return subprocess.Popen(
@@ -74,35 +75,40 @@ def losses_of(run):
     return [float(row["loss"]) for row in rows_of(run / "metrics-ilsd.csv")]
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    command, port = (*TRAIN, "--no-compare", "--steps", 20), free_port()
-    pair = [begin(tmp_path, *command, "--mesh.fsdp", 2, "--out", "two", port=port, process=i) for i in range(2)]
-    for process in pair:
-        code, errors = end(process)
-        assert code == 0, errors[-2000:]
-    code, errors = end(begin(tmp_path, *command, "--out", "one", port=0, process=0, processes=1, devices=1))
+@pytest.fixture(scope="module")
+def alone_losses(tmp_path_factory):
+    """The losses of one process with one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    code, errors = end(begin(folder, *TRAIN, *STEPS, "--out", "run", port=0, process=0, processes=1, devices=1))
     assert code == 0, errors[-2000:]
-    # Sums over devices are in another order.
-    np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=1e-4)
-    assert (tmp_path / "two" / "summary.json").exists()
+    return losses_of(folder / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other_which_says_so(tmp_path, victim):
-    command, port = (*TRAIN, "--no-compare", "--steps", 100_000, "--checkpoint-every", 5, "--out", "run"), free_port()
+def test_two_processes_train_as_one_though_one_is_killed(tmp_path, victim, alone_losses):
+    command = (*TRAIN, *STEPS, "--mesh.fsdp", 2, "--out", "run")
+    port, saved = free_port(), tmp_path / "run" / "checkpoints" / "ilsd" / "steps" / "20"
     pair = [begin(tmp_path, *command, port=port, process=i) for i in range(2)]
     deadline = time.monotonic() + 300
-    while not (tmp_path / "run" / "checkpoints" / "ilsd" / "steps" / "5").exists():
+    while not saved.exists():
         assert time.monotonic() < deadline and all(process.poll() is None for process in pair)
-        time.sleep(0.2)
+        time.sleep(0.01)
     pair[victim].send_signal(signal.SIGKILL)
     code, errors = end(pair[1 - victim], seconds=60)
-    # Where it was not waiting for data of the other, such as in a barrier of Orbax, JAX's watch ends it.
-    ours, watch = f"process {victim} of 2 has ended or cannot be reached", "another task died"
-    assert code not in (0, None) and (ours in errors or watch in errors)
+    # Where the other was not waiting for data, such as in a barrier, JAX's watch ends it: the leader is process 0.
+    ours = f"process {victim} of 2 has ended or cannot be reached"
+    watch = ("leader task was preempted/died", "stopped sending heartbeats):\n1\n")[victim]
+    assert code not in (0, None) and (ours in errors or watch in errors), errors[-2000:]
     end(pair[victim])
+
+    port = free_port()
+    for process in [begin(tmp_path, *command, port=port, process=i) for i in range(2)]:
+        code, errors = end(process)
+        assert code == 0, errors[-2000:]
+    # Sums over devices are in another order.
+    np.testing.assert_allclose(losses_of(tmp_path / "run"), alone_losses, rtol=1e-4)
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.slow

@@ -15,9 +15,11 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from elt_zoo.sharding import Layout, Rule, make_mesh, spec_of
+from elt_zoo.looped import LoopedTransformer
+from elt_zoo.sharding import Gather, Layout, Rule, make_mesh, spec_of
 from elt_zoo.sharding._mesh import arrange
 from elt_zoo.training import Checkpoints, TrainState
+from elt_zoo.training._gather import gather_in_loops
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,29 @@ def test_a_state_saved_on_one_mesh_is_restored_on_others(tmp_path):
     assert on_one.model["weight"].sharding.device_set == {jax.devices()[0]}
     assert on_four.ema["weight"].addressable_shards[0].data.shape == (64, 32)
     assert split_again.ema["weight"].addressable_shards[0].data.shape == (64, 64)
+
+
+def test_layers_that_are_gathered_in_loops_compute_the_same():
+    layout = Layout(make_mesh(fsdp=4, devices=jax.devices()[:4]), Gather.LOOP)
+    trunk = LoopedTransformer.create(32, 1, 2, prelude=1, num_loop_deltas=2, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, 32))
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def split_loss(trunk):
+        return jnp.sum(jnp.sin(gather_in_loops(trunk, layout)(x, loops=3)))
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss(trunk):
+        return jnp.sum(jnp.sin(trunk(x, loops=3)))
+
+    for split, whole in zip(
+        jax.tree.leaves(split_loss(layout.create(lambda trunk: trunk, trunk))),
+        jax.tree.leaves(loss(trunk)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(split, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_rules_split_hidden_axes_and_never_the_axis_of_layers():

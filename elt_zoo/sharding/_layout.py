@@ -1,7 +1,7 @@
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -23,7 +23,7 @@ class Gather(enum.StrEnum):
     | kind | each parameter is gathered | a device holds besides its part |
     |---|---|---|
     | `STEP` | once in a step, whatever the number of loops | all parameters and their gradient, for the step |
-    | `LOOP` | where it is used, in every loop and again in the backward pass | the layer at work |
+    | `LOOP` | a looped layer in every loop, forwards and backwards; all others once | the layer at work |
 
     Only looped models have this choice: the L loops share their layers, so that one gather serves L uses.
     """
@@ -42,7 +42,7 @@ class Layout:
 
     mesh: Mesh
     gather: Gather = Gather.STEP
-    rules: Sequence[Rule] = RULES
+    rules: tuple[Rule, ...] = RULES
 
     @property
     def fsdp(self) -> int:
