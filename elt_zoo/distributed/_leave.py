@@ -40,9 +40,6 @@ def leave(code: int, *, lost: bool = False) -> None:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    if lost and jax.process_count() > 2:
-        time.sleep(HEARTBEAT_SECONDS + 15)
-    elif jax.process_index() == 0:
-        # JAX aborts the others when process 0 is gone: first they may say what they have to say.
-        time.sleep(_LAST_WORDS)
+    # JAX aborts the others as soon as process 0 is gone: before that, they may say what they have to say.
+    time.sleep(HEARTBEAT_SECONDS + 15 if lost and jax.process_count() > 2 else _LAST_WORDS)
     os._exit(code)
