@@ -15,7 +15,7 @@ from command_line import SMALL, rows_of
 from elt_zoo.distributed import agree, first_says, gather, is_first, lost_process, start, together
 
 TRAIN = ("train", *SMALL, "--batch-size", 16, "--samples", 100, "--sampler.steps", 2, "--log-every", 1, "--no-compare")
-STEPS = ("--steps", 60, "--checkpoint-every", 20)
+STEPS = ("--steps", 50, "--checkpoint-every", 20)
 STATED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -84,10 +84,8 @@ def alone_losses(tmp_path_factory):
     return losses_of(folder / "run")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_two_processes_train_as_one_though_one_is_killed(tmp_path, victim, alone_losses):
-    command = (*TRAIN, *STEPS, "--mesh.fsdp", 2, "--out", "run")
+def kill_one(tmp_path, command, victim):
+    """Starts a pair, kills one of it after its first checkpoint, and sees the other end with the name of the first."""
     port, saved = free_port(), tmp_path / "run" / "checkpoints" / "ilsd" / "steps" / "20"
     pair = [begin(tmp_path, *command, port=port, process=i) for i in range(2)]
     deadline = time.monotonic() + 300
@@ -102,6 +100,11 @@ def test_two_processes_train_as_one_though_one_is_killed(tmp_path, victim, alone
     assert code not in (0, None) and (ours in errors or watch in errors), errors[-2000:]
     end(pair[victim])
 
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_though_one_is_killed(tmp_path, alone_losses):
+    command = (*TRAIN, *STEPS, "--mesh.fsdp", 2, "--out", "run")
+    kill_one(tmp_path, command, 1)
     port = free_port()
     for process in [begin(tmp_path, *command, port=port, process=i) for i in range(2)]:
         code, errors = end(process)
@@ -109,6 +112,11 @@ def test_two_processes_train_as_one_though_one_is_killed(tmp_path, victim, alone
     # Sums over devices are in another order.
     np.testing.assert_allclose(losses_of(tmp_path / "run"), alone_losses, rtol=1e-4)
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_the_death_of_process_0_ends_the_others(tmp_path):
+    kill_one(tmp_path, (*TRAIN, *STEPS, "--out", "run"), 0)
 
 
 @pytest.mark.slow
