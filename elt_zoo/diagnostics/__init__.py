@@ -10,6 +10,8 @@ from ._exits import AbstractExits as AbstractExits
 from ._exits import ExitColumn as ExitColumn
 from ._held_out import held_out_exits as held_out_exits
 from ._held_out import held_out_losses as held_out_losses
+from ._level_losses import LevelLosses as LevelLosses
+from ._level_losses import held_out_level_losses as held_out_level_losses
 from ._loss_by_exit import LossByExit as LossByExit
 from ._protocols import HasExits as HasExits
 from ._protocols import HasStates as HasStates

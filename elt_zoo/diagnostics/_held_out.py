@@ -50,7 +50,7 @@ def held_out_losses(
     **Raises:** `ValueError` if there are no examples, or a count is below 1.
     """
     measure = functools.partial(loss_sums, model, loss, corruption, loops=loops)
-    sums = _over_batches("held_out_losses", measure, examples, labels, copies=copies, batch_size=batch_size, key=key)
+    sums = over_batches("held_out_losses", measure, examples, labels, copies=copies, batch_size=batch_size, key=key)
     return sums.losses / sums.weight
 
 
@@ -79,10 +79,10 @@ def held_out_exits(
 
     **Raises:** `ValueError` if there are no examples, or a count is below 1.
     """
-    return _over_batches("held_out_exits", compare, examples, labels, copies=copies, batch_size=batch_size, key=key)
+    return over_batches("held_out_exits", compare, examples, labels, copies=copies, batch_size=batch_size, key=key)
 
 
-def _over_batches(
+def over_batches(
     caller: str,
     measure: Callable[..., _Sums],
     examples: PyTree[Array | np.ndarray],

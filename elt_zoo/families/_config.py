@@ -175,6 +175,18 @@ class ModelConfig(abc.ABC):
     ) -> AbstractExits:
         """What exits 1 to `loops` say about the same corrupted examples, and what each loop changes. Batched."""
 
+    def level(self, *inputs: Any) -> Float[Array, ""] | None:
+        """How much of an example the corruption has hidden, from 0 (nothing) to 1 (all): the time of diffusion, or the
+        share of masked tokens. Planners compare the exits at every level, to give each sampling step the loops that it
+        needs. Without levels, all steps count alike.
+
+        **Arguments:** `inputs` of the model, for one example. Of those that a sampler makes, the level must not depend
+        on what the network predicts.
+
+        **Returns:** a scalar; `None`, the default, where a family has no such level.
+        """
+        return None
+
     def training_defaults(self) -> TrainingDefaults:
         """How the paper trains this family; here AdamW at a constant 1e-4."""
         return TrainingDefaults()

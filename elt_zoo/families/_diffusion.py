@@ -201,6 +201,11 @@ class DiTConfig(ModelConfig):
         settings = of_type(DiffusionSamplerSettings, self.sampler_settings() if settings is None else settings)
         return diffusion_exits(model, corruption, examples, labels, loops=loops, clip_x0=settings.clip_x0, key=key)
 
+    def level(self, *inputs: Any) -> Float[Array, ""]:
+        """The time, in [0, 1]."""
+        _, time, _ = inputs
+        return time
+
     def training_defaults(self) -> TrainingDefaults:
         """The paper's: 500,000 steps, β = (0.9, 0.99), weight decay 0.01, a constant rate of 1e-4. Clipping is ours."""
         return TrainingDefaults(steps=500_000, b2=0.99, weight_decay=0.01)

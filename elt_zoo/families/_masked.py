@@ -145,6 +145,11 @@ class MaskGITConfig(ModelConfig):
         """What the exits answer at the masked positions."""
         return token_exits(model, corruption, examples, labels, loops=loops, key=key)
 
+    def level(self, *inputs: Any) -> Float[Array, ""]:
+        """The share of masked tokens."""
+        ids, _ = inputs
+        return jnp.mean(ids == self.mask_id, dtype=jnp.float32)
+
     def training_defaults(self) -> TrainingDefaults:
         """The paper's: 675,000 steps, β = (0.9, 0.96), weight decay 0.045, five times that from scale H on.
 
