@@ -15,6 +15,7 @@ from ..models import BatchedPredict, ElasticModel
 from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops, total_loops
 from ..sharding import data_mesh, replicate, shard_batch
 from ..tokenizers import Tokenizer
+from ._planner import Planner
 
 _LARGEST_BATCH = 64
 
@@ -34,6 +35,10 @@ class Generator:
     - `settings`: how it is sampled unless a call says otherwise; default the family's
       [`sampler_settings`][elt_zoo.families.ModelConfig].
     - `metadata`: anything of JSON's types, saved along: the training, the scores, the source.
+    - `planner`: what chooses steps and loops for a time, such as that of
+      [`make_planner`][elt_zoo.anytime.make_planner]; default none. It is not saved along.
+
+    **Raises:** `ValueError` for the planner of another generator.
     """
 
     model: ElasticModel
@@ -41,10 +46,13 @@ class Generator:
     tokenizer: Tokenizer | None = None
     settings: SamplerSettings = None  # pyright: ignore[reportAssignmentType]  (filled in below)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    planner: Planner | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         if self.settings is None:
             object.__setattr__(self, "settings", self.config.sampler_settings())
+        if self.planner is not None:
+            self.planner.check(self)
 
     def sampler(self, *, steps: int | None = None, guidance: float | AbstractGuidance | None = None) -> AbstractSampler:
         """The generator's sampler, with other steps or guidance if they are given.
@@ -73,6 +81,7 @@ class Generator:
         steps: int | None = None,
         guidance: float | AbstractGuidance | None = None,
         batch_size: int | None = None,
+        milliseconds: float | None = None,
         mesh: Mesh | None = None,
         progress: SampleProgress | None = None,
     ) -> Float[np.ndarray, "count *pixels"]:
@@ -90,14 +99,17 @@ class Generator:
           config.
         - `steps`, `guidance`: as for [`sampler`][elt_zoo.Generator.sampler].
         - `batch_size`: samples at a time; default the next power of two, 64 at most.
+        - `milliseconds`: for the whole call, instead of loops, steps and guidance: the `planner` chooses them, and of
+          its batch sizes, unless one is given, the smallest that holds all labels, or else the largest.
         - `mesh`: devices that share every batch, see [`data_mesh`][elt_zoo.sharding.data_mesh]; default the first
           device alone.
         - `progress`: called as `progress(done, total)` after every batch.
 
         **Returns:** pixels in [−1, 1], float32, channels last.
 
-        **Raises:** `ValueError` for no labels, labels out of range, loops or steps that the sampler cannot take, or a
-        missing tokenizer; `FloatingPointError` for samples that are not finite.
+        **Raises:** `ValueError` for no labels, labels out of range, loops or steps that the sampler cannot take, a
+        missing tokenizer, or milliseconds without a planner, with other choices, or too few for any plan;
+        `FloatingPointError` for samples that are not finite.
         """
         batches = self.batches(
             labels,
@@ -106,6 +118,7 @@ class Generator:
             steps=steps,
             guidance=guidance,
             batch_size=batch_size,
+            milliseconds=milliseconds,
             mesh=mesh,
         )
         total, done, pictures = len(labels), 0, []
@@ -125,12 +138,23 @@ class Generator:
         steps: int | None = None,
         guidance: float | AbstractGuidance | None = None,
         batch_size: int | None = None,
+        milliseconds: float | None = None,
         mesh: Mesh | None = None,
     ) -> Iterator[Float[np.ndarray, "batch *pixels"]]:
         """What [`sample`][elt_zoo.Generator.sample] returns, a batch at a time. Batch b depends on the key, on b and on
         `batch_size` alone.
         """
         labels = self._checked_labels(labels)
+        if milliseconds is not None:
+            given = {"loops": loops, "steps": steps, "guidance": guidance, "mesh": mesh}
+            if chosen := [name for name, value in given.items() if value is not None]:
+                raise ValueError(
+                    f"`milliseconds={milliseconds}` and `{chosen[0]}` cannot both be given: the planner chooses loops, "
+                    "steps and guidance, for one device."
+                )
+            planner, batch_size = self._batch_of_plans(len(labels), batch_size)
+            plan = planner.plan(milliseconds / -(-len(labels) // batch_size), batch=batch_size)
+            loops, steps, guidance = plan.budget, plan.steps, plan.guidance
         sampler = self.sampler(steps=steps, guidance=guidance)
         eqx.filter_eval_shape(self.decode, self.config.example)  # refuses a missing tokenizer before any work
         mesh = data_mesh(jax.local_devices()[:1]) if mesh is None else mesh
@@ -142,6 +166,20 @@ class Generator:
         network = (BatchedPredict(self.model), self.tokenizer)
         sampler, network, budget, key = replicate((sampler, network, _traced(loops), key), mesh)
         return self._drawn(sampler, network, labels, budget, key, size, mesh)
+
+    def _batch_of_plans(self, count: int, batch_size: int | None) -> tuple[Planner, int]:
+        """The planner, and the batch size for so many labels."""
+        if self.planner is None:
+            raise ValueError(
+                "`milliseconds` needs a planner, which has measured this machine: `planner = "
+                "elt_zoo.anytime.make_planner(generator)`, then `dataclasses.replace(generator, planner=planner)`."
+            )
+        batches = self.planner.batches
+        if batch_size is None:
+            batch_size = next((size for size in batches if size >= count), batches[-1])
+        if batch_size < 1:
+            raise ValueError(f"`batch_size={batch_size}` must be at least 1.")
+        return self.planner, batch_size
 
     def _drawn(
         self,

@@ -1,0 +1,175 @@
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from ..generator import Generator
+from ..sampling import constant_budget
+
+_TAIL = 0.95
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Timed calls of one way to sample.
+
+    **Fields:** `steps`: sampling steps; `loops`: their loops, summed over the steps; `seconds`: of every call.
+
+    **Raises:** `ValueError` for no calls, times that are not positive numbers, or fewer loops than steps.
+    """
+
+    steps: int
+    loops: int
+    seconds: tuple[float, ...]
+
+    def __post_init__(self):
+        if not 1 <= self.steps <= self.loops:
+            raise ValueError(f"`Timing(steps={self.steps}, loops={self.loops})` needs at least one loop for each step.")
+        if not self.seconds or not all(0 < seconds < math.inf for seconds in self.seconds):
+            raise ValueError(f"`Timing(seconds={self.seconds})` needs the seconds of one call or more, all positive.")
+
+    @property
+    def median(self) -> float:
+        """The median call, in seconds."""
+        return float(np.median(self.seconds))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latency:
+    r"""The time of one call that samples one batch, in seconds:
+
+    $$\text{fixed} + \text{per\_loop} \cdot \text{loops} + \text{per\_step} \cdot \text{steps},$$
+
+    with the loops summed over the steps. Under guidance every loop and every step counts both branches.
+
+    **Fields:**
+
+    - `batch`: samples of a call.
+    - `fixed`: what every call takes, decoding to pixels included.
+    - `per_loop`: a loop of the trunk, of all branches.
+    - `per_step`: the rest of a step: embedding, head and the sampler's update.
+    - `error`: the median relative error of the timings that it was fitted to.
+    - `tail`: the 95th percentile of a call's time over the predicted one.
+    """
+
+    batch: int
+    fixed: float
+    per_loop: float
+    per_step: float
+    error: float
+    tail: float
+
+    def __post_init__(self):
+        if self.batch < 1:
+            raise ValueError(f"`Latency(batch={self.batch})` must be at least 1.")
+        for name in ("fixed", "per_loop", "per_step", "error", "tail"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`Latency({name}={getattr(self, name)})` must be a number of at least 0.")
+
+    def predict(self, *, steps: int, loops: int) -> float:
+        """The median time of a call, in seconds.
+
+        **Arguments:** `steps`: sampling steps; `loops`: summed over the steps.
+        """
+        return self.fixed + self.per_loop * loops + self.per_step * steps
+
+    def __str__(self) -> str:
+        fixed, loop, step = (f"{1e3 * part:.3g} ms" for part in (self.fixed, self.per_loop, self.per_step))
+        return (
+            f"{self.batch} at a time: {fixed} + {step} for each step + {loop} for each loop "
+            f"(median error {self.error:.1%}; one call in twenty takes over {self.tail:.2f} times as long)"
+        )
+
+
+def fit_latency(timings: Sequence[Timing], *, batch: int) -> Latency:
+    """Fits the time of a call to timings: the three non-negative terms with the least squared relative error.
+
+    **Arguments:** `timings`: of different steps and loops, about six; `batch`: samples of a call.
+
+    **Returns:** the [`Latency`][elt_zoo.anytime.Latency].
+
+    **Raises:** `ValueError` for fewer than two timings.
+    """
+    if len(timings) < 2:
+        raise ValueError(f"`fit_latency` got {len(timings)} timing(s): give those of two ways to sample, or more.")
+    medians = np.asarray([timing.median for timing in timings])
+    terms = np.asarray([(1.0, timing.loops, timing.steps) for timing in timings])
+    fixed, per_loop, per_step = _non_negative(terms / medians[:, None], np.ones(len(medians)))
+    predicted = terms @ np.asarray([fixed, per_loop, per_step])
+    ratios = [np.asarray(timing.seconds) / mean for timing, mean in zip(timings, predicted, strict=True)]
+    return Latency(
+        batch=batch,
+        fixed=fixed,
+        per_loop=per_loop,
+        per_step=per_step,
+        error=float(np.median(np.abs(predicted / medians - 1.0))),
+        tail=max(float(np.quantile(np.concatenate(ratios), _TAIL)), 1.0),
+    )
+
+
+def measure_latency(
+    generator: Generator,
+    *,
+    batch: int = 1,
+    steps: Sequence[int],
+    guidance: float | None = None,
+    repeats: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Latency:
+    """Times a generator on the first device, and fits the time of a call.
+
+    Each number of steps is timed with one loop and with L_max (with two, where L_max is one). The calls take turns, so
+    that a machine that is busy for a while slows all of them. Loops are traced: each number of steps is one compiled
+    program, which later calls of the same batch use again.
+
+    **Arguments:**
+
+    - `generator`: what to time.
+    - `batch`: samples of a call.
+    - `steps`: numbers of sampling steps, about three.
+    - `guidance`: the scale; default as the generator is sampled.
+    - `repeats`: timed calls of each.
+    - `clock`: seconds, as `time.perf_counter` tells them.
+
+    **Returns:** the [`Latency`][elt_zoo.anytime.Latency].
+
+    **Raises:** `ValueError` for counts below 1, or steps that the sampler cannot take.
+    """
+    if min(batch, repeats, len(steps), *steps) < 1:
+        raise ValueError(
+            f"`measure_latency(batch={batch}, steps={tuple(steps)}, repeats={repeats})`: each must be at least 1."
+        )
+    labels, key = np.arange(batch) % generator.config.num_classes, jax.random.key(0)
+    settings = [(count, loops) for count in steps for loops in (1, max(generator.config.max_loops, 2))]
+
+    def seconds(count: int, loops: int) -> float:
+        started = clock()
+        budget = constant_budget(loops, count)
+        generator.sample(labels, key=key, loops=budget, steps=count, guidance=guidance, batch_size=batch)
+        return clock() - started
+
+    for count, loops in settings:  # compiles, and warms up
+        seconds(count, loops)
+    rounds = [[seconds(*setting) for setting in settings] for _ in range(repeats)]
+    timings = [
+        Timing(steps=count, loops=count * loops, seconds=times)
+        for (count, loops), times in zip(settings, zip(*rounds, strict=True), strict=True)
+    ]
+    return fit_latency(timings, batch=batch)
+
+
+def _non_negative(terms: np.ndarray, values: np.ndarray) -> tuple[float, ...]:
+    """Non-negative least squares for a few unknowns: the best of the plain solutions on every subset of the terms."""
+    count, best, least = terms.shape[1], np.zeros(terms.shape[1]), math.inf
+    for size in range(1, count + 1):
+        for chosen in itertools.combinations(range(count), size):
+            solution = np.zeros(count)
+            solution[list(chosen)] = np.linalg.lstsq(terms[:, chosen], values)[0]
+            residual = float(np.sum((terms @ solution - values) ** 2))
+            if solution.min() >= 0 and residual < least - 1e-15:
+                best, least = solution, residual
+    return tuple(best.tolist())
