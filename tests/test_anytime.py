@@ -4,11 +4,13 @@ import dataclasses
 import itertools
 import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import run
 from hypothesis import given
 from hypothesis import strategies as st
 from test_families import SeriesConfig, series
@@ -37,7 +39,7 @@ from elt_zoo.tokenizers import GreyLevels
 
 KEY = jax.random.key(0)
 BUNDLED = load("digits-dit")
-SIZES = {"dim": 16, "num_layers": 1, "max_loops": 3, "num_heads": 2, "num_classes": 10}
+SIZES: dict[str, Any] = {"dim": 16, "num_layers": 1, "max_loops": 3, "num_heads": 2, "num_classes": 10}
 POSITIVE = st.floats(1e-5, 1.0)
 
 
@@ -45,7 +47,7 @@ def tiny(family):
     """An untrained generator and held-out examples of it."""
     rng = np.random.default_rng(0)
     if family == "series":
-        config, tokenizer = SeriesConfig(**(SIZES | {"num_classes": 3}), length=8), None
+        config, tokenizer = SeriesConfig(**{**SIZES, "num_classes": 3}, length=8), None
         examples, _ = series(20, 1)
     elif family == "dit":
         config, tokenizer = DiTConfig(**SIZES, shape=(8, 8, 1), patch_size=4), None
@@ -194,7 +196,7 @@ def test_losses_by_level_are_those_of_all_levels_together(family):
 
 
 def test_levels_of_steps_are_those_of_the_sampler():
-    np.testing.assert_allclose(step_levels(tiny("dit")[0], 4), [1.0, 0.75, 0.5, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(step_levels(tiny("dit")[0], 4)), [1.0, 0.75, 0.5, 0.25], rtol=1e-6)
     masked = np.asarray(step_levels(tiny("maskgit")[0], 4))
     # All 64 tokens, then what the cosine schedule leaves.
     expected = [1.0, *(math.floor(64 * math.cos(math.pi / 2 * part)) / 64 for part in (0.25, 0.5, 0.75))]
@@ -431,3 +433,54 @@ def test_a_damaged_file_is_refused(change, message, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         load_planner(path, planner.generator)
+
+
+class LevelledSeries(SeriesConfig):
+    """The series, whose corruption has a level: the share of noise."""
+
+    family = "levelled series"
+
+    def level(self, *inputs):
+        _, share, _ = inputs
+        return share
+
+
+def test_a_family_of_ones_own_says_its_levels():
+    config = LevelledSeries(**{**SIZES, "num_classes": 3}, length=8)
+    generator = Generator(config.build(key=KEY), config)
+    np.testing.assert_allclose(np.asarray(step_levels(generator, 3)), [1.0, 2 / 3, 1 / 3], rtol=1e-6)
+    examples, labels = series(20, 1)
+    quality = measure_quality(generator, PlanningData(examples=examples, labels=labels), steps=(3,))
+    rows = np.asarray(quality.by_steps[0].gaps)
+    assert rows.shape == (3, 3) and np.ptp(rows[:, 0]) > 0  # its steps differ
+
+
+# The command.
+
+
+def test_the_command_prints_and_plots_what_a_file_holds(tmp_path):
+    by_steps = [
+        StepQuality(gaps=((0.1, 0.05, 0.0, 0.0),) * steps, full=3.0 / steps, one=4.0 / steps) for steps in (4, 16)
+    ]
+    planner = planner_of(latency_of(tail=1.2), by_steps, error=0.02)
+    path = planner.save(tmp_path / "plan.json")
+    finished = run("plan", "--measurements", path, "--plot", tmp_path / "plans.png")
+    frontier = planner.frontier()
+    assert "1 at a time: 2 ms + 0.5 ms for each step + 1 ms for each loop" in finished.output
+    first, last = (f"{each.milliseconds:.3g}" for each in (frontier[0], frontier[-1]))
+    lines = [line.split() for line in finished.output.splitlines()]
+    rows = [line for line in lines if line and line[0].replace(".", "").isdigit()]
+    times = [line[0] for line in rows[1:]]
+    assert times[0] == first and times[-1] == last and len(times) == 12
+    assert (tmp_path / "plans.png").stat().st_size > 1000
+    asked = run("plan", "--measurements", path, "--milliseconds", 12, 80)
+    assert "1×2 2×2  0.938 ± 0.016" in asked.output and "3×16  0.188 ± 0.020" in asked.output
+    for extra, said in (
+        (("--milliseconds", 1), "is below the fastest plan, 4 steps of 1×4 loops"),
+        (("--batch", 8), "`batch=8` was not measured"),
+        (("--steps", 8), "was measured for the steps [4, 16] at guidance 1"),
+        (("--guidance", 2), "was measured for the steps [4, 16] at guidance 1"),
+        (("--model", "digits-maskgit"), "was measured under other conditions: its model is"),
+    ):
+        refused = run("plan", "--measurements", path, *extra, check=False)
+        assert refused.code == 2 and said in refused.errors and refused.errors.count("\n") == 1

@@ -10,7 +10,7 @@ from mktestdocs import check_md_file
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # They train or fit something, or compile much.
-SLOW = {"getting-started.md", "diagnostics.md", "digits.md", "evaluation.md", "loopify.md"}
+SLOW = {"anytime.md", "getting-started.md", "diagnostics.md", "digits.md", "evaluation.md", "loopify.md"}
 _BLOCK = re.compile(r"^```python$", re.MULTILINE)
 
 

@@ -196,6 +196,27 @@ PROFILE = """
 --precision int8                                 | int8
 --remat all                                      | all
 """
+PLAN = """
+--model nowhere                                  | No model at 'nowhere'
+--model {here}/grey                              | `--heldout-data` is missing
+--model {here}/grey --heldout-data nowhere       | nowhere
+--milliseconds 0                                 | `--milliseconds 0.0` must be a positive number
+--milliseconds -4                                | must be a positive number
+--milliseconds 40 nan                            | `--milliseconds nan` must be a positive number
+--milliseconds soon                              | soon
+--batch 0                                        | `--batch 0` must be at least 1
+--steps 0                                        | must be at least 1
+--steps 4 -1                                     | must be at least 1
+--guidance nan                                   | must be a finite number
+--samples 0                                      | `--samples 0` must be at least 1
+--sets 0                                         | must be at least 1
+--heldout 0                                      | must be at least 1
+--seed -1                                        | `--seed -1`
+--plot {here}/new.gif                            | must end in .png
+--plot {here}/nowhere/new.png                    | cannot be written
+--measurements {here}/file                       | {here}/file is damaged or not a JSON file
+--measurements {here}/nowhere/plan.json          | cannot be written
+"""
 PRECOMPUTE = """
 --out {here}/new                                 | data
 --data nowhere --out {here}/new                  | There is no nowhere
@@ -290,6 +311,7 @@ WRONG = [
     *lines_of(SAMPLE, "sample"),
     *lines_of(EVALUATE, "evaluate"),
     *lines_of(PROFILE, "profile"),
+    *lines_of(PLAN, "plan"),
     *lines_of(PRECOMPUTE, "precompute"),
     *lines_of(TOKENIZER, "train-tokenizer"),
     *lines_of(CONVERT, "convert"),

@@ -10,6 +10,8 @@ from ._latency import Timing as Timing
 from ._latency import fit_latency as fit_latency
 from ._latency import measure_latency as measure_latency
 from ._plan import Plan as Plan
+from ._plan import loops_text as loops_text
+from ._plan import quality_text as quality_text
 from ._planner import Planner as Planner
 from ._planner import load_planner as load_planner
 from ._planner import make_planner as make_planner

@@ -182,7 +182,8 @@ def step_levels(generator: Generator, steps: int) -> tuple[float, ...] | None:
     labels = jnp.zeros(1, jnp.int32)
     asked = sampler.step_inputs(_Zeros(generator.model), labels, loops=1, key=jax.random.key(0))
     levels = [config.level(*(leaf[step, 0] for leaf in asked), labels[0]) for step in range(steps)]
-    return None if levels[0] is None else tuple(float(level) for level in levels)
+    known = tuple(float(level) for level in levels if level is not None)
+    return known if len(known) == steps else None
 
 
 def step_gaps(losses: LevelLosses, *, levels: Sequence[float] | None, steps: int) -> tuple[tuple[float, ...], ...]:

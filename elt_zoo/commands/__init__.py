@@ -9,6 +9,8 @@ from ._fetch import fetch as fetch
 from ._main import COMMANDS as COMMANDS
 from ._main import main as main
 from ._main import run as run
+from ._plan import PlanOptions as PlanOptions
+from ._plan import plan as plan
 from ._precompute import PrecomputeOptions as PrecomputeOptions
 from ._precompute import precompute as precompute
 from ._profile import ProfileOptions as ProfileOptions

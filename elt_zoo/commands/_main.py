@@ -17,6 +17,7 @@ from ..training import CheckpointError, TrainingDiverged
 from ._convert import ConvertOptions, convert
 from ._evaluate import EvaluateOptions, evaluate
 from ._fetch import FetchOptions, fetch
+from ._plan import PlanOptions, plan
 from ._precompute import PrecomputeOptions, precompute
 from ._profile import ProfileOptions, profile
 from ._programs import keep_programs
@@ -51,6 +52,7 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(TrainOptions, train, "train an elastic model and measure every exit"),
     "sample": Command(SampleOptions, sample, "sample a saved model at any number of loops"),
     "evaluate": Command(EvaluateOptions, evaluate, "measure a saved model over loops, steps and guidance"),
+    "plan": Command(PlanOptions, plan, "find the best steps and loops for any time on this machine"),
     "profile": Command(ProfileOptions, profile, "count what a model costs before it is built"),
     "fetch": Command(FetchOptions, fetch, "download CIFAR-10 or MNIST, to name them as data"),
     "precompute": Command(PrecomputeOptions, precompute, "encode a data set once, into shards"),

@@ -9,5 +9,6 @@ from ._pictures import save_reconstructions as save_reconstructions
 from ._pictures import tile as tile
 from ._plots import plot_exits as plot_exits
 from ._plots import plot_pareto as plot_pareto
+from ._plots import plot_plans as plot_plans
 from ._plots import plot_update_norms as plot_update_norms
 from ._quality import plot_quality as plot_quality

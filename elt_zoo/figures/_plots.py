@@ -88,6 +88,30 @@ def plot_exits(path: str | os.PathLike, losses: Sequence[float], exits: Abstract
     save_figure(figure, path)
 
 
+def plot_plans(path: str | os.PathLike, plans: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """Predicted quality against predicted time, a colour for each number of steps; bars are standard errors.
+
+    **Arguments:** `path`: of a PNG; `plans`: the fields of each [`Plan`][elt_zoo.anytime.Plan], from the fastest to the
+    best.
+    """
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    axes.plot([plan["milliseconds"] for plan in plans], [plan["quality"] for plan in plans], color="0.7", zorder=1)
+    for index, steps in enumerate(dict.fromkeys(plan["steps"] for plan in plans)):
+        mine = [plan for plan in plans if plan["steps"] == steps]
+        place = [plan["milliseconds"] for plan in mine], [plan["quality"] for plan in mine]
+        errors = [plan["error"] or 0.0 for plan in mine]
+        axes.errorbar(
+            *place, yerr=errors, fmt=_MARKERS[index % len(_MARKERS)], color=f"C{index}", label=f"{steps} steps"
+        )
+    axes.set_xlabel("predicted time of a call (ms)")
+    axes.set_ylabel(f"{plans[0]['measure']}, lower is better")
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
 def plot_update_norms(path: str | os.PathLike, norms: np.ndarray, *, max_loops: int) -> None:
     """How far every loop moves the state at every sampling step, a curve for each loop: `norms` of shape (steps,
     loops). On a log scale, because the first loop moves it many times as far as the last.
