@@ -6,6 +6,6 @@ from ._files import load as load
 from ._files import save as save
 from ._generator import Generator as Generator
 from ._generator import SampleProgress as SampleProgress
-from ._push import push as push
 from ._planner import Planner as Planner
 from ._planner import SamplingPlan as SamplingPlan
+from ._push import push as push
