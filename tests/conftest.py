@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 from pathlib import Path
 
 # Before JAX is imported: several CPU devices, strict types and ranks, so that a careless promotion fails here first.
@@ -74,3 +75,11 @@ def forget_programs():
     yield
     if _MAPS.exists() and _MAPS.read_text().count("\n") > int(_MAPS_ALLOWED.read_text()) // 4:
         jax.clear_caches()
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, here and in commands that a test starts. A shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -64,7 +64,7 @@ def brightness(pixels, labels):
     return float(np.mean(pixels) + 2.0)
 
 
-@pytest.fixture(scope="module", params=["dit", "maskgit", "series"])
+@pytest.fixture(scope="module", params=["dit", pytest.param("maskgit", marks=pytest.mark.slow), "series"])
 def planned(request):
     """A generator of each family, its data, and a planner that has measured both."""
     generator, data = tiny(request.param)

@@ -84,6 +84,7 @@ def test_a_finished_run_removes_what_a_kill_left(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trained", ["dit"], indirect=True)
 def test_a_finished_run_is_extended(trained):
     folder, command = trained
     run(*command, "--steps", 12)
@@ -136,6 +137,7 @@ def test_other_classes_need_a_word():
         init_from(dataclasses.replace(config, num_loop_deltas=2).build(key=jax.random.key(0)), ten)
 
 
+@pytest.mark.slow
 def test_a_dry_run_describes_the_real_one_and_builds_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = ("--preset", "elt-XL-7Nx4L", "--family", "maskgit", "--precision", "bfloat16", "--remat", "layer")

@@ -84,6 +84,7 @@ def predictions(model, inputs, loops):
 # How far a loop moves the state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [MASKED, DIFFUSION])
 def test_norms_are_those_of_numpy_on_the_states(config):
     model, example = build(config), one_example(config)
@@ -129,6 +130,7 @@ def test_the_budget_of_sampling_is_what_is_measured_unless_it_is_given():
     np.testing.assert_array_equal(same[0], same[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [MASKED, DIFFUSION])
 def test_what_the_network_is_asked_is_what_the_sampler_asks(config):
     """The inputs that a recording `predict` sees are the steps' inputs, and recording changes nothing."""

@@ -365,6 +365,7 @@ def test_folders_that_hold_no_tokenizer_are_refused(tmp_path):
         load_tokenizer(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.numerical
 @pytest.mark.parametrize(
     ("name", "file"),
@@ -384,6 +385,7 @@ def test_the_original_vqgan(name, file, published):
 VQ_KEYS = {kind: (kind, "encoder_output", "decoded") for kind in ("image", "video")}
 
 
+@pytest.mark.slow
 @pytest.mark.numerical
 def test_the_original_3d_vq(published):
     folder, io = published("magvit_vq3d_flax")
@@ -394,6 +396,7 @@ def test_the_original_3d_vq(published):
     assert relative_error(run(jax.vmap(model.reconstruct), io["ids"]), decoded) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.numerical
 @pytest.mark.parametrize("old", [False, True])
 def test_the_original_autoencoder(old, tmp_path, published):

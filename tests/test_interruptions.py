@@ -38,7 +38,7 @@ def test_a_terminated_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_quick_interrupts_end_training_in_one_line(tmp_path):
+def test_two_quick_interrupts_end_training_in_one_line(tmp_path, interruptible):
     arguments = ["train", *TINY, "--no-compare", "--steps", "100000", "--out", "run"]
     metrics = tmp_path / "run" / "metrics-ilsd.csv"
     code, errors = interrupted(arguments, tmp_path, lambda: metrics.exists() and len(rows_of(metrics)) > 1)
@@ -49,7 +49,7 @@ def test_two_quick_interrupts_end_training_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_quick_interrupts_end_an_evaluation_in_one_line(tmp_path):
+def test_two_quick_interrupts_end_an_evaluation_in_one_line(tmp_path, interruptible):
     grid = ["--samples", 70, "--batch-size", 35, "--devices", 1, "--loops", *range(1, 33), "--steps", *range(4, 12)]
     cell = tmp_path / "out" / "cells" / "loops1-steps4-guidance1.json"
     arguments = ["evaluate", *grid, "--no-diagnostics", "--out", "out"]

@@ -415,6 +415,7 @@ def test_dropout_differs_between_loops_and_layers_and_is_off_without_a_key(x):
     assert not np.allclose(first, trunk(once, loops=1, key=jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_it_is_a_pytree_like_any_other_equinox_module(x):
     trunk = build(PreNormLayer)
     doubled = jax.tree.map(lambda leaf: 2.0 * leaf if eqx.is_inexact_array(leaf) else leaf, trunk)

@@ -32,6 +32,7 @@ def copies_of_two_layers():
     return eqx.tree_at(lambda m: m.trunk.layers, model, layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_vectors", [False, True])
 def test_a_looped_model_written_out_is_recovered(keep_vectors):
     model = copies_of_two_layers()

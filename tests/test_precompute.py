@@ -384,7 +384,7 @@ def test_digits_of_a_grey_tokenizer(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_resumes_where_it_was_stopped(tmp_path):
+def test_the_command_resumes_where_it_was_stopped(tmp_path, interruptible):
     save_tokenizer(tmp_path / "tokenizer", GreyLevels((SIZE, SIZE, 1), 17))
     script = Path(__file__).parents[1] / "examples" / "precompute.py"
     command = [sys.executable, str(script), "--data", "digits", "--tokenizer", "tokenizer", "--shard-size", "40"]

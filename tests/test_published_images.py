@@ -143,6 +143,7 @@ def test_arrays_that_contradict_themselves_are_refused(state, message):
         array.read()
 
 
+@pytest.mark.slow
 def test_what_a_pickle_repeats_costs_nothing():
     """Many calls that would each copy a megabyte: bytes are made of a text only where an array is read."""
     text = b"X" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20) + b"q\x00"

@@ -218,13 +218,12 @@ def test_runs_of_other_settings_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["dit", "maskgit"])
-def test_a_run_measures_every_exit_and_repeats(family):
+def test_a_run_measures_every_exit_and_repeats():
     from reproduction._cases import exit_cases
     from reproduction._train import Settings, run
 
     settings = Settings(steps=6, milestones=2, samples=200, dim=16, diffusion_steps=2, masked_steps=2)
-    case = exit_cases("digits", family)[0]
+    case = exit_cases("digits", "maskgit")[0]
     figures, pictures = run(case, 0, settings)
     assert list(figures["curve"]) == [3, 6]
     assert all(len(losses) == 2 * case.max_loops for losses in figures["curve"].values())

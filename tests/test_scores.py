@@ -261,6 +261,7 @@ def test_a_classifier_of_tokens_is_refused():
         ClassifierExtractor.of_source(Ids(4, 4), dataset="ids")
 
 
+@pytest.mark.slow
 def test_digits_features_are_those_of_the_digits_evaluator():
     from elt_zoo.metrics import DigitsEvaluator
 

@@ -122,7 +122,7 @@ def test_a_signal_saves_and_returns(tmp_path, step, number):
     checkpoints.close()
 
 
-def test_a_second_interrupt_says_what_is_saved(tmp_path, step):
+def test_a_second_interrupt_says_what_is_saved(tmp_path, step, interruptible):
     def on_report(report):
         if report.step == 3:
             # Two signals of one number become one if the first is still on its way.
@@ -272,6 +272,7 @@ class UnequalMasks(AbstractCorruption):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_example", [False, True])
 def test_a_step_in_parts_is_the_step_of_the_whole_batch(per_example):
     config = MaskGITConfig(

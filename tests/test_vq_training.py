@@ -333,6 +333,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, step):
     assert_bitwise_equal(fit(state, step, stream, total_steps=6).state, whole)
 
 
+@pytest.mark.slow
 def test_the_adversary_waits_for_its_turn(step):
     state, stream = start(IMAGE, RULES[0], ADVERSARY), batches(IMAGE)
     first, metrics = [np.asarray(leaf) for leaf in arrays(state.model.discriminator)], {}

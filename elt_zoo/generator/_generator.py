@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -156,15 +157,15 @@ class Generator:
             plan = planner.plan(milliseconds / -(-len(labels) // batch_size), batch=batch_size)
             loops, steps, guidance = plan.budget, plan.steps, plan.guidance
         sampler = self.sampler(steps=steps, guidance=guidance)
-        eqx.filter_eval_shape(self.decode, self.config.example)  # refuses a missing tokenizer before any work
-        mesh = data_mesh(jax.local_devices()[:1]) if mesh is None else mesh
+        _ = self.pixels  # refuses a missing tokenizer before any work
+        network = self._on_first_device if mesh is None else replicate(self._network, mesh)
+        mesh = _first_device() if mesh is None else mesh
         size = _batch_size(len(labels), mesh.size) if batch_size is None else batch_size
         if size < 1 or size % mesh.size:
             raise ValueError(f"`batch_size={size}` must be a positive multiple of the {mesh.size} device(s).")
         loops = self.config.max_loops if loops is None else loops
         total_loops(loops, sampler.steps, guidance=sampler.guidance)  # refuses wrong counts before any work
-        network = (BatchedPredict(self.model), self.tokenizer)
-        sampler, network, budget, key = replicate((sampler, network, _traced(loops), key), mesh)
+        sampler, budget, key = replicate((sampler, _traced(loops), key), mesh)
         return self._drawn(sampler, network, labels, budget, key, size, mesh)
 
     def _batch_of_plans(self, count: int, batch_size: int | None) -> tuple[Planner, int]:
@@ -211,10 +212,20 @@ class Generator:
         """
         return self.config.decode(sample, self.tokenizer)
 
-    @property
+    @functools.cached_property
     def pixels(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of one picture or clip. **Raises:** `ValueError` if a tokenizer is missing."""
         return eqx.filter_eval_shape(self.decode, self.config.example)
+
+    @property
+    def _network(self) -> Any:
+        """All that is on the devices when samples are drawn."""
+        return BatchedPredict(self.model), self.tokenizer
+
+    @functools.cached_property
+    def _on_first_device(self) -> Any:
+        # Placing every array takes longer than a step of a small model.
+        return replicate(self._network, _first_device())
 
     def _checked_labels(self, labels: Any) -> np.ndarray:
         labels, classes = np.asarray(labels), self.config.num_classes
@@ -229,6 +240,10 @@ class Generator:
                 "for no class."
             )
         return labels.astype(np.int32)
+
+
+def _first_device() -> Mesh:
+    return data_mesh(jax.local_devices()[:1])
 
 
 def _batch_size(count: int, devices: int) -> int:
