@@ -325,7 +325,7 @@ def test_readers_see_one_model_whole_while_writers_are_killed(tmp_path):
         writers.stdin.close()
     assert seen > 100 and last > 100
     write_folder(folder, {"t0": np.zeros(4, np.float32)}, {"number": 0, "count": 1})
-    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
 
 
 @given(data=st.data())
