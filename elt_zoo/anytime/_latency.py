@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -94,12 +93,15 @@ def fit_latency(timings: Sequence[Timing], *, batch: int) -> Latency:
 
     **Raises:** `ValueError` for fewer than two timings.
     """
+    from scipy.optimize import nnls  # late, as it is slow to import
+
     if len(timings) < 2:
         raise ValueError(f"`fit_latency` got {len(timings)} timing(s): give those of two ways to sample, or more.")
     medians = np.asarray([timing.median for timing in timings])
     terms = np.asarray([(1.0, timing.loops, timing.steps) for timing in timings])
-    fixed, per_loop, per_step = _non_negative(terms / medians[:, None], np.ones(len(medians)))
-    predicted = terms @ np.asarray([fixed, per_loop, per_step])
+    solution, _ = nnls(terms / medians[:, None], np.ones(len(medians)))
+    fixed, per_loop, per_step = solution.tolist()
+    predicted = terms @ solution
     ratios = [np.asarray(timing.seconds) / mean for timing, mean in zip(timings, predicted, strict=True)]
     return Latency(
         batch=batch,
@@ -160,16 +162,3 @@ def measure_latency(
         for (count, loops), times in zip(settings, zip(*rounds, strict=True), strict=True)
     ]
     return fit_latency(timings, batch=batch)
-
-
-def _non_negative(terms: np.ndarray, values: np.ndarray) -> tuple[float, ...]:
-    """Non-negative least squares for a few unknowns: the best of the plain solutions on every subset of the terms."""
-    count, best, least = terms.shape[1], np.zeros(terms.shape[1]), math.inf
-    for size in range(1, count + 1):
-        for chosen in itertools.combinations(range(count), size):
-            solution = np.zeros(count)
-            solution[list(chosen)] = np.linalg.lstsq(terms[:, chosen], values)[0]
-            residual = float(np.sum((terms @ solution - values) ** 2))
-            if solution.min() >= 0 and residual < least - 1e-15:
-                best, least = solution, residual
-    return tuple(best.tolist())

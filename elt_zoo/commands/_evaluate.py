@@ -28,7 +28,7 @@ class EvaluateOptions(EvaluatorOptions):
     loops do."""
 
     model: str = "digits-dit"
-    """A folder that `elt_zoo.save` wrote, or a bundled model."""
+    """A folder that `elt_zoo.save` wrote, a bundled model, or one on the hub, hf://owner/name@revision."""
     tokenizer: Path | None = None
     """The folder of the tokenizer or autoencoder, where the model was saved without."""
     out: Path | None = None

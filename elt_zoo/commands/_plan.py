@@ -20,7 +20,7 @@ class PlanOptions(EvaluatorOptions):
     """Find the best steps and loops of a saved model for any time on this machine."""
 
     model: str = "digits-dit"
-    """A folder that `elt_zoo.save` wrote, or a bundled model."""
+    """A folder that `elt_zoo.save` wrote, a bundled model, or one on the hub, hf://owner/name@revision."""
     tokenizer: Path | None = None
     """The folder of the tokenizer or autoencoder, where the model was saved without."""
     milliseconds: tuple[float, ...] = ()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._optional import optional_import
-from ..storage import CONFIG, WEIGHTS, WeightsError
+from ..storage import CONFIG, WEIGHTS, PublishedFile, WeightsError
 
 SCHEME = "hf://"
 _ADDRESS = re.compile(rf"{SCHEME}(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -56,17 +56,17 @@ def download_model(address: str) -> Path:
 
 
 def _verify(path: Path, address: str) -> None:
-    """Compares a file with the hash that the hub's cache names it by: SHA-256 for large files, git's for small ones."""
+    """Compares a file with the hash that the hub's cache names it by: SHA-256, or git's for a file outside LFS."""
     name = path.resolve().name
-    content = path.read_bytes()
+    difference = None
     if re.fullmatch("[0-9a-f]{64}", name):
-        found = hashlib.sha256(content).hexdigest()
+        difference = PublishedFile(WEIGHTS, sha256=name).difference(path)
     elif re.fullmatch("[0-9a-f]{40}", name):
+        content = path.read_bytes()
         found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    else:
-        return  # A file system without links, where the hub keeps files by their own names.
-    if found != name:
-        raise WeightsError(f"{path} has the hash {found}, but {address} has {name}. Delete the file and load it again.")
+        difference = None if found == name else f"has the hash {found}, but {name} was published"
+    if difference is not None:
+        raise WeightsError(f"{path}, of {address}, {difference}. Delete the file and load it again.")
 
 
 def first_line(error: Exception) -> str:
