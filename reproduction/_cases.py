@@ -27,8 +27,8 @@ CURRICULA: dict[str, optax.Schedule] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `learning_rate`: the peak, or
-    that of all runs.
+    """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `loop_embedding`: the layers
+    are told their loop; `learning_rate`: the peak, or that of all runs.
     """
 
     data: str
@@ -41,6 +41,8 @@ class Case:
     coda: int = 0
     residual_scale: float = 1.0
     loop_vectors: bool = False
+    loop_embedding: bool = False
+    optimizer: str = "adamw"
     learning_rate: float | None = None
 
     @property
@@ -58,6 +60,7 @@ class Case:
             "coda": self.coda,
             "residual_scale": self.residual_scale,
             "num_loop_deltas": self.max_loops if self.loop_vectors else 0,
+            "loop_embedding": self.loop_embedding,
         }
 
     @property
@@ -71,6 +74,10 @@ class Case:
             parts.append(f"scale {self.residual_scale:g}")
         if self.loop_vectors:
             parts.append("vectors")
+        if self.loop_embedding:
+            parts.append("told")
+        if self.optimizer != "adamw":
+            parts.append(self.optimizer)
         if self.learning_rate is not None:
             parts.append(f"rate {self.learning_rate:g}")
         return "-".join(parts).replace(" ", "_")

@@ -15,7 +15,7 @@ from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig
 from elt_zoo.generator import Generator
 from elt_zoo.profile import profile
 from elt_zoo.recipes import Representation, Task, make_task
-from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
+from elt_zoo.training import OptimizerConfig, OptimizerKind, TrainState, fit, jit_step, make_optimizer, make_train_step
 
 from ._cases import Case, exit_cases
 from ._data import CLASSES, PATCH, Judge, SmallData, digits, mnist
@@ -92,7 +92,8 @@ def run(case: Case, seed: int, settings: Settings) -> tuple[dict[str, Any], dict
     task = task_of(case, data, settings)
     config, loss = task.config, task.config.loss()
     rate = settings.learning_rate if case.learning_rate is None else case.learning_rate
-    optimizer = make_optimizer(OptimizerConfig.digits(total_steps=settings.steps, learning_rate=rate))
+    recipe = OptimizerConfig.digits(total_steps=settings.steps, learning_rate=rate)
+    optimizer = make_optimizer(dataclasses.replace(recipe, kind=OptimizerKind(case.optimizer)))
     step = jit_step(
         make_train_step(
             optimizer,

@@ -39,15 +39,16 @@ def unique_cases(data: str) -> dict[str, Case]:
 def looped_cases(data: str) -> dict[str, Case]:
     """Models of effective depth 8, each option alone and together."""
     plain, around = Case(data, "dit", 2, 4), Case(data, "dit", 2, 3, prelude=1, coda=1)
-    both = {"residual_scale": 0.5, "loop_vectors": True}
+    both = {"residual_scale": 0.5, "loop_embedding": True}
     return {
         "the paper's": plain,
         "the paper's, four layers": Case(data, "dit", 4, 2),
         "branches × 1/4": dataclasses.replace(plain, residual_scale=0.25),
+        "told its loop": dataclasses.replace(plain, loop_embedding=True),
         "vectors of each loop": dataclasses.replace(plain, loop_vectors=True),
         "prelude and coda": around,
         "prelude and coda, branches × 1/2": dataclasses.replace(around, residual_scale=0.5),
-        "prelude and coda, vectors of each loop": dataclasses.replace(around, loop_vectors=True),
+        "prelude and coda, told its loop": dataclasses.replace(around, loop_embedding=True),
         "all": dataclasses.replace(around, **both),
         "all, vanilla": dataclasses.replace(around, objective="vanilla", **both),
         "all, deep supervision": dataclasses.replace(around, objective="deep_supervision", **both),

@@ -12,8 +12,10 @@ from jaxtyping import Array
 
 import elt_zoo.commands._sample
 from elt_zoo import ElasticModel, load, save
-from elt_zoo.generator import bundled_names
+from elt_zoo.families import DiTConfig, MaskGITConfig
+from elt_zoo.generator import ExitGuidance, ExitGuidedPredict, bundled_names
 from elt_zoo.heads import Head
+from elt_zoo.models import BatchedPredict
 from elt_zoo.sampling import ConstantGuidance, LoopBudget, constant_budget
 from elt_zoo.storage import WeightsError
 from elt_zoo.tokenizers import PatchCodebook
@@ -98,6 +100,60 @@ def test_loops_come_in_every_form_of_a_sampler(generator):
     np.testing.assert_array_equal(
         generator.sample([3], steps=STEPS, key=KEY), generator.sample([3], loops=most, steps=STEPS, key=KEY)
     )
+
+
+@pytest.mark.parametrize("kind", [DiTConfig, MaskGITConfig])
+def test_an_early_exit_guides_where_the_level_allows_it(kind):
+    sizes = {"dim": 16, "num_layers": 1, "max_loops": 3, "num_heads": 2, "num_classes": 3}
+    own = {"shape": (4, 4, 1), "learned_variance": True} if kind is DiTConfig else {"grid": (2, 2), "codebook_size": 5}
+    config = kind(**sizes, **own)
+    # Layers that start as the identity would give the same prediction at every exit.
+    model = jax.tree.map(
+        lambda leaf: leaf + 0.2 * jax.random.normal(KEY, leaf.shape) if eqx.is_inexact_array(leaf) else leaf,
+        config.build(key=KEY),
+    )
+    examples = jnp.zeros((4, *config.example.shape), config.example.dtype)
+    inputs = config.corruption()(examples, jnp.arange(4) % 3, key=KEY).inputs
+    levels = np.asarray(jax.vmap(config.level)(*inputs))
+    ask = eqx.filter_jit(lambda predict, loops: predict(*inputs, loops=loops))
+
+    def guided(loops, **options):
+        predict = ExitGuidedPredict(model, ExitGuidance(2.0, **options), config.level, config.sampler().guide)
+        return np.asarray(ask(predict, loops))
+
+    one, three = (np.asarray(ask(BatchedPredict(model), jnp.asarray(loops))) for loops in (1, 3))
+    expected = 2.0 * three - one
+    if kind is DiTConfig:
+        expected[..., 1:] = three[..., 1:]  # the variance is never guided
+    for loops in (3, jnp.asarray(3)):
+        np.testing.assert_allclose(guided(loops), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(guided(jnp.asarray(1)), one, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(guided(jnp.asarray(3), exit=5), three, rtol=1e-4, atol=1e-4)
+    middle = np.sort(levels)[1:3]
+    inside = (levels >= middle[0]) & (levels <= middle[1])
+    assert 0 < inside.sum() < len(levels)
+    some = guided(jnp.asarray(3), levels=tuple(float(level) for level in middle))
+    np.testing.assert_allclose(some[inside], expected[inside], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(some[~inside], three[~inside], rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_by_an_exit_changes_pictures_and_one_program_serves_every_scale(generator):
+    generator, traced = counting(generator)
+    options = {"loops": 3, "steps": STEPS, "guidance": 1.5, "key": KEY}
+    without = generator.sample([3, 7], **options)
+    pictures = [
+        generator.sample([3, 7], **options, exit_guidance=ExitGuidance(scale, exit=exit))
+        for scale, exit in ((1.0, 1), (3.0, 1), (3.0, 3))
+    ]
+    assert len(traced) == 1 + 2  # for the shapes, and once for each of two programs
+    np.testing.assert_allclose(pictures[0], without, atol=1e-4)
+    np.testing.assert_allclose(pictures[2], without, atol=1e-4)
+    if generator.config.family == "dit":
+        assert np.abs(pictures[1] - without).max() > 1e-3
+    with pytest.raises(ValueError, match=r"needs a finite scale, an exit of at least one loop, and levels from 0"):
+        ExitGuidance(2.0, levels=(0.7, 0.2))
+    refused = run("sample", "--exit-guidance", 2, "--guiding-exit", 0, check=False)
+    assert refused.code == 2 and "exit of at least one loop" in refused.errors
 
 
 def test_guidance_of_zero_is_the_model_without_a_class(generator):

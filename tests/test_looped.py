@@ -70,6 +70,9 @@ def check_every_way(trunk, x, conditioning, reference):
     both = eqx.filter_jit(
         lambda trunk, r: trunk.student_and_teacher(x, conditioning, student_loops=r, max_loops=MAX_LOOPS)
     )
+    at_inference = eqx.filter_jit(
+        lambda trunk, r: trunk.student_and_teacher(x, conditioning, student_loops=1, max_loops=r)
+    )
     for loops in (1, MAX_LOOPS - 1):
         count = jnp.asarray(loops)
         close(trunk(x, conditioning, loops=loops), reference[loops - 1])
@@ -78,6 +81,9 @@ def check_every_way(trunk, x, conditioning, reference):
         student, teacher = both(trunk, count)
         close(student, reference[loops - 1])
         close(teacher, reference[-1])
+        first, last = at_inference(trunk, count)
+        close(first, reference[0])
+        close(last, reference[loops - 1])
 
 
 PAIRS = [(AdaLNZeroLayer, {}), (PreNormLayer, {"scan_layers": True, "remat": Remat.LAYER})]
@@ -112,6 +118,45 @@ def test_vectors_of_their_own_start_at_zero_and_leave_matrices_shared(layer, x, 
     close(trunk(x, conditioning, loops=2), plain(x, conditioning, loops=2))
     with pytest.raises(ValueError, match="`num_loop_deltas=-1` is a number of loops"):
         LoopedTransformer.create(DIM, LAYERS, HEADS, num_loop_deltas=-1, key=jax.random.key(0))
+
+
+TOLD = [{}, {"scan_layers": True, "remat": Remat.LAYER}, {"num_loop_deltas": MAX_LOOPS - 2}]
+
+
+@pytest.mark.parametrize("layer", [AdaLNZeroLayer], indirect=True)
+@pytest.mark.parametrize("options", TOLD, ids=str)
+def test_layers_that_are_told_their_loop_agree_in_every_way(layer, x, conditioning, options):
+    trunk = build(layer, prelude=1, loop_embedding=(MAX_LOOPS - 2, DIM), **options)
+    states, state = [], None
+    for loop in range(MAX_LOOPS):
+        # Past the last row, the last one goes on. Layers before the loops are told nothing.
+        row = min(loop, MAX_LOOPS - 3)
+        if state is None:
+            first = jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, trunk.prelude)
+            state = first(x, first.condition(conditioning))
+        for i in range(LAYERS):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, trunk.layers)
+            if trunk.loop_deltas is not None:
+                own = jax.tree.map(lambda leaf, i=i, row=row: leaf[i, row], trunk.loop_deltas)
+                one = eqx.apply_updates(one, own)
+            state = one(state, one.condition(conditioning + trunk.loop_embedding[row]))
+        states.append(state)
+    check_every_way(trunk, x, conditioning, jnp.stack(states))
+
+
+@pytest.mark.parametrize("layer", [AdaLNZeroLayer], indirect=True)
+def test_a_new_loop_embedding_changes_nothing_and_asks_for_a_vector(layer, x, conditioning):
+    create = functools.partial(LoopedTransformer.create, DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0))
+    told = create(loop_embedding=(3, DIM))
+    assert told.loop_embedding.shape == (3, DIM)
+    assert eqx.tree_equal(told.layers, create().layers)
+    close(told(x, conditioning, loops=2), create()(x, conditioning, loops=2))
+    with pytest.raises(ValueError, match=r"conditioning vector of 8 values, but the call's conditioning is none"):
+        create(loop_embedding=(3, 8))(x, loops=2)
+    with pytest.raises(ValueError, match=r"loop_embedding=\(0, 8\).*at least one loop"):
+        create(loop_embedding=(0, 8))
+    with pytest.raises(ValueError, match=r"as many loops as have deltas"):
+        create(loop_embedding=(3, DIM), num_loop_deltas=2)
 
 
 def around_the_loops(trunk, x, conditioning):

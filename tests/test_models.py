@@ -201,6 +201,11 @@ def test_unknown_names_and_broken_configs_are_explained():
         ({"residual_scale": 0.0}, r"must be in \(0, 1\]"),
         ({"residual_scale": math.nan}, r"must be in \(0, 1\]"),
         ({"residual_scale": 0.5, "pre_norm": False}, "post-norm branch undoes a scale"),
+        ({"loop_embedding": True}, "take no conditioning that could tell them their loop"),
     ]:
         with pytest.raises(ValueError, match=text):
             dataclasses.replace(config, **change)
+    told = dataclasses.replace(preset("digits-dit"), loop_embedding=True)
+    with pytest.raises(ValueError, match="all trained loops have vectors of their own or none"):
+        dataclasses.replace(told, num_loop_deltas=told.max_loops - 1)
+    assert not told.unlooped().loop_embedding

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elt_zoo.families import MaskGITConfig, preset
-from elt_zoo.training import Decay, OptimizerConfig, decay_mask, ema_decay_at, make_optimizer, update_ema
+from elt_zoo.training import Decay, OptimizerConfig, OptimizerKind, decay_mask, ema_decay_at, make_optimizer, update_ema
 
 
 @pytest.mark.parametrize("name", ["digits-dit", "digits-maskgit"])
@@ -30,6 +30,40 @@ def test_decay_moves_weights_and_leaves_stacked_biases_alone():
     np.testing.assert_allclose(updates.trunk.layers.mlp.up.weight, -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates.trunk.layers.mlp.up.bias, 0.0)
     np.testing.assert_array_equal(updates.head.token_embedding, 0.0)
+
+
+def test_muon_orthogonalises_each_matrix_of_the_trunk_and_leaves_the_rest_to_adamw():
+    config = MaskGITConfig(
+        dim=8, num_layers=2, max_loops=2, num_heads=2, num_classes=4, grid=(2, 2), codebook_size=5, prelude=1
+    )
+    params = eqx.filter(config.build(key=jax.random.key(0)), eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    gradients = structure.unflatten(
+        [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    )
+    # A gradient of another size in one layer of the stack changes nothing: each matrix is taken by itself.
+    gradients = eqx.tree_at(
+        lambda model: model.trunk.layers.mlp.up.weight, gradients, replace_fn=lambda leaf: leaf.at[1].multiply(50.0)
+    )
+
+    def updates_of(kind: OptimizerKind) -> Any:
+        optimizer = make_optimizer(OptimizerConfig(kind=kind, learning_rate=0.1, total_steps=10))
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return jax.jit(lambda params: optimizer.update(gradients, optimizer.init(params), params)[0])(params)
+
+    muon, adamw = updates_of(OptimizerKind.MUON), updates_of(OptimizerKind.ADAMW)
+    for stacked in (muon.trunk.layers, muon.trunk.prelude):
+        for matrix in (*stacked.attention.qkv.weight, *stacked.mlp.up.weight, *stacked.mlp.down.weight):
+            values = np.linalg.svd(matrix, compute_uv=False)
+            assert values.max() < 2.0 * values.min()
+            assert np.sqrt(np.mean(np.square(matrix))) == pytest.approx(0.1 * 0.2, rel=0.25)
+    for rest in (
+        lambda model: model.head,
+        lambda model: model.trunk.layers.attention_norm,
+        lambda model: model.trunk.layers.mlp.up.bias,
+    ):
+        assert eqx.tree_equal(rest(muon), rest(adamw))
 
 
 def test_schedules_warm_up_and_decay():

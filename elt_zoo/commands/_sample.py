@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ..figures import save_grid
-from ..generator import load
+from ..generator import ExitGuidance, load
 from ..sampling import Loops, average_loops, constant_budget, linear_budget
 from ..storage import require_writable
 from ..tokenizers import load_tokenizer
@@ -31,6 +31,10 @@ class SampleOptions:
     """Sampling steps; default as the model was measured."""
     guidance: float | None = None
     """Scale of guidance: 1 is none, 0 the unconditional model; default as the model was measured."""
+    exit_guidance: float | None = None
+    """Scale of guidance by an early exit of the same pass: 1 is none; alone or with `--guidance`."""
+    guiding_exit: int = 1
+    """Loops of the exit that `--exit-guidance` moves away from."""
     batch_size: int | None = None
     """Samples at a time; default all of a row, 64 at most."""
     seed: int = 0
@@ -49,10 +53,16 @@ class SampleOptions:
             raise ValueError(f"`--seed {self.seed}` must be 0 or more.")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"`--guidance {self.guidance}` must be a finite number; 1 is no guidance.")
+        _ = self.by_exit  # raises for a scale or an exit that cannot be
         if self.out.suffix.lower() != ".png":
             raise ValueError(f"`--out {self.out}` must end in .png: it will be a picture.")
         if self.labels is not None and not self.labels:
             raise ValueError("`--labels` names no classes.")
+
+    @property
+    def by_exit(self) -> ExitGuidance | None:
+        """Guidance by an early exit, if it was asked for."""
+        return None if self.exit_guidance is None else ExitGuidance(self.exit_guidance, exit=self.guiding_exit)
 
 
 def sample(options: SampleOptions) -> None:
@@ -76,6 +86,7 @@ def sample(options: SampleOptions) -> None:
             loops=budget,
             steps=options.steps,
             guidance=options.guidance,
+            exit_guidance=options.by_exit,
             batch_size=options.batch_size,
             key=jax.random.key(options.seed),
         )

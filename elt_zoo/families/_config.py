@@ -77,6 +77,8 @@ class ModelConfig(abc.ABC):
     - `prelude`, `coda`: layers before the loops and after the last one; default none, as the paper.
     - `residual_scale`: of the branches of looped layers, in (0, 1]; default 1, as the paper.
     - `num_loop_deltas`: loops that add vectors of their own to the layers' vectors, at most L_max; default none.
+    - `loop_embedding`: tell the layers which loop they are in, by a vector of each loop that is added to the
+      conditioning; default not, as the paper. For families whose layers are conditioned.
     - `scan_layers`, `unroll_loops`, `remat`: how the trunk runs, see [`LoopedTransformer`][elt_zoo.LoopedTransformer].
 
     **Raises:** `ValueError` for a size below 1 or beyond any reason, heads that do not divide the width, or a dropout
@@ -97,6 +99,7 @@ class ModelConfig(abc.ABC):
     coda: int = 0
     residual_scale: float = 1.0
     num_loop_deltas: int = 0
+    loop_embedding: bool = False
     scan_layers: bool = False
     unroll_loops: bool = False
     remat: Remat = Remat.AUTO
@@ -122,6 +125,17 @@ class ModelConfig(abc.ABC):
             raise ValueError(
                 f"`{type(self).__name__}(num_loop_deltas={self.num_loop_deltas}, max_loops={self.max_loops})` "
                 "must be in [0, max_loops]: it counts loops with vectors of their own."
+            )
+        if self.loop_embedding and self.num_loop_deltas not in (0, self.max_loops):
+            raise ValueError(
+                f"`{type(self).__name__}(loop_embedding=True, num_loop_deltas={self.num_loop_deltas}, "
+                f"max_loops={self.max_loops})`: with a loop embedding, all trained loops have vectors of their own "
+                "or none."
+            )
+        if self.loop_embedding and self.trunk_conditioning_dim is None:
+            raise ValueError(
+                f"`{type(self).__name__}(loop_embedding=True)`: the layers of this model take no conditioning that "
+                "could tell them their loop. Loop deltas (`num_loop_deltas`) suit them."
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`{type(self).__name__}(dropout={self.dropout})` must be in [0, 1).")
@@ -221,6 +235,11 @@ class ModelConfig(abc.ABC):
         return 4 * self.dim if self.mlp_dim is None else self.mlp_dim
 
     @property
+    def trunk_conditioning_dim(self) -> int | None:
+        """Width of the vector that conditions the trunk's layers; `None`, the default, where there is none."""
+        return None
+
+    @property
     def effective_depth(self) -> int:
         """D, the layers that a forward pass at L_max goes through: N·L and those before and after the loops."""
         return self.prelude + self.num_layers * self.max_loops + self.coda
@@ -253,7 +272,7 @@ class ModelConfig(abc.ABC):
         return self._unlooped(self.prelude + self.num_layers + self.coda)
 
     def _unlooped(self, num_layers: int) -> "ModelConfig":
-        plain = {"prelude": 0, "coda": 0, "residual_scale": 1.0, "num_loop_deltas": 0}
+        plain = {"prelude": 0, "coda": 0, "residual_scale": 1.0, "num_loop_deltas": 0, "loop_embedding": False}
         return dataclasses.replace(self, num_layers=num_layers, max_loops=1, **plain)
 
     def to_dict(self) -> dict[str, Any]:
@@ -262,6 +281,7 @@ class ModelConfig(abc.ABC):
 
     def trunk(self, layer: Callable[..., Any], *, key: PRNGKeyArray) -> LoopedTransformer:
         """The trunk of these sizes, of layers that `layer(dim, num_heads, mlp_dim=…, key=…)` makes."""
+        width = self.trunk_conditioning_dim
         return LoopedTransformer.create(
             self.dim,
             self.num_layers,
@@ -275,6 +295,7 @@ class ModelConfig(abc.ABC):
             unroll_loops=self.unroll_loops,
             remat=self.remat,
             num_loop_deltas=self.num_loop_deltas,
+            loop_embedding=(self.max_loops, width) if self.loop_embedding and width is not None else None,
             key=key,
         )
 

@@ -122,6 +122,11 @@ class DiTConfig(ModelConfig):
                 return LinearBetaSchedule()
 
     @property
+    def trunk_conditioning_dim(self) -> int:
+        """Width of the conditioning vector, `conditioning_dim` or its default."""
+        return self.dim if self.conditioning_dim is None else self.conditioning_dim
+
+    @property
     def num_tokens(self) -> int:
         """Patches of an array."""
         return math.prod(size // p for size, p in zip(self.shape[:-1], self._patches, strict=True))

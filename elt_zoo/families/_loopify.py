@@ -55,7 +55,7 @@ def loopify(
         raise ValueError(
             f"`loopify` takes a model of unique layers alone, but this config has max_loops={config.max_loops}, "
             f"num_loop_deltas={config.num_loop_deltas}, prelude={config.prelude}, coda={config.coda} and "
-            f"residual_scale={config.residual_scale}."
+            f"residual_scale={config.residual_scale}, loop_embedding={config.loop_embedding}."
         )
     if model.trunk.num_layers != depth:
         raise ValueError(

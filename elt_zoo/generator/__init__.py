@@ -1,6 +1,8 @@
 """Generators: models that can be saved, loaded by name or from a folder, and sampled."""
 
 from ._card import model_card as model_card
+from ._exit_guidance import ExitGuidance as ExitGuidance
+from ._exit_guidance import ExitGuidedPredict as ExitGuidedPredict
 from ._files import bundled_names as bundled_names
 from ._files import load as load
 from ._files import save as save

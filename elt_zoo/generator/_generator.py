@@ -16,6 +16,7 @@ from ..models import BatchedPredict, ElasticModel
 from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops, total_loops
 from ..sharding import data_mesh, replicate, shard_batch
 from ..tokenizers import Tokenizer
+from ._exit_guidance import ExitGuidance, ExitGuidedPredict
 from ._planner import Planner
 
 _LARGEST_BATCH = 64
@@ -81,6 +82,7 @@ class Generator:
         loops: Loops | None = None,
         steps: int | None = None,
         guidance: float | AbstractGuidance | None = None,
+        exit_guidance: ExitGuidance | None = None,
         batch_size: int | None = None,
         milliseconds: float | None = None,
         mesh: Mesh | None = None,
@@ -99,6 +101,7 @@ class Generator:
           [`LoopBudget`][elt_zoo.sampling.LoopBudget] for the branches of guidance; default the `max_loops` of the
           config.
         - `steps`, `guidance`: as for [`sampler`][elt_zoo.Generator.sampler].
+        - `exit_guidance`: guidance by an early exit, alone or with the other; default none.
         - `batch_size`: samples at a time; default the next power of two, 64 at most.
         - `milliseconds`: for the whole call, instead of loops, steps and guidance: the `planner` chooses them, and of
           its batch sizes, unless one is given, the smallest that holds all labels, or else the largest.
@@ -118,6 +121,7 @@ class Generator:
             loops=loops,
             steps=steps,
             guidance=guidance,
+            exit_guidance=exit_guidance,
             batch_size=batch_size,
             milliseconds=milliseconds,
             mesh=mesh,
@@ -138,6 +142,7 @@ class Generator:
         loops: Loops | None = None,
         steps: int | None = None,
         guidance: float | AbstractGuidance | None = None,
+        exit_guidance: ExitGuidance | None = None,
         batch_size: int | None = None,
         milliseconds: float | None = None,
         mesh: Mesh | None = None,
@@ -148,6 +153,7 @@ class Generator:
         labels = self._checked_labels(labels)
         if milliseconds is not None:
             given = {"loops": loops, "steps": steps, "guidance": guidance, "mesh": mesh}
+            given["exit_guidance"] = exit_guidance
             if chosen := [name for name, value in given.items() if value is not None]:
                 raise ValueError(
                     f"`milliseconds={milliseconds}` and `{chosen[0]}` cannot both be given: the planner chooses loops, "
@@ -165,8 +171,8 @@ class Generator:
             raise ValueError(f"`batch_size={size}` must be a positive multiple of the {mesh.size} device(s).")
         loops = self.config.max_loops if loops is None else loops
         total_loops(loops, sampler.steps, guidance=sampler.guidance)  # refuses wrong counts before any work
-        sampler, budget, key = replicate((sampler, _traced(loops), key), mesh)
-        return self._drawn(sampler, network, labels, budget, key, size, mesh)
+        sampler, budget, key, by_exit = replicate((sampler, _traced(loops), key, exit_guidance), mesh)
+        return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh)
 
     def _batch_of_plans(self, count: int, batch_size: int | None) -> tuple[Planner, int]:
         """The planner, and the batch size for so many labels."""
@@ -220,7 +226,7 @@ class Generator:
     @property
     def _network(self) -> Any:
         """All that is on the devices when samples are drawn."""
-        return BatchedPredict(self.model), self.tokenizer
+        return self.model, self.tokenizer
 
     @functools.cached_property
     def _on_first_device(self) -> Any:
@@ -268,6 +274,9 @@ def _draw(
     config: ModelConfig, sampler: AbstractSampler, network: Any, labels: Array, loops: Loops, key: PRNGKeyArray
 ) -> Array:
     """Everything is an argument: one program for all labels, loops and scales of equal steps and batch."""
-    predict, tokenizer = network
+    model, tokenizer, by_exit = network
+    predict = BatchedPredict(model)
+    if by_exit is not None:
+        predict = ExitGuidedPredict(model, by_exit, config.level, sampler.guide)
     samples = sampler(predict, labels, loops=loops, key=key)
     return jax.vmap(lambda sample: config.decode(sample, tokenizer))(samples)

@@ -11,7 +11,7 @@ from ..nn import PreNormLayer
 from ._block import Block, State, make_block
 from ._counts import LoopCount, StaticCount, poison, static_count, traced_count
 from ._remat import Remat
-from ._stack import apart, stack, zero_deltas
+from ._stack import apart, stack, zero_deltas, zero_embedding
 
 _PRELUDE, _CODA = 2**31, 2**31 + 1
 """Numbers that no loop has, for the keys of dropout."""
@@ -51,6 +51,9 @@ class LoopedTransformer(eqx.Module):
     of norms); they start at zero, and the matrices stay shared. Loops after the K-th use the vectors of the K-th. The
     paper has none. They let a deep model that was turned into a looped one keep more of what its layers were.
 
+    With a `loop_embedding`, the layers are told which loop they are in: row r of the table is added to the conditioning
+    vector in loop r + 1. Loops past the last row use the last. The rows start at zero. The paper has none.
+
     Layers that do not loop may stand around the loop: those of the `prelude` map the tokens to the state that enters
     it, those of the `coda` map the state at an exit to what every call above returns for that exit. The paper has none.
     Looped language models have them ([2502.05171](https://arxiv.org/abs/2502.05171)).
@@ -60,6 +63,7 @@ class LoopedTransformer(eqx.Module):
     prelude: PyTree[Array]
     coda: PyTree[Array]
     loop_deltas: PyTree[Array]
+    loop_embedding: Float[Array, "loops conditioning_dim"] | None
     num_layers: int = eqx.field(static=True)
     num_prelude: int = eqx.field(static=True)
     num_coda: int = eqx.field(static=True)
@@ -77,6 +81,7 @@ class LoopedTransformer(eqx.Module):
         unroll_loops: bool = False,
         remat: Remat = Remat.AUTO,
         num_loop_deltas: int = 0,
+        loop_embedding: tuple[int, int] | None = None,
     ):
         """Loops a list of layers. [`create`][elt_zoo.LoopedTransformer.create] builds the list from sizes.
 
@@ -92,9 +97,11 @@ class LoopedTransformer(eqx.Module):
         - `remat`: what the backward pass recomputes; default what lies between matrix products, where loops are
           scanned.
         - `num_loop_deltas`: loops that get vectors of their own; default none.
+        - `loop_embedding`: shape (loops, conditioning_dim) of a table of what is added to the conditioning vector in
+          each loop; default none. With loop deltas, both are for the same number of loops.
 
         **Raises:** `ValueError` if `layers` is empty, the structures within a list differ (naming the first layer that
-        does), or `num_loop_deltas` < 0.
+        does), `num_loop_deltas` < 0, or the table is empty or for another number of loops than the deltas.
         """
         if len(layers) == 0:
             raise ValueError("`LoopedTransformer([])` needs at least one layer.")
@@ -102,6 +109,7 @@ class LoopedTransformer(eqx.Module):
         self.prelude = stack(prelude) if prelude else None
         self.coda = stack(coda) if coda else None
         self.loop_deltas = zero_deltas(self.layers, num_loop_deltas)
+        self.loop_embedding = None if loop_embedding is None else zero_embedding(loop_embedding, self.num_loop_deltas)
         self.num_layers = len(layers)
         self.num_prelude = len(prelude)
         self.num_coda = len(coda)
@@ -125,6 +133,7 @@ class LoopedTransformer(eqx.Module):
         unroll_loops: bool = False,
         remat: Remat = Remat.AUTO,
         num_loop_deltas: int = 0,
+        loop_embedding: tuple[int, int] | None = None,
         key: PRNGKeyArray,
     ) -> "LoopedTransformer":
         """Builds the layers from their sizes, and loops them.
@@ -140,7 +149,7 @@ class LoopedTransformer(eqx.Module):
         - `prelude`, `coda`: numbers of layers before the loops and after the last one.
         - `residual_scale`: of the looped layers, which must take it as an argument if it is not 1. A layer that is
           applied L times adds L correlated branches to the state; 1/√L or 1/L keeps their sum in bounds.
-        - `scan_layers`, `unroll_loops`, `remat`, `num_loop_deltas`: as for `LoopedTransformer`.
+        - `scan_layers`, `unroll_loops`, `remat`, `num_loop_deltas`, `loop_embedding`: as for `LoopedTransformer`.
         - `key`: PRNG key, split among the layers.
 
         **Raises:** `ValueError` if `num_layers` < 1, `prelude` or `coda` < 0, or the heads do not divide the width.
@@ -164,6 +173,7 @@ class LoopedTransformer(eqx.Module):
             unroll_loops=unroll_loops,
             remat=remat,
             num_loop_deltas=num_loop_deltas,
+            loop_embedding=loop_embedding,
         )
 
     def unstacked(self) -> "LoopedTransformer":
@@ -202,7 +212,7 @@ class LoopedTransformer(eqx.Module):
         **Arguments:**
 
         - `x`: tokens.
-        - `conditioning`: what the layers take besides tokens.
+        - `conditioning`: what the layers take besides tokens; one vector if the trunk has a loop embedding.
         - `loops`: L ≥ 1. A Python or NumPy integer is static: a `lax.scan`, which can be differentiated. A JAX array
           is traced: one compilation serves every number, nothing runs past the last loop, and reverse-mode
           differentiation is not possible (use `at_exit` for that).
@@ -210,8 +220,8 @@ class LoopedTransformer(eqx.Module):
 
         **Returns:** the state after the last loop.
 
-        **Raises:** `TypeError` if `loops` is a truth value; `ValueError` if the number is below 1; where it is traced,
-        the result is NaN instead.
+        **Raises:** `TypeError` if `loops` is a truth value; `ValueError` if the number is below 1 (where it is traced,
+        the result is NaN instead), or the conditioning does not suit the loop embedding.
         """
         if not isinstance(loops, jax.Array):
             count = static_count("loops", loops)
@@ -294,30 +304,37 @@ class LoopedTransformer(eqx.Module):
         conditioning: PyTree[Array] = None,
         *,
         student_loops: LoopCount,
-        max_loops: StaticCount,
+        max_loops: LoopCount,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "tokens dim"], Float[Array, "tokens dim"]]:
         """The two states that Intra-Loop Self Distillation needs, from one forward pass
         ([2604.09168](https://arxiv.org/abs/2604.09168), algorithm 1).
 
         **Arguments:** as `__call__`; `student_loops`: the student's exit L_int, traced or static, in [1, `max_loops`];
-        `max_loops`: L_max.
+        `max_loops`: L_max, static, or traced for inference only.
 
         **Returns:** the state after `student_loops` loops and the state after `max_loops` loops.
 
         **Raises:** `ValueError` if `max_loops` < 1 or `student_loops` is outside the range; where `student_loops` is
-        traced, the student's state is NaN instead.
+        traced, the student's state is NaN instead, and where `max_loops` is, the teacher's.
         """
-        max_loops = static_count("max_loops", max_loops)
-        student_loops = traced_count("student_loops", student_loops, max_loops)
-        enter, block, leave = self._parts(x, conditioning, key, max_loops)
+        static = not isinstance(max_loops, jax.Array)
+        limit = static_count("max_loops", max_loops) if static else None
+        student_loops = traced_count("student_loops", student_loops, limit)
+        enter, block, leave = self._parts(x, conditioning, key, limit)
 
-        def body(carry, index):
+        def advance(index, carry):
             state, student = carry
             state = block(state, index)
-            return (state, jnp.where(index + 1 == student_loops, state, student)), None
+            return state, jnp.where(index + 1 == student_loops, state, student)
 
-        (teacher, student), _ = self._scan(body, (enter(x), jnp.full_like(x, jnp.nan)), max_loops)
+        start = (enter(x), jnp.full_like(x, jnp.nan))
+        if limit is not None:
+            teacher, student = self._scan(lambda carry, index: (advance(index, carry), None), start, limit)[0]
+        else:
+            count = traced_count("max_loops", max_loops)
+            teacher, student = jax.lax.fori_loop(jnp.zeros_like(count), count, advance, start)
+            teacher = poison(teacher, count < 1)
         return leave(student), leave(teacher)
 
     @checked
@@ -392,11 +409,12 @@ class LoopedTransformer(eqx.Module):
         """
 
         def block_of(
-            layers: PyTree[Array], num_layers: int, deltas: PyTree[Array], key: Any, times: int | None
+            layers: PyTree[Array], num_layers: int, deltas: PyTree[Array], embedding: Any, key: Any, times: int | None
         ) -> Block:
             return make_block(
                 layers,
                 deltas,
+                embedding,
                 conditioning,
                 key,
                 num_layers=num_layers,
@@ -409,12 +427,12 @@ class LoopedTransformer(eqx.Module):
         def once(layers: PyTree[Array], num_layers: int, index: int) -> Callable[[State], State]:
             if not num_layers:
                 return lambda state: state
-            block = block_of(layers, num_layers, None, None if key is None else jax.random.fold_in(key, index), 1)
+            block = block_of(layers, num_layers, None, None, None if key is None else jax.random.fold_in(key, index), 1)
             return lambda state: block(state, jnp.asarray(0))
 
         return (
             once(self.prelude, self.num_prelude, _PRELUDE),
-            block_of(self.layers, self.num_layers, self.loop_deltas, key, loops),
+            block_of(self.layers, self.num_layers, self.loop_deltas, self.loop_embedding, key, loops),
             once(self.coda, self.num_coda, _CODA),
         )
 

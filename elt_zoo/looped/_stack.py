@@ -4,7 +4,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 
 def stack(layers: Sequence[eqx.Module]) -> PyTree[Array]:
@@ -44,6 +44,16 @@ def zero_deltas(layers: PyTree[Array], num_loop_deltas: int) -> PyTree[Array]:
     if num_loop_deltas == 0 or not jax.tree.leaves(vectors):
         return None
     return jax.tree.map(lambda leaf: jnp.zeros((leaf.shape[0], num_loop_deltas, leaf.shape[1]), leaf.dtype), vectors)
+
+
+def zero_embedding(shape: tuple[int, int], num_loop_deltas: int) -> Float[Array, "loops conditioning_dim"]:
+    """Zeros of a table of loops, for as many as have deltas if any have."""
+    if min(shape) < 1 or (num_loop_deltas and shape[0] != num_loop_deltas):
+        raise ValueError(
+            f"`loop_embedding={shape}, num_loop_deltas={num_loop_deltas}`: a table of at least one loop and one value, "
+            "and of as many loops as have deltas if any have."
+        )
+    return jnp.zeros(shape, jnp.float32)
 
 
 def add_deltas(layer: PyTree, deltas: PyTree[Array]) -> Any:

@@ -68,9 +68,11 @@ class ElasticModel(eqx.Module):
 
     @checked
     def student_and_teacher(
-        self, *inputs: Any, student_loops: LoopCount, max_loops: StaticCount, key: PRNGKeyArray | None = None
+        self, *inputs: Any, student_loops: LoopCount, max_loops: LoopCount, key: PRNGKeyArray | None = None
     ) -> tuple[PyTree[Array], PyTree[Array]]:
-        """The predictions after `student_loops` and after `max_loops` loops, from one forward pass."""
+        """The predictions after `student_loops` and after `max_loops` loops, from one forward pass. A traced
+        `max_loops` is for inference only.
+        """
         tokens, read, key = self._embed(inputs, key)
         student, teacher = self.trunk.student_and_teacher(
             *tokens, student_loops=student_loops, max_loops=max_loops, key=key

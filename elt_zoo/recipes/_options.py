@@ -6,7 +6,7 @@ from typing import Any, Literal
 from ..families import ModelConfig, preset
 from ..looped import Remat
 from ..sharding import Gather
-from ..training import OptimizerConfig
+from ..training import OptimizerConfig, OptimizerKind
 from ._open import DIGITS, MOVING_DIGITS
 
 ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
@@ -74,6 +74,8 @@ class SizeOptions:
     """Of the branches of the layers that loop, in (0, 1]."""
     num_loop_deltas: int | None = None
     """Loops that add vectors of their own to the layers' vectors, at most L_max."""
+    loop_embedding: bool | None = None
+    """Tell the layers which loop they are in, by a vector added to their conditioning. Diffusion."""
     patch_size: int | None = None
     """Diffusion: pixels along each side of a patch."""
     codebook_size: int | None = None
@@ -125,6 +127,8 @@ class TrainingOptions(SizeOptions):
     seed: int = 0
     learning_rate: float | None = None
     """Peak; default the paper's 1e-4 with `--preset`, else a high one for small models."""
+    optimizer: OptimizerKind = OptimizerKind.ADAMW
+    """What turns gradients into updates: the paper's AdamW, or Muon for the matrices of the trunk."""
     accumulation: int = 1
     """Parts that a batch is split into to save memory; the step is that of the whole batch."""
     ema_decay: float | None = None
@@ -202,14 +206,15 @@ class TrainingOptions(SizeOptions):
 class Recipe:
     """What the options leave open until data and model are known.
 
-    **Fields:** `steps`, `learning_rate`, `ema_decay`: as in the options; `small`: a small model on a short run:
-    warm-up, then a cosine to zero, instead of the paper's schedule.
+    **Fields:** `steps`, `learning_rate`, `ema_decay`: as in the options; `kind`: of the optimiser; `small`: a small
+    model on a short run: warm-up, then a cosine to zero, instead of the paper's schedule.
     """
 
     steps: int
     learning_rate: float
     ema_decay: float
     small: bool
+    kind: OptimizerKind = OptimizerKind.ADAMW
 
     @classmethod
     def of(cls, options: TrainingOptions, config: ModelConfig, data: str) -> "Recipe":
@@ -221,14 +226,17 @@ class Recipe:
             steps, rate, decay = _SMALL.get((data, config.family), _SMALL.get((data, ""), (1000, 2e-3, 0.995)))
             default = cls(steps=steps, learning_rate=rate, ema_decay=decay, small=True)
         given = {name: getattr(options, name) for name in ("steps", "learning_rate", "ema_decay")}
-        return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
+        known = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(default, kind=options.optimizer, **known)
 
     def optimizer(self, config: ModelConfig) -> OptimizerConfig:
-        """AdamW as the recipe has it."""
+        """The optimiser as the recipe has it."""
         if self.small:
-            return OptimizerConfig.digits(total_steps=self.steps, learning_rate=self.learning_rate)
+            small = OptimizerConfig.digits(total_steps=self.steps, learning_rate=self.learning_rate)
+            return dataclasses.replace(small, kind=self.kind)
         paper = config.training_defaults()
         return OptimizerConfig(
+            kind=self.kind,
             learning_rate=self.learning_rate,
             total_steps=self.steps,
             warmup_steps=min(paper.warmup_steps, self.steps // 10),

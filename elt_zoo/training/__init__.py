@@ -12,6 +12,7 @@ from ._loop import TrainingInterrupted as TrainingInterrupted
 from ._loop import fit as fit
 from ._optimizer import Decay as Decay
 from ._optimizer import OptimizerConfig as OptimizerConfig
+from ._optimizer import OptimizerKind as OptimizerKind
 from ._optimizer import decay_mask as decay_mask
 from ._optimizer import make_optimizer as make_optimizer
 from ._pace import Report as Report

@@ -1,12 +1,15 @@
 import dataclasses
 import enum
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
 import optax
+import optax.contrib
 from jaxtyping import PyTree
 
+from ..looped import LoopedTransformer
 from ..nn import Linear
 
 
@@ -17,12 +20,25 @@ class Decay(enum.StrEnum):
     COSINE = "cosine"
 
 
+class OptimizerKind(enum.StrEnum):
+    """What turns gradients into updates.
+
+    `ADAMW` is the paper's ([1711.05101](https://arxiv.org/abs/1711.05101)). `MUON` moves the weight matrices of the
+    trunk along the orthogonalised average of their gradients, scaled to the size of AdamW's updates, so that AdamW's
+    rates suit it ([2502.16982](https://arxiv.org/abs/2502.16982), section 2.2); AdamW does the rest.
+    """
+
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (1711.05101) with warm-up, a schedule and clipping.
+    """AdamW, or Muon beside it, with warm-up, a schedule and clipping.
 
     **Fields:**
 
+    - `kind`: the optimiser.
     - `learning_rate`: the peak.
     - `total_steps`: steps of the run, for the decay.
     - `warmup_steps`: steps of linear warm-up from 0.
@@ -34,6 +50,7 @@ class OptimizerConfig:
     **Raises:** `ValueError` for values outside their range.
     """
 
+    kind: OptimizerKind = OptimizerKind.ADAMW
     learning_rate: float
     total_steps: int
     warmup_steps: int = 0
@@ -88,11 +105,37 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optax transformation of a config: clipping, then AdamW."""
-    adamw = optax.adamw(
+    """The optax transformation of a config: clipping, then AdamW or Muon."""
+    update = optax.adamw(
         config.schedule(), b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask
     )
-    return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    if config.kind == OptimizerKind.MUON:
+        muon = optax.contrib.muon(
+            config.schedule(),
+            weight_decay=config.weight_decay,
+            # Of stacked layers (layers, out, in), each matrix by itself.
+            muon_weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=1),
+            consistent_rms=_ADAMW_RMS,
+        )
+        update = optax.partition({OptimizerKind.MUON: muon, OptimizerKind.ADAMW: update}, _kinds)
+    return update if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+# The root mean square that AdamW's updates have in practice, in units of the rate (2502.16982, equation 4).
+_ADAMW_RMS = 0.2
+
+
+def _kinds(model: PyTree) -> PyTree:
+    """Muon for the weights of the trunk's linear maps, AdamW for all else: embeddings and heads gain nothing by it."""
+
+    def trunk(node: Any) -> bool:
+        return isinstance(node, LoopedTransformer)
+
+    def kind(node: Any) -> PyTree:
+        matrices = decay_mask(node) if trunk(node) else jax.tree.map(lambda _: False, node)
+        return jax.tree.map(lambda matrix: OptimizerKind.MUON if matrix else OptimizerKind.ADAMW, matrices)
+
+    return jax.tree.map(kind, model, is_leaf=trunk)
 
 
 def decay_mask(model: PyTree) -> PyTree:
