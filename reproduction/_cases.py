@@ -86,7 +86,7 @@ class Case:
     def cost(self) -> int:
         """Layers that a step goes through, more on the larger images: for the order of the runs."""
         depth = self.prelude + self.num_layers * self.max_loops + self.coda
-        return depth * (3 if self.data == "MNIST" else 1)
+        return depth * {"MNIST": 3, "CIFAR-10": 4}.get(self.data, 1)
 
     def make_objective(self, loss: AbstractLoss) -> AbstractObjective:
         curriculum = CURRICULA[self.curriculum]

@@ -46,7 +46,7 @@ def report(out: Path, runs: Path, paths: list[Path], settings: Settings, sets: l
     results.save(out)
     floors = {}
     for name in sets:
-        data, judge = load(name, settings.mnist)
+        data, judge = load(name, settings.place(name))
         floors[name] = judge.floor(data)
     where = " and ".join(dict.fromkeys(json.loads(path.read_text())["environment"] for path in paths))
     counts = [f"{len(results.seeds(case))} on {name}" for name in sets for case in all_cases(name)[:1]]

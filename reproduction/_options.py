@@ -14,6 +14,8 @@ def add_options(parser: argparse.ArgumentParser, *, runs: str) -> None:
     """Options of any study. `runs`: the folder of its runs."""
     defaults = Settings()
     parser.add_argument("--mnist", type=Path, help="the folder of t10k-images-idx3-ubyte.gz and its labels")
+    parser.add_argument("--cifar10", help="CIFAR-10: its official files, or a folder or archive of its images by class")
+    parser.add_argument("--dim", type=int, default=defaults.dim, help="width of all models, with a head for every 32")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--samples", type=int, default=defaults.samples, help="generated images at each loop count")
@@ -30,4 +32,14 @@ def settings_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
             f"multiple of the {CLASSES} classes."
         )
     folder = None if arguments.mnist is None else str(arguments.mnist.resolve())
-    return Settings(mnist=folder, steps=arguments.steps, samples=arguments.samples)
+    cifar10 = None if arguments.cifar10 is None else str(Path(arguments.cifar10).resolve())
+    if arguments.dim < 32 or arguments.dim % 32:
+        parser.error(f"--dim {arguments.dim} must be a multiple of 32, the width of an attention head.")
+    return Settings(
+        mnist=folder,
+        cifar10=cifar10,
+        steps=arguments.steps,
+        samples=arguments.samples,
+        dim=arguments.dim,
+        num_heads=arguments.dim // 32,
+    )

@@ -47,7 +47,9 @@ def check_settings(paths: Iterable[Path], settings: Settings) -> None:
     """Refuses runs of other settings: they would not compare."""
     for path in paths:
         before = json.loads(path.read_text())["settings"]
-        now = dataclasses.asdict(settings) | {"mnist": before["mnist"]}  # a place, which may differ
+        now = dataclasses.asdict(settings)
+        for place in ("mnist", "cifar10"):  # which may differ
+            now[place] = before.get(place)
         differences = [f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]]
         if differences:
             raise SystemExit(

@@ -18,7 +18,7 @@ from elt_zoo.recipes import Representation, Task, make_task
 from elt_zoo.training import OptimizerConfig, OptimizerKind, TrainState, fit, jit_step, make_optimizer, make_train_step
 
 from ._cases import Case, exit_cases
-from ._data import CLASSES, PATCH, Judge, SmallData, digits, mnist
+from ._data import CLASSES, PATCH, Judge, SmallData, cifar10, digits, mnist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Settings:
 
     mnist: str | None = None
     """Folder of MNIST's files."""
+    cifar10: str | None = None
+    """CIFAR-10: its official files, or its images by class."""
     steps: int = 1000
     milestones: int = 20
     """How often the loss of every exit is measured on the way."""
@@ -41,15 +43,19 @@ class Settings:
     samples: int = 1000
     """Generated images at each loop count that is judged, as many of each class."""
 
+    def place(self, data: str) -> str | None:
+        """Where a data set lies, if it does not come with the library."""
+        return {"MNIST": self.mnist, "CIFAR-10": self.cifar10}.get(data)
+
 
 @functools.cache
-def load(name: str, folder: str | None) -> tuple[SmallData, Judge]:
+def load(name: str, place: str | None) -> tuple[SmallData, Judge]:
     """The data set and its judge, which takes seconds to fit, once for all runs of a process."""
     if name == "digits":
         data = digits()
     else:
-        assert folder is not None
-        data = mnist(Path(folder))
+        assert place is not None
+        data = mnist(Path(place)) if name == "MNIST" else cifar10(place)
     return data, Judge(data)
 
 
@@ -88,7 +94,7 @@ def run(case: Case, seed: int, settings: Settings) -> tuple[dict[str, Any], dict
     those on as many training examples, and the quality at the loop counts that are judged — and twenty images at each
     of these.
     """
-    data, judge = load(case.data, settings.mnist)
+    data, judge = load(case.data, settings.place(case.data))
     task = task_of(case, data, settings)
     config, loss = task.config, task.config.loss()
     rate = settings.learning_rate if case.learning_rate is None else case.learning_rate

@@ -2,6 +2,7 @@
 
     python -m reproduction.loops --data digits
     python -m reproduction.loops --data MNIST --mnist /data/mnist
+    python -m reproduction.loops --data CIFAR-10 --cifar10 /data/cifar-10-binary.tar.gz --dim 128 --steps 3000
 
 Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
 it, since one rate for all favours some. The looped models have two or four unique layers and an effective depth of
@@ -136,12 +137,12 @@ def write_rows(path: Path, results: Results, named: Mapping[str, Sequence[Case]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, runs="runs/loops")
-    parser.add_argument("--data", choices=("digits", "MNIST"), default="digits")
+    parser.add_argument("--data", choices=("digits", "MNIST", "CIFAR-10"), default="digits")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     arguments = parser.parse_args()
-    if arguments.data == "MNIST" and arguments.mnist is None:
-        parser.error("--data MNIST needs --mnist, the folder of its files.")
     settings = settings_of(parser, arguments)
+    if arguments.data != "digits" and settings.place(arguments.data) is None:
+        parser.error(f"--data {arguments.data} needs --{arguments.data.lower().replace('-', '')}, where it lies.")
     models = unique_cases(arguments.data) | looped_cases(arguments.data)
     first, others = arguments.seeds[0], arguments.seeds[1:]
     sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published_files import made_up_cifar10, write_cifar10
 
 
 def record(case, seed, losses, *, quality=None):
@@ -67,6 +68,15 @@ def test_models_of_equal_compute_have_one_effective_depth():
         cases = depth_cases("digits", family)
         assert {case.num_layers * case.max_loops for case in cases} == {layers * loops}
         assert cases[0].max_loops == 1 and cases[-1].num_layers == 1
+
+
+def test_cifar10_becomes_small_colour_images_with_the_official_test_images_held_out(tmp_path):
+    from reproduction._data import cifar10
+
+    data = cifar10(str(write_cifar10(tmp_path, made_up_cifar10(20))))
+    assert (data.train.examples.shape, data.heldout.examples.shape) == ((100, 16, 16, 3), (20, 16, 16, 3))
+    assert data.shape == (16, 16, 3) and data.train.labels.max() == 9
+    assert -1.0 <= data.train.examples.min() < data.train.examples.max() <= 1.0
 
 
 def test_the_exponent_of_loops_is_read_off_the_losses_of_unique_layers():
