@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..families import ModelConfig, SamplerSettings
 from ..models import BatchedPredict, ElasticModel
-from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops, total_loops
+from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops, Predict, total_loops
 from ..sharding import data_mesh, replicate, shard_batch
 from ..tokenizers import Tokenizer
+from ._clock import Clock
 from ._exit_guidance import ExitGuidance, ExitGuidedPredict
 from ._planner import Planner
 
@@ -85,6 +86,7 @@ class Generator:
         exit_guidance: ExitGuidance | None = None,
         batch_size: int | None = None,
         milliseconds: float | None = None,
+        deadline: bool = False,
         mesh: Mesh | None = None,
         progress: SampleProgress | None = None,
     ) -> Float[np.ndarray, "count *pixels"]:
@@ -105,6 +107,8 @@ class Generator:
         - `batch_size`: samples at a time; default the next power of two, 64 at most.
         - `milliseconds`: for the whole call, instead of loops, steps and guidance: the `planner` chooses them, and of
           its batch sizes, unless one is given, the smallest that holds all labels, or else the largest.
+        - `deadline`: with `milliseconds`: watch the clock on the way, and make the last step come early where the time
+          would not suffice for all. The first such call of a number of steps compiles, and is late.
         - `mesh`: devices that share every batch, see [`data_mesh`][elt_zoo.sharding.data_mesh]; default the first
           device alone.
         - `progress`: called as `progress(done, total)` after every batch.
@@ -112,7 +116,8 @@ class Generator:
         **Returns:** pixels in [−1, 1], float32, channels last.
 
         **Raises:** `ValueError` for no labels, labels out of range, loops or steps that the sampler cannot take, a
-        missing tokenizer, or milliseconds without a planner, with other choices, or too few for any plan;
+        missing tokenizer, milliseconds without a planner, with other choices, or too few for any plan, or a deadline
+        without milliseconds;
         `FloatingPointError` for samples that are not finite.
         """
         batches = self.batches(
@@ -124,6 +129,7 @@ class Generator:
             exit_guidance=exit_guidance,
             batch_size=batch_size,
             milliseconds=milliseconds,
+            deadline=deadline,
             mesh=mesh,
         )
         total, done, pictures = len(labels), 0, []
@@ -145,12 +151,16 @@ class Generator:
         exit_guidance: ExitGuidance | None = None,
         batch_size: int | None = None,
         milliseconds: float | None = None,
+        deadline: bool = False,
         mesh: Mesh | None = None,
     ) -> Iterator[Float[np.ndarray, "batch *pixels"]]:
         """What [`sample`][elt_zoo.Generator.sample] returns, a batch at a time. Batch b depends on the key, on b and on
         `batch_size` alone.
         """
+        clock = None
         labels = self._checked_labels(labels)
+        if deadline and milliseconds is None:
+            raise ValueError("`deadline=True` needs the time that is left: give `milliseconds` too.")
         if milliseconds is not None:
             given = {"loops": loops, "steps": steps, "guidance": guidance, "mesh": mesh}
             given["exit_guidance"] = exit_guidance
@@ -162,6 +172,8 @@ class Generator:
             planner, batch_size = self._batch_of_plans(len(labels), batch_size)
             plan = planner.plan(milliseconds / -(-len(labels) // batch_size), batch=batch_size)
             loops, steps, guidance = plan.budget, plan.steps, plan.guidance
+            if deadline:
+                clock = Clock(milliseconds / 1e3, batches=-(-len(labels) // batch_size))
         sampler = self.sampler(steps=steps, guidance=guidance)
         _ = self.pixels  # refuses a missing tokenizer before any work
         network = self._on_first_device if mesh is None else replicate(self._network, mesh)
@@ -172,7 +184,7 @@ class Generator:
         loops = self.config.max_loops if loops is None else loops
         total_loops(loops, sampler.steps, guidance=sampler.guidance)  # refuses wrong counts before any work
         sampler, budget, key, by_exit = replicate((sampler, _traced(loops), key, exit_guidance), mesh)
-        return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh)
+        return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh, clock)
 
     def _batch_of_plans(self, count: int, batch_size: int | None) -> tuple[Planner, int]:
         """The planner, and the batch size for so many labels."""
@@ -197,12 +209,14 @@ class Generator:
         key: Any,
         batch_size: int,
         mesh: Mesh,
+        clock: Clock | None,
     ) -> Iterator[np.ndarray]:
         for number, start in enumerate(range(0, len(labels), batch_size)):
             part = labels[start : start + batch_size]
             filled = np.concatenate([part, np.repeat(part[:1], batch_size - len(part))])
             placed = shard_batch(jnp.asarray(filled), mesh)
-            pixels = np.asarray(_draw(self.config, sampler, network, placed, loops, jax.random.fold_in(key, number)))
+            draw = _draw if clock is None else functools.partial(_draw_until, clock, number)
+            pixels = np.asarray(draw(self.config, sampler, network, placed, loops, jax.random.fold_in(key, number)))
             finite = np.isfinite(pixels[: len(part)]).reshape(len(part), -1).all(axis=1)
             if not finite.all():
                 raise FloatingPointError(
@@ -274,9 +288,31 @@ def _draw(
     config: ModelConfig, sampler: AbstractSampler, network: Any, labels: Array, loops: Loops, key: PRNGKeyArray
 ) -> Array:
     """Everything is an argument: one program for all labels, loops and scales of equal steps and batch."""
-    model, tokenizer, by_exit = network
-    predict = BatchedPredict(model)
-    if by_exit is not None:
-        predict = ExitGuidedPredict(model, by_exit, config.level, sampler.guide)
-    samples = sampler(predict, labels, loops=loops, key=key)
-    return jax.vmap(lambda sample: config.decode(sample, tokenizer))(samples)
+    samples = sampler(_predict(config, sampler, network), labels, loops=loops, key=key)
+    return _decode(config, samples, network)
+
+
+def _draw_until(
+    clock: Clock,
+    number: int,
+    config: ModelConfig,
+    sampler: AbstractSampler,
+    network: Any,
+    labels: Array,
+    loops: Loops,
+    key: PRNGKeyArray,
+) -> Array:
+    """The same in parts, between which the clock decides how many steps are left."""
+    watch = clock.batch(number, sampler.steps)
+    samples, _ = sampler.until(_predict(config, sampler, network), labels, fits=watch, loops=loops, key=key)
+    return _decode(config, samples, network)
+
+
+def _predict(config: ModelConfig, sampler: AbstractSampler, network: Any) -> Predict:
+    model, _, by_exit = network
+    return BatchedPredict(model) if by_exit is None else ExitGuidedPredict(model, by_exit, config.level, sampler.guide)
+
+
+@eqx.filter_jit
+def _decode(config: ModelConfig, samples: Array, network: Any) -> Array:
+    return jax.vmap(lambda sample: config.decode(sample, network[1]))(samples)

@@ -126,6 +126,16 @@ class DiffusionSampler(AbstractSampler):
         noise = jax.random.normal(key, state.shape, jnp.float32) if self.update.stochastic else None
         return self.update(state, x0, epsilon, now, variance=variance, noise=noise)
 
+    def finish(
+        self,
+        state: Float[Array, "batch *shape"],
+        prediction: Float[Array, "batch *out"],
+        now: DiffusionStep,
+        key: PRNGKeyArray,
+    ) -> Float[Array, "batch *shape"]:
+        """The clean data that the prediction holds."""
+        return self._clean_and_noise(self._split(prediction)[0], state, now)[0]
+
     def output(self, state: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         return state
 

@@ -150,14 +150,14 @@ class MaskedSampler(AbstractSampler):
     def step(
         self, state: MaskedState, prediction: Float[Array, "batch *out"], now: Int[Array, ""], key: PRNGKeyArray
     ) -> MaskedState:
-        expected = (*state.ids.shape, self.codebook_size)
-        if prediction.shape != expected:
-            raise ValueError(
-                f"`predict` returned logits of shape {prediction.shape}; `MaskedSampler` expects {expected}."
-            )
-        ids, logits = self._flat(state.ids), jnp.reshape(prediction, (len(prediction), -1, self.codebook_size))
-        ids = self._reveal(ids, logits, state.num_initial, now, key)
-        return MaskedState(jnp.reshape(ids, state.ids.shape), state.num_initial)
+        ids = self._reveal(state, prediction, now, key, last=now + 1 == self.steps)
+        return MaskedState(ids, state.num_initial)
+
+    def finish(
+        self, state: MaskedState, prediction: Float[Array, "batch *out"], now: Int[Array, ""], key: PRNGKeyArray
+    ) -> Int[Array, "batch *grid"]:
+        """The ids with all that are masked drawn at once, at this step's temperature."""
+        return self._reveal(state, prediction, now, key, last=jnp.asarray(True))
 
     def output(self, state: MaskedState) -> Int[Array, "batch *grid"]:
         return state.ids
@@ -178,13 +178,20 @@ class MaskedSampler(AbstractSampler):
 
     def _reveal(
         self,
-        ids: Int[Array, "batch tokens"],
-        logits: Float[Array, "batch tokens codebook"],
-        num_initial: Int[Array, " batch"],
+        state: MaskedState,
+        prediction: Float[Array, "batch *out"],
         step: Int[Array, ""],
         key: PRNGKeyArray,
-    ) -> Int[Array, "batch tokens"]:
-        """Steps 2 to 4 of the class's docstring."""
+        *,
+        last: Bool[Array, ""],
+    ) -> Int[Array, "batch *grid"]:
+        """Steps 2 to 4 of the class's docstring; the last step leaves no mask."""
+        expected = (*state.ids.shape, self.codebook_size)
+        if prediction.shape != expected:
+            raise ValueError(
+                f"`predict` returned logits of shape {prediction.shape}; `MaskedSampler` expects {expected}."
+            )
+        ids, logits = self._flat(state.ids), jnp.reshape(prediction, (len(prediction), -1, self.codebook_size))
         draw_key, noise_key = jax.random.split(key)
         ratio = (step + 1).astype(jnp.float32) / self.steps
         unknown = ids == self.mask_id
@@ -194,10 +201,11 @@ class MaskedSampler(AbstractSampler):
         log_prob = jnp.take_along_axis(logits, drawn[:, :, None], axis=2)[:, :, 0] - jax.nn.logsumexp(logits, axis=2)
         noise = self.confidence_noise * (1.0 - ratio) * jax.random.gumbel(noise_key, ids.shape, jnp.float32)
         confidence = jnp.where(unknown, jnp.where(valid, log_prob + noise, -jnp.inf), jnp.inf)
-        num_masked = num_to_mask(self.schedule(ratio), num_initial, jnp.sum(unknown, axis=1))
-        num_masked = jnp.where(step + 1 == self.steps, 0, num_masked)
+        num_masked = num_to_mask(self.schedule(ratio), state.num_initial, jnp.sum(unknown, axis=1))
+        num_masked = jnp.where(last, 0, num_masked)
         masked = jax.vmap(lowest)(confidence, num_masked) | (unknown & ~valid)
-        return jnp.where(masked, jnp.asarray(self.mask_id, ids.dtype), jnp.where(unknown, drawn, ids))
+        ids = jnp.where(masked, jnp.asarray(self.mask_id, ids.dtype), jnp.where(unknown, drawn, ids))
+        return jnp.reshape(ids, state.ids.shape)
 
 
 def num_to_mask(

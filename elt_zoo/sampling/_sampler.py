@@ -85,6 +85,16 @@ class AbstractSampler(eqx.Module):
 
     # What a member may define.
 
+    def finish(
+        self, state: Any, prediction: Float[Array, "batch *out"], now: Any, key: PRNGKeyArray
+    ) -> Shaped[Array, "batch *sample"]:
+        """The samples if this step has to be the last. Default: those of the next state, for samplers that know
+        complete samples after every step.
+
+        **Arguments**, **Raises:** as `step`.
+        """
+        return self.output(self.step(state, prediction, now, key))
+
     def table(self) -> PyTree[Shaped[Array, "steps ..."]]:
         """What `inputs` and `step` need to know of each step, stacked over the steps. Default: the step's index."""
         return jnp.arange(self.steps)
@@ -141,6 +151,41 @@ class AbstractSampler(eqx.Module):
         **Raises:** `ValueError`/`TypeError` for wrong loops, initial values or predictions.
         """
         return self._run(_Call(predict, labels, self._resolve(loops), key, initial, callback), _nothing)[0]
+
+    @checked
+    def until(
+        self,
+        predict: Predict,
+        labels: Int[Array, " batch"],
+        *,
+        fits: Callable[[int], int],
+        loops: Loops,
+        key: PRNGKeyArray,
+        initial: Shaped[Array, "batch ..."] | None = None,
+    ) -> tuple[Shaped[Array, "batch *sample"], int]:
+        """Samples that come early if they have to: after any step the next one can be made the last, which takes the
+        network's prediction as it is.
+
+        The host decides between parts of the run, each of as many steps as it says. Three compiled programs serve every
+        number of them. With all its steps the run gives what a call gives.
+
+        **Arguments:** as a call; `fits`: called with the number of steps that are done; says how many more can be taken
+        before the last one. Below 1 the next step is the last.
+
+        **Returns:** the samples, and the number of steps that they took, the last one included.
+
+        **Raises:** as a call.
+        """
+        call = _Call(predict, labels, self._resolve(loops), key, initial, None)
+        if initial is not None:
+            self.check_initial(initial, labels)
+        state, done = _begin(self, call), 0
+        while (part := min(fits(done), self.steps - 1 - done)) > 0:
+            state = jax.block_until_ready(_advance(self, call, state, jnp.asarray(done), jnp.asarray(done + part)))
+            done += part
+        samples = _finish(self, call, state, jnp.asarray(done))
+        self.check_samples(samples)
+        return samples, done + 1
 
     @checked
     def trajectory(
@@ -232,6 +277,40 @@ def _run(sampler: AbstractSampler, call: _Call, keep: _Keep) -> tuple[Shaped[Arr
     start = (sampler.init(call.labels, init_key, call.initial), jnp.zeros((), jnp.int32))
     (state, _), kept = jax.lax.scan(one_step, start, (jnp.arange(steps), sampler.table(), step_keys, scales))
     return sampler.output(state), kept
+
+
+@eqx.filter_jit
+def _begin(sampler: AbstractSampler, call: _Call) -> Any:
+    """The state before the first step."""
+    return sampler.init(call.labels, sampler.split_key(call.key)[0], call.initial)
+
+
+@eqx.filter_jit
+def _advance(sampler: AbstractSampler, call: _Call, state: Any, start: Int[Array, ""], stop: Int[Array, ""]) -> Any:
+    """The state after the steps from `start` on, before `stop`."""
+
+    def one_step(index: Int[Array, ""], state: Any) -> Any:
+        now, prediction, key = _look(sampler, call, state, index)
+        return sampler.step(state, prediction, now, key)
+
+    return jax.lax.fori_loop(start, stop, one_step, state)
+
+
+@eqx.filter_jit
+def _finish(sampler: AbstractSampler, call: _Call, state: Any, index: Int[Array, ""]) -> Shaped[Array, "batch *sample"]:
+    """The samples with this step as the last."""
+    now, prediction, key = _look(sampler, call, state, index)
+    return sampler.finish(state, prediction, now, key)
+
+
+def _look(
+    sampler: AbstractSampler, call: _Call, state: Any, index: Int[Array, ""]
+) -> tuple[Any, Float[Array, "batch *out"], PRNGKeyArray]:
+    """What a step is made of: its entry of the table, the network's prediction, and its key."""
+    scales = None if sampler.guidance is None else sampler.guidance.scales(sampler.steps)
+    table, keys = sampler.table(), sampler.split_key(call.key)[1]
+    now, key, scale = jax.tree.map(lambda leaf: leaf[index], (table, keys, scales))
+    return now, _predict(sampler, call, sampler.inputs(state, now), index, scale), key
 
 
 def _predict(
