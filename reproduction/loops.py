@@ -6,7 +6,8 @@
 
 Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
 it, since one rate for all favours some. The looped models have two or four unique layers and an effective depth of
-eight. Each option of the trunk stands alone and with the others. Writes `loops-<data>.md` and `loops-<data>.csv`.
+eight. Each option of the trunk stands alone and with the others. Muon moves the matrices of all models' trunks, unless
+`--optimizer adamw` says otherwise. Writes `loops-<data>-<optimizer>.md` and `.csv`.
 
 φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
 2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
@@ -21,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from elt_zoo.training import OptimizerKind
 
 from ._cases import Case
 from ._options import add_options, settings_of
@@ -43,6 +46,7 @@ def looped_cases(data: str) -> dict[str, Case]:
     both = {"residual_scale": 0.5, "loop_embedding": True}
     return {
         "the paper's": plain,
+        "the paper's, vanilla": dataclasses.replace(plain, objective="vanilla"),
         "the paper's, four layers": Case(data, "dit", 4, 2),
         "branches × 1/4": dataclasses.replace(plain, residual_scale=0.25),
         "told its loop": dataclasses.replace(plain, loop_embedding=True),
@@ -54,6 +58,12 @@ def looped_cases(data: str) -> dict[str, Case]:
         "all, vanilla": dataclasses.replace(around, objective="vanilla", **both),
         "all, deep supervision": dataclasses.replace(around, objective="deep_supervision", **both),
     }
+
+
+def all_models(data: str, optimizer: str) -> dict[str, Case]:
+    """Every model of the study by its name."""
+    models = unique_cases(data) | looped_cases(data)
+    return {name: dataclasses.replace(case, optimizer=optimizer) for name, case in models.items()}
 
 
 def at_rates(case: Case, rates: Sequence[float]) -> list[Case]:
@@ -139,11 +149,13 @@ def main() -> None:
     add_options(parser, runs="runs/loops")
     parser.add_argument("--data", choices=("digits", "MNIST", "CIFAR-10"), default="digits")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--optimizer", choices=tuple(OptimizerKind), default=OptimizerKind.MUON)
     arguments = parser.parse_args()
     settings = settings_of(parser, arguments)
     if arguments.data != "digits" and settings.place(arguments.data) is None:
         parser.error(f"--data {arguments.data} needs --{arguments.data.lower().replace('-', '')}, where it lies.")
-    models = unique_cases(arguments.data) | looped_cases(arguments.data)
+    kind = str(arguments.optimizer)
+    models = all_models(arguments.data, kind)
     first, others = arguments.seeds[0], arguments.seeds[1:]
     sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]
     paths = run_all(arguments.runs, sweep, settings, jobs=arguments.jobs)
@@ -154,7 +166,7 @@ def main() -> None:
     )
     results = read_results(paths)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text, stem = table(results, chosen) + edges(chosen, arguments.rates), f"loops-{arguments.data.lower()}"
+    text, stem = table(results, chosen) + edges(chosen, arguments.rates), f"loops-{arguments.data.lower()}-{kind}"
     (arguments.out / f"{stem}.md").write_text(text)
     named = {name: at_rates(model, arguments.rates) for name, model in models.items()}
     write_rows(arguments.out / f"{stem}.csv", results, named)

@@ -275,10 +275,10 @@ def test_the_command_goes_on_with_what_is_missing(tmp_path):
 @pytest.mark.slow
 def test_the_command_for_loops_trains_what_is_missing(tmp_path):
     from reproduction._train import Settings
-    from reproduction.loops import at_rates, looped_cases, unique_cases
+    from reproduction.loops import all_models, at_rates
 
     settings = Settings(steps=2, samples=100)
-    models = unique_cases("digits") | looped_cases("digits")
+    models = all_models("digits", "muon")
     (missing,) = at_rates(models["all"], (0.004,))
     for model in models.values():
         (case,) = at_rates(model, (0.004,))
@@ -295,6 +295,6 @@ def test_the_command_for_loops_trains_what_is_missing(tmp_path):
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "runs" / f"{missing.name}-seed0" / "result.json").read_text())
     assert len(written["figures"]["train_losses"]) == 2 * missing.max_loops
-    assert "| all | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits.md").read_text()
-    lines = (tmp_path / "out" / "loops-digits.csv").read_text().splitlines()
+    assert "| all | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits-muon.md").read_text()
+    lines = (tmp_path / "out" / "loops-digits-muon.csv").read_text().splitlines()
     assert sum(line.startswith("all,") for line in lines) == 2 * missing.max_loops
