@@ -41,7 +41,7 @@ def pixels_of(file):
 
 def events_of(folder):
     """The events in TensorBoard's files, in order."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     for file in sorted(folder.glob("events.*")):
         content, start = file.read_bytes(), 0
