@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def where_to_watch(folder: Path) -> str:
         optional_import("tensorboardX", extra="examples")
     except ImportError as missing:
         return f"No curves for TensorBoard: {missing}"
-    return f"Watch it in a browser: tensorboard --logdir {folder / _TENSORBOARD} (pip install tensorboard)"
+    logs = shlex.quote(str(folder / _TENSORBOARD))
+    return f"Watch it in a browser: tensorboard --logdir {logs} (pip install tensorboard)"
 
 
 @contextlib.contextmanager

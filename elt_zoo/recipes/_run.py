@@ -133,7 +133,7 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None) -> dict[ObjectiveN
     process trains in it; `TrainingDiverged`; `CheckpointError` if what was saved cannot be read; `ImportError` if
     Weights & Biases is asked for and not installed. Nothing is changed then.
     """
-    require_trackers(run.options.wandb)
+    together(lambda: require_trackers(run.options.wandb) if is_first() else None)
     agree({name: run.config(name) for name in run.objectives})
     prepared = [_Prepared(name, run) for name in run.objectives]  # refuses wrong options before anything is written
     lock = FolderLock(run.folder)
@@ -264,10 +264,14 @@ class _Prepared:
 
     def trackers(self, taken: int) -> AbstractTracker:
         """Process 0's trackers; in the others, one that does nothing."""
-        if not is_first():
-            return Trackers()
-        run = self.run
-        return open_trackers(run.folder, self.name, taken=taken, wandb=run.options.wandb, config=run.config(self.name))
+
+        def opened() -> AbstractTracker:
+            run, config = self.run, self.run.config(self.name)
+            if not is_first():
+                return Trackers()
+            return open_trackers(run.folder, self.name, taken=taken, wandb=run.options.wandb, config=config)
+
+        return together(opened)
 
     def averaged(self, state: TrainState) -> ElasticModel:
         """The averaged model on one device, for reports."""

@@ -18,7 +18,7 @@ class TensorBoardTracker(AbstractTracker):
 
     def __init__(self, folder: Path, *, taken: int = 0):
         tensorboard = optional_import("tensorboardX", extra="examples")
-        self._writer = tensorboard.SummaryWriter(str(folder), purge_step=taken + 1 if taken else None)
+        self._writer = tensorboard.SummaryWriter(str(folder), purge_step=taken + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
