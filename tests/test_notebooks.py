@@ -47,6 +47,7 @@ def test_a_notebook_is_stored_clean_and_says_where_it_opens(path):
     assert code[0].source == f'%pip install -q "elt_zoo[examples] @ git+{SOURCE}"'
     assert code[0].metadata.tags == ["skip-execution"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert not any(re.search(r"\belt_zoo[\w.]*\._", cell.source) for cell in code)  # public names alone
     assert all("skip-execution" not in cell.metadata.get("tags", ()) for cell in code[1:])
 
 
