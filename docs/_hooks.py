@@ -176,6 +176,52 @@ def _weights() -> str:
     return _table(["Name", "Network", "Status", "Loader", "Licence", "Source", "Note"], rows)
 
 
+def _range(values: Iterable[float], digits: int) -> str:
+    """The lowest and the highest value."""
+    values = sorted(values)
+    low, high = (f"{value:.{digits}f}" for value in (values[0], values[-1]))
+    return low if low == high else f"{low}–{high}"
+
+
+def _expected_curves() -> str:
+    """Held-out loss of the first and the last exit while ILSD trains on the digits, over seeds."""
+    with (Path(__file__).parent / "reproduction" / "curves.csv").open(newline="") as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if (row["data"], row["objective"], row["curriculum"]) == ("digits", "ilsd", "linear")
+        ]
+    models = {"diffusion": ("dit", "2"), "masked": ("maskgit", "1")}
+    lines = []
+    for step in ("50", "100", "200", "300", "400", "500", "750", "1000"):
+        line = [step]
+        for family, layers in models.values():
+            at = [row for row in rows if (row["family"], row["num_layers"], row["step"]) == (family, layers, step)]
+            line += [_range([float(row[exit]) for row in at], 3) for exit in ("first_exit", "last_exit")]
+        lines.append(line)
+    header = ["Step", *(f"{name}, L = {loops}" for name in models for loops in (1, 4))]
+    return _table(header, lines)
+
+
+def _expected_quality() -> str:
+    """What the presets of the digits reach with their default settings, over seeds."""
+    rows = [row for row in _results("digits") if row["objective"] == "ilsd" and int(row["loops"]) <= 4]
+    columns = (
+        ("heldout_loss", 3),
+        ("digits_frechet_distance", 2),
+        ("accuracy", 3),
+        ("megaflops_per_sample", 0),
+        ("milliseconds_per_sample", 1),
+    )
+    lines = []
+    for family, loops in dict.fromkeys((row["family"], row["loops"]) for row in rows):
+        mine = [row for row in rows if (row["family"], row["loops"]) == (family, loops)]
+        cells = (_range([float(row[column]) for row in mine], digits) for column, digits in columns)
+        lines.append([f"`digits-{family}`", loops, *cells])
+    header = ["Preset", "L", "Held-out loss", "Digits Fréchet distance", "Accuracy", "MFLOPs", "Milliseconds"]
+    return _table(header, lines)
+
+
 def _retrofit() -> str:
     """Held-out loss by start and step, a column for each step and the seeds side by side."""
     rows = _results("retrofit")
@@ -228,6 +274,8 @@ def _first_sentence(docstring: str) -> str:
 _TABLES: dict[str, Callable[[], str]] = {
     "presets": _presets,
     "weights": _weights,
+    "expected-curves": _expected_curves,
+    "expected-quality": _expected_quality,
     "benchmark-retrofit": _retrofit,
     "benchmark-networks": lambda: _benchmark("networks"),
     "top-level": _top_level,

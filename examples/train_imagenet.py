@@ -20,7 +20,7 @@ from typing import Literal
 from elt_zoo.commands import run
 from elt_zoo.evaluation import ReportOptions, report_run, watch
 from elt_zoo.profile import profile
-from elt_zoo.recipes import Augmentation, Run, Task, TrainingOptions, digits_task, image_task, train
+from elt_zoo.recipes import Augmentation, Run, Task, TrainingOptions, digits_task, image_task, train, where_to_watch
 from elt_zoo.tokenizers import load_tokenizer
 
 
@@ -69,6 +69,7 @@ def main(config: Config) -> None:
 
     # The objective beside the vanilla baseline on the digits, else alone; an interrupted run resumes here.
     experiment = Run.of(config, task)
+    print(where_to_watch(experiment.folder), flush=True)
     results = train(experiment, on_evaluate=watch(experiment))
     if not all(trained.finished for trained in results.values()):
         print(f"Stopped on request; the state is saved. Run the same command again to resume {experiment.folder}.")

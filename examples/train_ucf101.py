@@ -19,7 +19,7 @@ from pathlib import Path
 from elt_zoo.commands import run, tokenizer_for_moving_digits
 from elt_zoo.evaluation import report_run, watch
 from elt_zoo.profile import profile
-from elt_zoo.recipes import Run, TokenizerOptions, TrainingOptions, clip_task, train
+from elt_zoo.recipes import Run, TokenizerOptions, TrainingOptions, clip_task, train, where_to_watch
 from elt_zoo.tokenizers import load_tokenizer
 
 
@@ -57,7 +57,9 @@ def main(config: Config) -> None:
         folder = (config.out or Path("runs") / f"moving-digits-maskgit-{config.objective}").with_name(
             "moving-digits-vq"
         )
-        tokenizer = tokenizer_for_moving_digits(TokenizerOptions(data=config.data, out=folder, seed=config.seed))
+        tokenizer = tokenizer_for_moving_digits(
+            TokenizerOptions(data=config.data, out=folder, seed=config.seed, wandb=config.wandb)
+        )
         if tokenizer is None:
             return
     else:
@@ -75,6 +77,7 @@ def main(config: Config) -> None:
     )
 
     experiment = Run.of(config, task)
+    print(where_to_watch(experiment.folder), flush=True)
     results = train(experiment, on_evaluate=watch(experiment))
     if not all(trained.finished for trained in results.values()):
         print(f"Stopped on request; the state is saved. Run the same command again to resume {experiment.folder}.")

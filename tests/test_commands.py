@@ -30,6 +30,7 @@ def trained(request, tmp_path_factory):
     command = ["train", "--family", request.param, *TINY, "--evaluate-every", 4, "--out", folder]
     command += ["--no-compare"] * (request.param == "dit")
     finished = run(*command, "--steps", 8)
+    assert finished.output.count(f"tensorboard --logdir {folder / 'tensorboard'}") == 2
     assert "compiling" in finished.errors and f"Pictures, table, metrics and model are in {folder}" in finished.output
     return folder, command
 
@@ -37,7 +38,13 @@ def trained(request, tmp_path_factory):
 def test_training_leaves_everything_it_promises(trained):
     folder, command = trained
     objectives = ("ilsd",) if "dit" in command else ("ilsd", "vanilla")
-    for name in ("samples.png", *(f"samples-{name}.png" for name in objectives), "quality.png", "quality.md"):
+    for name in (
+        "samples.png",
+        *(f"samples-{name}.png" for name in objectives),
+        "losses.png",
+        "quality.png",
+        "quality.md",
+    ):
         assert (folder / name).stat().st_size > 100
     rows = rows_of(folder / "quality.csv")
     assert [(row["objective"], int(row["loops"])) for row in rows] == [

@@ -1,5 +1,8 @@
 """The Python blocks of the pages run, in order, each page in one namespace."""
 
+import enum
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -27,6 +30,30 @@ def test_the_python_blocks_of_a_page_run(page, monkeypatch, tmp_path):
     # Readers have JAX's defaults, and the tests' strictness is meant for the library and not for what they type.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         check_md_file(fpath=page, memory=True)
+
+
+# Of these rooms users construct every concrete class, except for results and for what needs published weights.
+CONSTRUCTED = ("looped", "heads", "models", "objectives", "corruption", "sampling", "families", "generator", "metrics")
+OTHERS = {
+    *("SamplerSettings", "TrainingDefaults", "DigitsQuality", "Evaluation", "SetStatistics"),
+    *("I3D", "I3DExtractor", "VideoProtocol", "InceptionV3", "InceptionExtractor"),
+}
+
+
+def _concrete(value):
+    if not isinstance(value, type) or inspect.isabstract(value) or getattr(value, "_is_protocol", False):
+        return False
+    return not issubclass(value, enum.Enum | BaseException) and not hasattr(value, "_fields")
+
+
+@pytest.mark.parametrize("room", CONSTRUCTED)
+def test_a_class_that_users_construct_has_an_example_on_its_page(room):
+    module = importlib.import_module(f"elt_zoo.{room}")
+    page = (ROOT / "docs" / "api" / f"{room}.md").read_text()
+    examples = "\n".join(re.findall(r"^```python$(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    classes = {name for name, value in vars(module).items() if not name.startswith("_") and _concrete(value)}
+    missing = {name for name in classes - OTHERS if not re.search(rf"\b{name}(\.\w+)?\(", examples)}
+    assert classes and not missing, f"without an example: {sorted(missing)}"
 
 
 def test_every_page_is_in_the_navigation_and_every_entry_exists():

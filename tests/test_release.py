@@ -16,14 +16,15 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCE, DOCUMENTATION = PROJECT["urls"]["Source"], PROJECT["urls"]["Documentation"]
 OWNER, NAME = SOURCE.removeprefix("https://github.com/").split("/")
+COLAB = f"https://colab.research.google.com/github/{OWNER}/{NAME}"
 RAW = f"https://raw.githubusercontent.com/{OWNER}/{NAME}"
 # Anything that looks like an address of this project, whoever it belongs to.
 _ADDRESS = re.compile(
-    r"https?://(?:github\.com|raw\.githubusercontent\.com)/[\w.-]+/elt[_-]zoo\b|https?://[\w-]+\.github\.io/elt[_-]zoo\b"
+    r"https?://(?:github\.com|colab\.research\.google\.com/github|raw\.githubusercontent\.com)/[\w.-]+/elt[_-]zoo\b|https?://[\w-]+\.github\.io/elt[_-]zoo\b"
 )
 _LINK = re.compile(r"\]\(([^)\s]+)\)|<(?:img|a|source)\b[^>]*?\b(?:src|srcset|href)=\"([^\"\s]+)\"")
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-FOLDERS = (".ci", ".github", "benchmarks", "docs", "elt_zoo", "examples", "reproduction", "tests")
+FOLDERS = (".ci", ".github", "benchmarks", "docs", "elt_zoo", "examples", "notebooks", "reproduction", "tests")
 
 
 def _files():
@@ -38,11 +39,11 @@ def _pages():
 
 
 def _text(path):
-    return path.read_text() if path.suffix in {".md", ".py", ".toml", ".yml", ".cff", ".html", ".svg"} else ""
+    return path.read_text() if path.suffix in {".md", ".py", ".toml", ".yml", ".cff", ".html", ".svg", ".ipynb"} else ""
 
 
 def test_every_address_of_the_project_is_the_one_of_pyproject():
-    expected = {SOURCE, RAW, DOCUMENTATION.rstrip("/")}
+    expected = {SOURCE, RAW, COLAB, DOCUMENTATION.rstrip("/")}
     found = {(path, address) for path in _files() for address in _ADDRESS.findall(_text(path))}
     assert {address for _, address in found} == expected, [pair for pair in found if pair[1] not in expected]
 

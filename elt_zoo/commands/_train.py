@@ -22,6 +22,7 @@ from ..recipes import (
     image_task,
     make_objective,
     settings_for,
+    where_to_watch,
 )
 from ..recipes import train as train_run
 from ..tokenizers import Tokenizer, load_tokenizer
@@ -161,7 +162,9 @@ def train(options: TrainOptions) -> None:
             return
         name = f"{MOVING_DIGITS}-vq"
         folder = Path("runs") / name if options.out is None else options.out.with_name(name)
-        tokenizer = tokenizer_for_moving_digits(TokenizerOptions(data=MOVING_DIGITS, out=folder, seed=options.seed))
+        tokenizer = tokenizer_for_moving_digits(
+            TokenizerOptions(data=MOVING_DIGITS, out=folder, seed=options.seed, wandb=options.wandb)
+        )
         if tokenizer is None:
             return
     task = together(lambda: open_task(options, tokenizer))
@@ -170,6 +173,8 @@ def train(options: TrainOptions) -> None:
             print(describe(options, task.config, task))
         return
     run = Run.of(options, task)
+    if is_first():
+        print(where_to_watch(run.folder), flush=True)
     results = train_run(run, on_evaluate=watch(run))
     if not is_first():
         return
@@ -178,7 +183,10 @@ def train(options: TrainOptions) -> None:
         return
     table = report_run(run, results, ReportOptions.of(task, samples=options.samples, sample_seeds=options.sample_seeds))
     seconds = time.perf_counter() - started
-    print(f"\n{table}\nPictures, table, metrics and model are in {run.folder} ({seconds:.0f} s).")
+    print(
+        f"\n{table}\nPictures, table, metrics and model are in {run.folder} ({seconds:.0f} s).\n"
+        f"{where_to_watch(run.folder)}"
+    )
 
 
 def describe(options: TrainOptions, config: ModelConfig, task: Task | None) -> str:

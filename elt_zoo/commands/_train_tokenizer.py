@@ -2,7 +2,7 @@ import dataclasses
 import time
 
 from ..evaluation import report_tokenizer
-from ..recipes import TokenizerOptions, open_tokenizer_data
+from ..recipes import TokenizerOptions, open_tokenizer_data, where_to_watch
 from ..recipes import train_tokenizer as train_run
 from ..tokenizers import AbstractTokenizer, load_tokenizer
 
@@ -16,6 +16,7 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     """`elt-zoo train-tokenizer`."""
     started = time.perf_counter()
     data = open_tokenizer_data(options)
+    print(where_to_watch(options.folder), flush=True)
     trained = train_run(options, data)
     if not trained.finished:
         print(f"Stopped on request; the state is saved. Run the same command again to resume {options.folder}.")

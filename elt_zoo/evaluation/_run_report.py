@@ -1,19 +1,22 @@
+import csv
 import dataclasses
 import platform
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from ..diagnostics import held_out_losses
-from ..figures import plot_quality, save_grid
+from ..figures import Curve, plot_losses, plot_quality, save_grid
 from ..generator import Generator, save
 from ..metrics import DigitsEvaluator
 from ..models import ElasticModel
 from ..profile import sample_compute
-from ..recipes import DIGITS, OnEvaluate, Run, Task, Trained
+from ..recipes import DIGITS, Look, OnEvaluate, Run, Task, Trained
 from ..storage import atomic_write, write_json
 from ._grid import versions
 from ._results import markdown, write_csv
@@ -21,6 +24,7 @@ from ._results import markdown, write_csv
 Row = dict[str, Any]
 Quality = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 """Pixels in [−1, 1] and the intended classes → named scores."""
+_EXIT_LOSS = re.compile(r"teacher|student|final|exit_\d+")  # the columns that are losses of one exit
 _PICTURED_CLASSES = 10
 _PICTURES_OF_EACH = 2
 
@@ -59,8 +63,8 @@ class ReportOptions:
 def report_run(run: Run, results: Mapping[Any, Trained], options: ReportOptions | None = None) -> str:
     """Measures every trained model at loop counts up to 2·L_max, and leaves it in the run's folder.
 
-    It writes pictures of samples (`samples.png`), `quality.csv`, `quality.md`, `quality.png`, the generators (`model`
-    and one for each other objective) and `summary.json`.
+    It writes pictures of samples (`samples.png`), the loss curves (`losses.png`), `quality.csv`, `quality.md`,
+    `quality.png`, the generators (`model` and one for each other objective) and `summary.json`.
 
     **Arguments:** `run`, and what [`train`][elt_zoo.recipes.train] returned; `options`: default what suits the task.
 
@@ -85,6 +89,8 @@ def report_run(run: Run, results: Mapping[Any, Trained], options: ReportOptions 
     with atomic_write(folder / "quality.md") as file:
         file.write_text(table)
     floors = {} if evaluator is None else evaluator["floors"]
+    training = loss_curves(folder, "metrics", results)
+    plot_losses(folder / "losses.png", training=training, heldout=loss_curves(folder, "heldout", results))
     plot_quality(folder / "quality.png", rows, max_loops=task.config.max_loops, floors=floors)
     summary = {
         "config": run.config(run.options.objective) | {"out": str(folder)},
@@ -110,20 +116,22 @@ def report_run(run: Run, results: Mapping[Any, Trained], options: ReportOptions 
 
 def watch(run: Run) -> OnEvaluate:
     """What to give [`train`][elt_zoo.recipes.train] as `on_evaluate`: it appends the held-out loss of every exit to
-    `heldout-<objective>.csv` and writes pictures of samples to `progress/`.
+    `heldout-<objective>.csv`, writes a grid of samples at 1 and L_max loops to `progress/`, and returns both for the
+    trackers. All grids start from the same noise.
     """
     task, options = run.task, ReportOptions()
 
-    def on_evaluate(name: str, step: int, model: ElasticModel) -> None:
+    def on_evaluate(name: str, step: int, model: ElasticModel) -> Look:
         losses = exit_losses_of(model, task, options, loops=task.config.max_loops)
         file = run.folder / f"heldout-{name}.csv"
         with file.open("a") as handle:
             if handle.tell() == 0:
                 handle.write(",".join(["step", *(f"exit_{loop + 1}" for loop in range(len(losses)))]) + "\n")
             handle.write(",".join([str(step), *(f"{loss:.6f}" for loss in losses)]) + "\n")
+        values = {f"heldout/exit_{loop + 1}": loss for loop, loss in enumerate(losses)}
         generator = task.generator(model)
         if not has_pixels(generator):
-            return
+            return Look(values, {})
         (run.folder / "progress").mkdir(exist_ok=True)
         labels = np.arange(min(task.config.num_classes, _PICTURED_CLASSES), dtype=np.int32)
         rows = {
@@ -131,7 +139,9 @@ def watch(run: Run) -> OnEvaluate:
             for loops in sorted({1, task.config.max_loops})
         }
         names = _short(task.train.class_names)[: len(labels)]
-        save_grid(run.folder / "progress" / f"{name}-{step}.png", rows, names, title=f"{name}, step {step}")
+        picture = run.folder / "progress" / f"{name}-{step}.png"
+        save_grid(picture, rows, names, title=f"{name}, step {step}")
+        return Look(values, {"samples": picture})
 
     return on_evaluate
 
@@ -150,6 +160,21 @@ def exit_losses_of(model: ElasticModel, task: Task, options: ReportOptions, *, l
         key=jax.random.key(0),
     )
     return np.asarray(losses).tolist()
+
+
+def loss_curves(folder: Path, kind: str, names: Iterable[str]) -> dict[str, Curve]:
+    """The loss of every exit in `<kind>-<name>.csv`, by training step: the last row where a resumed run has two."""
+    curves: dict[str, dict[int, float]] = {}
+    for name in names:
+        file = folder / f"{kind}-{name}.csv"
+        if not file.exists():
+            continue
+        with file.open(newline="") as handle:
+            for row in csv.DictReader(handle):
+                for column in filter(_EXIT_LOSS.fullmatch, row):
+                    label = f"{name}: {column.replace('_', ' ')}"
+                    curves.setdefault(label, {})[int(row["step"])] = float(row[column])
+    return {label: dict(sorted(curve.items())) for label, curve in curves.items()}
 
 
 def loop_counts(max_loops: int) -> list[int]:

@@ -16,12 +16,15 @@ from ._options import SamplerOptions as SamplerOptions
 from ._options import SizeOptions as SizeOptions
 from ._options import TrainingOptions as TrainingOptions
 from ._reports import metric_files as metric_files
+from ._reports import open_trackers as open_trackers
 from ._reports import progress_bar as progress_bar
+from ._reports import where_to_watch as where_to_watch
 from ._representation import Representation as Representation
 from ._representation import as_latents as as_latents
 from ._representation import as_pixels as as_pixels
 from ._representation import as_tokens as as_tokens
 from ._representation import representation_of as representation_of
+from ._run import Look as Look
 from ._run import OnEvaluate as OnEvaluate
 from ._run import Run as Run
 from ._run import Trained as Trained

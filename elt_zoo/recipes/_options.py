@@ -14,7 +14,7 @@ ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 _COSMETIC = frozenset(
     {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
     | {"fall_back", "evaluate_every", "sampler", "samples", "sample_seeds"}
-    | {"coordinator", "processes", "process", "start_timeout", "mesh"}
+    | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb"}
 )
 
 
@@ -161,7 +161,11 @@ class TrainingOptions(SizeOptions):
     log_every: int = 50
     """Steps between two reports."""
     evaluate_every: int | None = None
-    """Steps between two looks at held-out loss and samples while training; default at the end only."""
+    """Steps between two looks while training, each at the held-out loss of every exit and at samples; default at the
+    end only. They go to files in the run and to the trackers."""
+    wandb: str | None = None
+    """A project of Weights & Biases to send metrics and pictures to. Needs the extra `wandb`, and an account or
+    WANDB_MODE=offline."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "log_every", "evaluate_every"):

@@ -1,22 +1,58 @@
 import contextlib
 import csv
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from .._optional import optional_import
+from ..trackers import AbstractTracker, TensorBoardTracker, Trackers, WandbTracker
 from ..training import Report
+
+_TENSORBOARD = "tensorboard"
+
+
+def require_trackers(wandb: str | None) -> None:
+    """**Raises:** `ImportError` if a project of Weights & Biases is named, and wandb is not installed."""
+    if wandb is not None:
+        optional_import("wandb", extra="wandb")
+
+
+def open_trackers(
+    folder: Path, name: str, *, taken: int, wandb: str | None, config: Mapping[str, Any]
+) -> AbstractTracker:
+    """The trackers of a training: TensorBoard where tensorboardX is installed, the extra `examples`, and Weights &
+    Biases where a project is named.
+
+    **Arguments:** `folder`: of the run; `name`: of the training in it; `taken`: steps taken already; `wandb`: the
+    project; `config`: the knobs of the training.
+
+    **Raises:** as [`WandbTracker`][elt_zoo.trackers.WandbTracker].
+    """
+    trackers: list[AbstractTracker] = []
+    if wandb is not None:
+        trackers.append(WandbTracker(folder, project=wandb, name=name, config=config))
+    with contextlib.suppress(ImportError):
+        trackers.append(TensorBoardTracker(folder / _TENSORBOARD / name, taken=taken))
+    return Trackers(trackers)
+
+
+def where_to_watch(folder: Path) -> str:
+    """What to type to see the curves and pictures of a run while it trains."""
+    try:
+        optional_import("tensorboardX", extra="examples")
+    except ImportError as missing:
+        return f"No curves for TensorBoard: {missing}"
+    logs = shlex.quote(str(folder / _TENSORBOARD))
+    return f"Watch it in a browser: tensorboard --logdir {logs} (pip install tensorboard)"
 
 
 @contextlib.contextmanager
-def metric_files(folder: Path, name: str) -> Iterator[Callable[[Report], None]]:
-    """A context with a function that appends reports to `metrics-<name>.csv` and to TensorBoard's event files.
-
-    Without tensorboardX, the extra `examples`, it writes the CSV alone.
-    """
-    board = _board(folder / "tensorboard" / name)
-    with (folder / f"metrics-{name}.csv").open("a", newline="") as handle, board as scalars:
+def metric_files(folder: Path, name: str, tracker: AbstractTracker | None = None) -> Iterator[Callable[[Report], None]]:
+    """A context with a function that appends reports to `metrics-<name>.csv` and tells them to a tracker."""
+    with (folder / f"metrics-{name}.csv").open("a", newline="") as handle:
         writer = csv.writer(handle)
 
         def write(report: Report) -> None:
@@ -26,23 +62,8 @@ def metric_files(folder: Path, name: str) -> Iterator[Callable[[Report], None]]:
                 writer.writerow(["step", *values])
             writer.writerow([report.step, *values.values()])
             handle.flush()
-            scalars(values, report.step)
-
-        yield write
-
-
-@contextlib.contextmanager
-def _board(folder: Path) -> Iterator[Callable[[Mapping[str, float], int], None]]:
-    try:
-        writer_class = optional_import("tensorboardX", extra="examples").SummaryWriter
-    except ImportError:
-        yield lambda values, step: None
-        return
-    with writer_class(str(folder)) as board:
-
-        def write(values: Mapping[str, float], step: int) -> None:
-            for metric, value in values.items():
-                board.add_scalar(metric, value, step)
+            if tracker is not None:
+                tracker.log(report.step, values)
 
         yield write
 

@@ -19,6 +19,7 @@ from ..models import ElasticModel
 from ..objectives import AbstractObjective, DeepSupervisionLoss, ILSDLoss, RandomDepthLoss, VanillaLoss
 from ..sharding import Layout, make_mesh, one_copy, shard_batch
 from ..storage import FolderLock, read_json, write_json
+from ..trackers import AbstractTracker, Trackers
 from ..training import (
     Checkpoints,
     FitResult,
@@ -36,11 +37,24 @@ from ._folder import require_own
 from ._init_from import init_from
 from ._open import DIGITS, MOVING_DIGITS
 from ._options import MeshOptions, ObjectiveName, Recipe, TrainingOptions
-from ._reports import metric_files, progress_bar
+from ._reports import metric_files, open_trackers, progress_bar, require_trackers
 from ._task import Task
 
-OnEvaluate = Callable[[str, int, ElasticModel], None]
-"""Called while training as `on_evaluate(objective, step, averaged_model)`."""
+
+class Look(NamedTuple):
+    """What a look at a model while it trains has found, for the trackers.
+
+    **Fields:** `values`: numbers by name; `pictures`: PNG files by name.
+    """
+
+    values: Mapping[str, float]
+    pictures: Mapping[str, Path]
+
+
+OnEvaluate = Callable[[str, int, ElasticModel], Look | None]
+"""Called while training as `on_evaluate(objective, step, averaged_model)`. The look that it returns goes to the
+trackers.
+"""
 OnReport = Callable[[Report], None]
 _SHOWN = ("loss", "student", "teacher", "final", "distillation", "lambda", "gradient_norm")
 
@@ -116,9 +130,10 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None) -> dict[ObjectiveN
     **Returns:** what was trained, by objective.
 
     **Raises:** `ValueError` if the folder is not empty and holds no run, or another one; `FolderLocked` if another
-    process trains in it; `TrainingDiverged`; `CheckpointError` if what was saved cannot be read. Nothing is changed
-    then.
+    process trains in it; `TrainingDiverged`; `CheckpointError` if what was saved cannot be read; `ImportError` if
+    Weights & Biases is asked for and not installed. Nothing is changed then.
     """
+    together(lambda: require_trackers(run.options.wandb) if is_first() else None)
     agree({name: run.config(name) for name in run.objectives})
     prepared = [_Prepared(name, run) for name in run.objectives]  # refuses wrong options before anything is written
     lock = FolderLock(run.folder)
@@ -212,9 +227,11 @@ class _Prepared:
         else:
             state, position = checkpoints.restore(self.abstract)
             self.batches.set_state(position)
+        taken = int(state.step)
         with (
-            first_only(progress_bar(self.name, steps=steps, taken=int(state.step), show=_SHOWN, row=row)) as move,
-            first_only(metric_files(run.folder, self.name)) as write,
+            self.trackers(taken) as tracker,
+            first_only(progress_bar(self.name, steps=steps, taken=taken, show=_SHOWN, row=row)) as move,
+            first_only(metric_files(run.folder, self.name, tracker)) as write,
             contextlib.closing(checkpoints),
             contextlib.closing(self.batches),
         ):
@@ -223,11 +240,11 @@ class _Prepared:
                 move(report)
                 write(report)
 
-            result = FitResult(state, int(state.step) >= steps, 0.0)
+            result = FitResult(state, taken >= steps, 0.0)
             step = jit_step(self.step)
             # Where no step is left, too: what a killed process left behind is removed then.
-            checkpoints.claim(step=int(state.step))
-            for end in segments(int(state.step), steps, run.options.evaluate_every):
+            checkpoints.claim(step=taken)
+            for end in segments(taken, steps, run.options.evaluate_every):
                 result = fit(
                     result.state,
                     step,
@@ -242,8 +259,19 @@ class _Prepared:
                 if not result.finished or (stop.is_set() and jax.process_count() == 1):
                     break
                 if on_evaluate is not None and run.options.evaluate_every and end % run.options.evaluate_every == 0:
-                    look(functools.partial(on_evaluate, self.name, end), self.averaged(result.state))
+                    look(functools.partial(on_evaluate, self.name, end), self.averaged(result.state), tracker, end)
         return Trained(self.averaged(result.state), int(result.state.step) >= steps, result.seconds_per_step)
+
+    def trackers(self, taken: int) -> AbstractTracker:
+        """Process 0's trackers; in the others, one that does nothing."""
+
+        def opened() -> AbstractTracker:
+            run, config = self.run, self.run.config(self.name)
+            if not is_first():
+                return Trackers()
+            return open_trackers(run.folder, self.name, taken=taken, wandb=run.options.wandb, config=config)
+
+        return together(opened)
 
     def averaged(self, state: TrainState) -> ElasticModel:
         """The averaged model on one device, for reports."""
@@ -260,9 +288,15 @@ def first_only(report: contextlib.AbstractContextManager[OnReport]) -> Iterator[
         yield lambda report: None
 
 
-def look(on_evaluate: Callable[[ElasticModel], None], model: ElasticModel) -> None:
+def look(
+    on_evaluate: Callable[[ElasticModel], Look | None], model: ElasticModel, tracker: AbstractTracker, step: int
+) -> None:
     """Process 0's look at the model, for which the others wait."""
-    together(lambda: on_evaluate(model) if is_first() else None)
+    seen = together(lambda: on_evaluate(model) if is_first() else None)
+    if seen is not None:
+        tracker.log(step, seen.values)
+        for name, file in seen.pictures.items():
+            tracker.log_picture(step, name, file)
 
 
 def segments(taken: int, steps: int, every: int | None) -> Iterator[int]:

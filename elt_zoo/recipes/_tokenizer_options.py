@@ -62,6 +62,9 @@ class TokenizerOptions:
     fall_back: bool = False
     """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 25
+    wandb: str | None = None
+    """A project of Weights & Biases to send metrics to. Needs the extra `wandb`, and an account or
+    WANDB_MODE=offline."""
 
     def __post_init__(self):
         for name in ("codebook_size", "steps", "batch_size", "heldout", "checkpoint_every", "log_every"):
@@ -129,7 +132,7 @@ class TokenizerOptions:
 
     def defining(self) -> dict[str, Any]:
         """What two runs must share for one to resume the other: everything but what is known not to matter."""
-        cosmetic = {"out", "heldout", "checkpoint_every", "fall_back", "log_every"}
+        cosmetic = {"out", "heldout", "checkpoint_every", "fall_back", "log_every", "wandb"}
         knobs = {name: value for name, value in dataclasses.asdict(self).items() if name not in cosmetic}
         paths = {name: str(value) for name, value in knobs.items() if isinstance(value, Path)}
         return knobs | paths | dataclasses.asdict(self.recipe) | {"network": dataclasses.asdict(self.network)}

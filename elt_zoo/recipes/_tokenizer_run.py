@@ -48,7 +48,7 @@ from ..training import (
 from ._folder import require_own
 from ._image_sets import named_images
 from ._open import DIGITS, MOVING_DIGITS, open_clips, open_images
-from ._reports import metric_files, progress_bar
+from ._reports import metric_files, open_trackers, progress_bar, require_trackers
 from ._tokenizer_options import TokenizerOptions
 
 
@@ -170,6 +170,7 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
 
     **Raises:** as [`train`][elt_zoo.recipes.train].
     """
+    require_trackers(options.wandb)
     recipe = options.recipe
     optimizer = make_optimizer(
         OptimizerConfig(
@@ -225,7 +226,10 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
             batches.set_state(position)
         shown = ("psnr", "usage", "loss")
         with (
-            metric_files(folder, "tokenizer") as write,
+            open_trackers(
+                folder, "tokenizer", taken=int(state.step), wandb=options.wandb, config=options.defining()
+            ) as tracker,
+            metric_files(folder, "tokenizer", tracker) as write,
             progress_bar("tokenizer", steps=recipe.steps, taken=int(state.step), show=shown) as move,
             contextlib.closing(checkpoints),
             contextlib.closing(batches),
