@@ -9,7 +9,16 @@ import pytest
 from elt_zoo import LoopedTransformer, Remat
 from elt_zoo.families import DiTConfig, MaskGITConfig, preset, preset_names
 from elt_zoo.models import BatchedPredict, ElasticModel
-from elt_zoo.profile import FLOPS, Costs, profile, sample_compute, time_samples, xla_flops, xla_forward_flops
+from elt_zoo.profile import (
+    FLOPS,
+    Costs,
+    peak_flops,
+    profile,
+    sample_compute,
+    time_samples,
+    xla_flops,
+    xla_forward_flops,
+)
 from elt_zoo.profile._count import costs_of
 from elt_zoo.sampling import (
     ConstantGuidance,
@@ -105,6 +114,30 @@ def test_layers_around_the_loops_cost_what_they_would_as_unique_ones(config):
     # What the layer of the prelude saves is saved once, and that of each of the coda at both exits.
     assert more - (whole.condition.saved_bytes - plain.condition.saved_bytes) == (1 + 2 * 2) * whole.layer.saved_bytes
     assert "1 + 2N x 3L + 2" in str(profile(around))
+
+
+def test_training_takes_three_forward_passes_and_reads_each_exit():
+    costs = profile(dataclasses.replace(MASKED, prelude=1, coda=2))
+    assert costs.training_flops() == 6 * costs.forward_macs
+    more = costs.training_flops(exits=2) - costs.training_flops()
+    assert more == 6 * (2 * costs.layer.macs + costs.head.macs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("NVIDIA A1000", None),
+        ("cpu", None),
+    ],
+)
+def test_peaks_are_known_by_the_name_of_the_device(kind, peak):
+    assert peak_flops(kind) == peak
 
 
 def test_a_sample_is_its_forward_passes():

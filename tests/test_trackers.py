@@ -16,7 +16,9 @@ from wandb_stand_in import Wandb
 import elt_zoo.commands._train
 from elt_zoo import load
 from elt_zoo.figures import plot_losses
+from elt_zoo.recipes import Throughput
 from elt_zoo.trackers import TensorBoardTracker, Trackers, WandbTracker
+from elt_zoo.training import Report
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -142,6 +144,12 @@ def test_losses_are_drawn_with_and_without_held_out_data(tmp_path):
     assert both[1] == 2 * alone[1]
 
 
+def test_speed_is_that_of_the_examples():
+    report = Report(8, {"loss": 0.5}, examples_per_second=100.0, data_wait=0.0)
+    assert Throughput(2e10).of(report) == {"teraflops": pytest.approx(2.0)}
+    assert Throughput(2e10, peak=8e12).of(report) == {"teraflops": pytest.approx(2.0), "mfu": pytest.approx(0.25)}
+
+
 @pytest.mark.slow
 def test_a_watched_and_resumed_run_is_the_run_that_nobody_watched(tmp_path, monkeypatch, wandb):
     monkeypatch.chdir(tmp_path)
@@ -163,7 +171,7 @@ def test_a_watched_and_resumed_run_is_the_run_that_nobody_watched(tmp_path, monk
 
         return look
 
-    command += ("--evaluate-every", 4, "--wandb", "digits", "--out", "watched")
+    command += ("--evaluate-every", 4, "--trace-steps", 6, 7, "--wandb", "digits", "--out", "watched")
     with monkeypatch.context() as patch:
         patch.setattr(elt_zoo.commands._train, "watch", watch_and_stop)
         stopped = run(*command)
@@ -173,6 +181,10 @@ def test_a_watched_and_resumed_run_is_the_run_that_nobody_watched(tmp_path, monk
     assert eqx.tree_equal(load("unwatched/model").model, load("watched/model").model)
 
     assert [int(row["step"]) for row in rows_of(tmp_path / "watched" / "heldout-ilsd.csv")] == [4, 8]
+    (trace,) = (tmp_path / "watched" / "trace").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    metrics = rows_of(tmp_path / "watched" / "metrics-ilsd.csv")
+    assert "teraflops" in metrics[-1] and "mfu" not in metrics[-1]  # of a processor no peak is known
     assert (tmp_path / "watched" / "losses.png").stat().st_size > 100
     assert len({each.given["id"] for each in wandb.runs}) == 1 and all(each.finished for each in wandb.runs)
     sent = [(step, name) for each in wandb.runs for step, values in each.rows for name in values]

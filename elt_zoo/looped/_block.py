@@ -99,7 +99,8 @@ def make_block(
 
     def apply(layer: PreparedLayer, state: State, loop: Int[Array, ""], index: int | Int[Array, ""]) -> State:
         layer_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, loop), index)
-        return layer(state, loop, layer_key)
+        with jax.named_scope(f"layer_{index}" if isinstance(index, int) else "layer"):
+            return layer(state, loop, layer_key)
 
     in_loop = not single or (scan_layers and num_layers > 1)
     if by_layer:

@@ -428,11 +428,14 @@ class LoopedTransformer(eqx.Module):
             if not num_layers:
                 return lambda state: state
             block = block_of(layers, num_layers, None, None, None if key is None else jax.random.fold_in(key, index), 1)
-            return lambda state: block(state, jnp.asarray(0))
+            name = "prelude" if index == _PRELUDE else "coda"
+            return jax.named_scope(name)(lambda state: block(state, jnp.asarray(0)))
 
         return (
             once(self.prelude, self.num_prelude, _PRELUDE),
-            block_of(self.layers, self.num_layers, self.loop_deltas, self.loop_embedding, key, loops),
+            jax.named_scope("loop")(
+                block_of(self.layers, self.num_layers, self.loop_deltas, self.loop_embedding, key, loops)
+            ),
             once(self.coda, self.num_coda, _CODA),
         )
 

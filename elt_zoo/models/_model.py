@@ -128,8 +128,9 @@ class ElasticModel(eqx.Module):
     def _embed(self, inputs: tuple[Any, ...], key: PRNGKeyArray | None):
         """The trunk's arguments, the function that reads a prediction from a state, and the trunk's dropout key."""
         embed_key, trunk_key = (None, None) if key is None else jax.random.split(key)
-        tokens, conditioning = self.head.embed(*inputs, key=embed_key)
-        return (tokens, conditioning), lambda state: self.head(state, conditioning), trunk_key
+        with jax.named_scope("embed"):
+            tokens, conditioning = self.head.embed(*inputs, key=embed_key)
+        return (tokens, conditioning), jax.named_scope("head")(lambda state: self.head(state, conditioning)), trunk_key
 
 
 class BatchedPredict(eqx.Module):

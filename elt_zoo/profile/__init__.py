@@ -2,6 +2,7 @@
 
 from ._count import Costs as Costs
 from ._environment import environment as environment
+from ._peak import peak_flops as peak_flops
 from ._profile import FLOPS as FLOPS
 from ._profile import Profile as Profile
 from ._profile import profile as profile

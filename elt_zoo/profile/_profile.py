@@ -92,6 +92,15 @@ class Profile:
         ends = self.embed.elementwise + self.condition.elementwise + self.head.elementwise
         return ends + self.effective_depth * self.layer.elementwise
 
+    def training_flops(self, *, exits: int = 1) -> int:
+        """Floating-point operations of matrix products that training on one example takes: forward, and twice as many
+        backward. Recomputation is not counted, so that these over the time are the model's speed and not the machine's.
+
+        **Arguments:** `exits`: that the objective reads, each through coda and head; 2 for ILSD.
+        """
+        more = (exits - 1) * (self.config.coda * self.layer.macs + self.head.macs)
+        return 3 * 2 * (self.forward_macs + more)
+
     @property
     def sample_macs(self) -> int:
         """Multiply-accumulates of one sample: `steps` forward passes, twice as many with `guidance`."""

@@ -15,6 +15,7 @@ from ._options import Recipe as Recipe
 from ._options import SamplerOptions as SamplerOptions
 from ._options import SizeOptions as SizeOptions
 from ._options import TrainingOptions as TrainingOptions
+from ._reports import Throughput as Throughput
 from ._reports import metric_files as metric_files
 from ._reports import open_trackers as open_trackers
 from ._reports import progress_bar as progress_bar

@@ -14,7 +14,7 @@ ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 _COSMETIC = frozenset(
     {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
     | {"fall_back", "evaluate_every", "sampler", "samples", "sample_seeds"}
-    | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb"}
+    | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb", "trace_steps"}
 )
 
 
@@ -160,6 +160,8 @@ class TrainingOptions(SizeOptions):
     """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 50
     """Steps between two reports."""
+    trace_steps: tuple[int, int] | None = None
+    """The first and the last step to record with JAX's profiler, into `trace` in the run. Step 1 compiles."""
     evaluate_every: int | None = None
     """Steps between two looks while training, each at the held-out loss of every exit and at samples; default at the
     end only. They go to files in the run and to the trackers."""
@@ -176,6 +178,11 @@ class TrainingOptions(SizeOptions):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be 0 or more.")
+        if self.trace_steps is not None and not 1 <= self.trace_steps[0] <= self.trace_steps[1]:
+            raise ValueError(
+                f"`--trace-steps {self.trace_steps[0]} {self.trace_steps[1]}` needs a first step of at least 1, and a "
+                "last one that is not before it."
+            )
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"`--batch-size {self.batch_size}` must be a multiple of `--accumulation {self.accumulation}`, the "

@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -49,15 +50,35 @@ def where_to_watch(folder: Path) -> str:
     return f"Watch it in a browser: tensorboard --logdir {logs} (pip install tensorboard)"
 
 
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """How fast a training is.
+
+    **Fields:** `flops`: floating-point operations of training on one example; `peak`: those that all its devices do in
+    a second at most, `None` if it is not known.
+    """
+
+    flops: float
+    peak: float | None = None
+
+    def of(self, report: Report) -> dict[str, float]:
+        """`teraflops`, 10¹² operations a second, and `mfu`, model FLOP utilisation: their share of the peak."""
+        rate = self.flops * report.examples_per_second
+        speed = {"teraflops": rate / 1e12}
+        return speed if self.peak is None else speed | {"mfu": rate / self.peak}
+
+
 @contextlib.contextmanager
-def metric_files(folder: Path, name: str, tracker: AbstractTracker | None = None) -> Iterator[Callable[[Report], None]]:
+def metric_files(
+    folder: Path, name: str, tracker: AbstractTracker | None = None, throughput: Throughput | None = None
+) -> Iterator[Callable[[Report], None]]:
     """A context with a function that appends reports to `metrics-<name>.csv` and tells them to a tracker."""
     with (folder / f"metrics-{name}.csv").open("a", newline="") as handle:
         writer = csv.writer(handle)
 
         def write(report: Report) -> None:
             pace = {key: value for key, value in report._asdict().items() if key not in ("step", "metrics")}
-            values = report.metrics | pace
+            values = report.metrics | pace | ({} if throughput is None else throughput.of(report))
             if handle.tell() == 0:
                 writer.writerow(["step", *values])
             writer.writerow([report.step, *values.values()])
@@ -70,7 +91,13 @@ def metric_files(folder: Path, name: str, tracker: AbstractTracker | None = None
 
 @contextlib.contextmanager
 def progress_bar(
-    name: str, *, steps: int, taken: int, show: tuple[str, ...], row: int = 0
+    name: str,
+    *,
+    steps: int,
+    taken: int,
+    show: tuple[str, ...],
+    row: int = 0,
+    throughput: Throughput | None = None,
 ) -> Iterator[Callable[[Report], None]]:
     """A context with a function that moves a bar and shows some of the metrics; before the first report it says that
     the program is being compiled.
@@ -80,7 +107,11 @@ def progress_bar(
         def move(report: Report) -> None:
             shown = {metric: f"{report.metrics[metric]:.3f}" for metric in show if metric in report.metrics}
             bar.set_description(name, refresh=False)
-            bar.set_postfix(shown | {"examples/s": f"{report.examples_per_second:.0f}"}, refresh=False)
+            shown["examples/s"] = f"{report.examples_per_second:.0f}"
+            speed = {} if throughput is None else throughput.of(report)
+            if "mfu" in speed:
+                shown["MFU"] = f"{speed['mfu']:.1%}"
+            bar.set_postfix(shown, refresh=False)
             bar.update(report.step - bar.n)
 
         yield move

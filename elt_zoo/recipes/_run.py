@@ -17,6 +17,7 @@ from ..distributed import agree, first_says, is_first, together
 from ..generator import load
 from ..models import ElasticModel
 from ..objectives import AbstractObjective, DeepSupervisionLoss, ILSDLoss, RandomDepthLoss, VanillaLoss
+from ..profile import peak_flops, profile
 from ..sharding import Layout, make_mesh, one_copy, shard_batch
 from ..storage import FolderLock, read_json, write_json
 from ..trackers import AbstractTracker, Trackers
@@ -37,7 +38,7 @@ from ._folder import require_own
 from ._init_from import init_from
 from ._open import DIGITS, MOVING_DIGITS
 from ._options import MeshOptions, ObjectiveName, Recipe, TrainingOptions
-from ._reports import metric_files, open_trackers, progress_bar, require_trackers
+from ._reports import Throughput, metric_files, open_trackers, progress_bar, require_trackers
 from ._task import Task
 
 
@@ -227,11 +228,12 @@ class _Prepared:
         else:
             state, position = checkpoints.restore(self.abstract)
             self.batches.set_state(position)
-        taken = int(state.step)
+        taken, speed = int(state.step), self.throughput()
+        bar = progress_bar(self.name, steps=steps, taken=taken, show=_SHOWN, row=row, throughput=speed)
         with (
             self.trackers(taken) as tracker,
-            first_only(progress_bar(self.name, steps=steps, taken=taken, show=_SHOWN, row=row)) as move,
-            first_only(metric_files(run.folder, self.name, tracker)) as write,
+            first_only(bar) as move,
+            first_only(metric_files(run.folder, self.name, tracker, speed)) as write,
             contextlib.closing(checkpoints),
             contextlib.closing(self.batches),
         ):
@@ -240,27 +242,49 @@ class _Prepared:
                 move(report)
                 write(report)
 
-            result = FitResult(state, taken >= steps, 0.0)
+            result, start = FitResult(state, taken >= steps, 0.0), taken
             step = jit_step(self.step)
             # Where no step is left, too: what a killed process left behind is removed then.
             checkpoints.claim(step=taken)
-            for end in segments(taken, steps, run.options.evaluate_every):
-                result = fit(
-                    result.state,
-                    step,
-                    self.batches,
-                    total_steps=end,
-                    log_every=run.options.log_every,
-                    on_report=on_report,
-                    checkpoints=checkpoints,
-                    encode=run.task.representation.encode,
-                    stop=stop,
-                )
+            for end in segments(taken, steps, run.options.evaluate_every, also=self.traced):
+                with self.trace(start, end):
+                    result = fit(
+                        result.state,
+                        step,
+                        self.batches,
+                        total_steps=end,
+                        log_every=run.options.log_every,
+                        on_report=on_report,
+                        checkpoints=checkpoints,
+                        encode=run.task.representation.encode,
+                        stop=stop,
+                    )
+                start = end
                 if not result.finished or (stop.is_set() and jax.process_count() == 1):
                     break
                 if on_evaluate is not None and run.options.evaluate_every and end % run.options.evaluate_every == 0:
                     look(functools.partial(on_evaluate, self.name, end), self.averaged(result.state), tracker, end)
         return Trained(self.averaged(result.state), int(result.state.step) >= steps, result.seconds_per_step)
+
+    def throughput(self) -> Throughput:
+        """What a report's examples per second mean in operations."""
+        exits = {"ilsd": 2, "deep_supervision": self.run.task.config.max_loops}.get(self.name, 1)
+        devices = jax.devices()[:1] if self.layout is None else self.layout.mesh.devices.flatten().tolist()
+        peak = peak_flops(devices[0]) if self.run.options.precision == "bfloat16" else None
+        flops = profile(self.run.task.config).training_flops(exits=exits)
+        return Throughput(flops, None if peak is None else peak * len(devices))
+
+    @property
+    def traced(self) -> tuple[int, ...]:
+        """The steps after which a trace begins and ends: those of the run's own objective."""
+        steps = self.run.options.trace_steps
+        return () if steps is None or self.name != self.run.objectives[0] else (steps[0] - 1, steps[1])
+
+    def trace(self, start: int, end: int) -> contextlib.AbstractContextManager[Any]:
+        """Records what the devices do between two steps, if they are those to trace."""
+        if (start, end) != self.traced or not is_first():
+            return contextlib.nullcontext()
+        return jax.profiler.trace(str(self.run.folder / "trace"))
 
     def trackers(self, taken: int) -> AbstractTracker:
         """Process 0's trackers; in the others, one that does nothing."""
@@ -299,12 +323,10 @@ def look(
             tracker.log_picture(step, name, file)
 
 
-def segments(taken: int, steps: int, every: int | None) -> Iterator[int]:
-    """Where a run pauses for a look at the model, its end included."""
-    if every is not None:
-        yield from range((taken // every + 1) * every, steps, every)
-    if taken < steps:
-        yield steps
+def segments(taken: int, steps: int, every: int | None, also: tuple[int, ...] = ()) -> Iterator[int]:
+    """Where a run pauses, for looks at the model and other reasons, its end included."""
+    looks = () if every is None else range((taken // every + 1) * every, steps, every)
+    yield from sorted({pause for pause in (*looks, *also, steps) if taken < pause <= steps})
 
 
 def extend(file: Path, config: Mapping[str, Any]) -> None:
