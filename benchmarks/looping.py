@@ -1,9 +1,11 @@
-"""What looping costs: an ILSD step, a traced loop count, and compiling many loops, each beside its plain counterpart.
+"""What looping costs: an ILSD step, a traced loop count, an exit of one's own for every example, and compiling many
+loops, each beside its plain counterpart.
 
     python benchmarks/looping.py --csv looping.csv
 
 Requirements: an ILSD step at most 1.06 times the vanilla looped step; a traced loop count at most 1.05 times the static
-one at a batch of 8 or more; compiling 32 loops at most 1.2 times as long as compiling 4.
+one at a batch of 8 or more; early exits of 16 examples at most 1.1 times their share of the loops; compiling 32 loops
+at most 1.2 times as long as compiling 4.
 """
 
 import argparse
@@ -101,6 +103,47 @@ def traced_count(rounds: int) -> list[dict]:
     return rows
 
 
+def early_exit(rounds: int) -> list[dict]:
+    """Examples that leave after loops of their own, beside all loops for all of them."""
+    header("early exit", "all loops")
+    rows, loops = [], 8
+    for name, config in {"digits-dit": preset("digits-dit"), "DiT d=192 2N×4L": MEDIUM_DIT}.items():
+        assert isinstance(config, DiTConfig)
+        rng = np.random.default_rng(0)
+        # adaLN starts as the identity: moved off it, so that each loop changes the state.
+        model = jax.tree.map(
+            lambda leaf: leaf + 0.02 * rng.standard_normal(leaf.shape, np.float32) if eqx.is_array(leaf) else leaf,
+            config.build(key=jax.random.key(0)),
+        )
+        inputs = (
+            jnp.asarray(rng.standard_normal((16, *config.shape), np.float32)),
+            jnp.full(16, 0.5),
+            jnp.arange(16) % 10,
+        )
+        embed = eqx.filter_jit(jax.vmap(model.head.embed))(*inputs)
+        trunk = model.trunk
+        every = eqx.filter_jit(lambda embed: jax.vmap(lambda *one: trunk(*one, loops=loops))(*embed))
+        states = eqx.filter_jit(lambda embed: jax.vmap(lambda *one: trunk.trajectory(*one, loops=loops))(*embed))(embed)
+
+        @eqx.filter_jit
+        def leave(embed, last, trunk=trunk):
+            def one(last, *embed):
+                rule = lambda _, state: jnp.allclose(state[0], last, atol=1e-4)  # noqa: E731
+                return trunk.early_exit(*embed, rule=rule, max_loops=loops)
+
+            return jax.vmap(one)(last, *embed)
+
+        for exits in (np.arange(16) % loops + 1, np.where(np.arange(16) == 3, loops, 1)):
+            # An example leaves where its first token is what it is after its last loop.
+            last = states[np.arange(16), exits - 1, 0]
+            np.testing.assert_array_equal(leave(embed, last)[1], exits)
+            row = compare(lambda e=embed, s=last: leave(e, s), lambda e=embed: every(e), rounds=rounds)
+            share = exits.mean() / loops
+            show(f"{name}, {share:.3f} of the loops", row)
+            rows.append({"case": f"early exit, {name}, 16 examples, {share:.3f} of the loops", **row})
+    return rows
+
+
 def compile_time(rounds: int) -> list[dict]:
     header("32 loops", "4 loops")
     rows = []
@@ -136,13 +179,17 @@ def compile_time(rounds: int) -> list[dict]:
     return rows
 
 
+PARTS = {"ilsd": ilsd_step, "traced": traced_count, "exit": early_exit, "compile": compile_time}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--csv", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     print(environment(), f"; medians and quartiles of {arguments.rounds} rounds")
-    rows = ilsd_step(arguments.rounds) + traced_count(arguments.rounds) + compile_time(arguments.rounds)
+    rows = [row for part in arguments.parts for row in PARTS[part](arguments.rounds)]
     write_csv(arguments.csv, rows)
 
 
