@@ -9,6 +9,7 @@ at most 1.2 times as long as compiling 4.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -103,44 +104,45 @@ def traced_count(rounds: int) -> list[dict]:
     return rows
 
 
+def exits_of(config: DiTConfig, batch: int, loops: int) -> tuple[Callable, Callable, np.ndarray]:
+    """Of a random batch: a call in which each example leaves where its first token is what it is given, a call of all
+    loops, and the first tokens after each loop.
+    """
+    rng = np.random.default_rng(0)
+    # adaLN starts as the identity: moved off it, so that each loop changes the state.
+    model = jax.tree.map(
+        lambda leaf: leaf + 0.02 * rng.standard_normal(leaf.shape, np.float32) if eqx.is_array(leaf) else leaf,
+        config.build(key=jax.random.key(0)),
+    )
+    x = jnp.asarray(rng.standard_normal((batch, *config.shape), np.float32))
+    embedded = eqx.filter_jit(jax.vmap(model.head.embed))(x, jnp.full(batch, 0.5), jnp.zeros(batch, jnp.int32))
+
+    def one_leaves(last, *embedded):
+        rule = lambda _, state: jnp.allclose(state[0], last, atol=1e-4)  # noqa: E731
+        return model.trunk.early_exit(*embedded, rule=rule, max_loops=loops)
+
+    leave = jax.jit(jax.vmap(one_leaves))
+    every = jax.jit(jax.vmap(lambda *embedded: model.trunk(*embedded, loops=loops)))
+    states = jax.jit(jax.vmap(lambda *embedded: model.trunk.trajectory(*embedded, loops=loops)))(*embedded)
+    return lambda last: leave(last, *embedded), lambda: every(*embedded), np.asarray(states[:, :, 0])
+
+
 def early_exit(rounds: int) -> list[dict]:
     """Examples that leave after loops of their own, beside all loops for all of them."""
     header("early exit", "all loops")
-    rows, loops = [], 8
-    for name, config in {"digits-dit": preset("digits-dit"), "DiT d=192 2N×4L": MEDIUM_DIT}.items():
+    rows, batch, loops = [], 16, 8
+    which = np.arange(batch)
+    for name in ("digits-dit", "DiT d=192 2N×4L"):
+        config = MEDIUM_DIT if name != "digits-dit" else preset(name)
         assert isinstance(config, DiTConfig)
-        rng = np.random.default_rng(0)
-        # adaLN starts as the identity: moved off it, so that each loop changes the state.
-        model = jax.tree.map(
-            lambda leaf: leaf + 0.02 * rng.standard_normal(leaf.shape, np.float32) if eqx.is_array(leaf) else leaf,
-            config.build(key=jax.random.key(0)),
-        )
-        inputs = (
-            jnp.asarray(rng.standard_normal((16, *config.shape), np.float32)),
-            jnp.full(16, 0.5),
-            jnp.arange(16) % 10,
-        )
-        embed = eqx.filter_jit(jax.vmap(model.head.embed))(*inputs)
-        trunk = model.trunk
-        every = eqx.filter_jit(lambda embed: jax.vmap(lambda *one: trunk(*one, loops=loops))(*embed))
-        states = eqx.filter_jit(lambda embed: jax.vmap(lambda *one: trunk.trajectory(*one, loops=loops))(*embed))(embed)
-
-        @eqx.filter_jit
-        def leave(embed, last, trunk=trunk):
-            def one(last, *embed):
-                rule = lambda _, state: jnp.allclose(state[0], last, atol=1e-4)  # noqa: E731
-                return trunk.early_exit(*embed, rule=rule, max_loops=loops)
-
-            return jax.vmap(one)(last, *embed)
-
-        for exits in (np.arange(16) % loops + 1, np.where(np.arange(16) == 3, loops, 1)):
-            # An example leaves where its first token is what it is after its last loop.
-            last = states[np.arange(16), exits - 1, 0]
-            np.testing.assert_array_equal(leave(embed, last)[1], exits)
-            row = compare(lambda e=embed, s=last: leave(e, s), lambda e=embed: every(e), rounds=rounds)
+        leave, every, tokens = exits_of(config, batch, loops)
+        for exits in (which % loops + 1, np.where(which == 3, loops, 1)):
+            last = tokens[which, exits - 1]
+            np.testing.assert_array_equal(leave(last)[1], exits)
+            row = compare(functools.partial(leave, last), every, rounds=rounds)
             share = exits.mean() / loops
             show(f"{name}, {share:.3f} of the loops", row)
-            rows.append({"case": f"early exit, {name}, 16 examples, {share:.3f} of the loops", **row})
+            rows.append({"case": f"early exit, {name}, {batch} examples, {share:.3f} of the loops", **row})
     return rows
 
 
