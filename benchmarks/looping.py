@@ -115,7 +115,7 @@ def exits_of(config: DiTConfig, batch: int, loops: int) -> tuple[Callable, Calla
         config.build(key=jax.random.key(0)),
     )
     x = jnp.asarray(rng.standard_normal((batch, *config.shape), np.float32))
-    embedded = eqx.filter_jit(jax.vmap(model.head.embed))(x, jnp.full(batch, 0.5), jnp.zeros(batch, jnp.int32))
+    embedded = jax.jit(jax.vmap(model.head.embed))(x, jnp.full(batch, 0.5), jnp.zeros(batch, jnp.int32))
 
     def one_leaves(last, *embedded):
         rule = lambda _, state: jnp.allclose(state[0], last, atol=1e-4)  # noqa: E731

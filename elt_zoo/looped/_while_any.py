@@ -61,7 +61,7 @@ class _Batched(eqx.Module):
         axes = structure.flatten_up_to(self.axes)
         return _Batched(structure.unflatten(map(pick, leaves, axes)), self.axes, self.functions)
 
-    def going(self, carry: _Carry) -> Bool[Array, " batch"]:
+    def going(self, carry: PyTree[Array]) -> Bool[Array, " batch"]:
         return self._call(0, carry)
 
     def advance(self, carry: _Carry, goes: Bool[Array, " batch"]) -> _Carry:
