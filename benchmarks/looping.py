@@ -136,13 +136,17 @@ def early_exit(rounds: int) -> list[dict]:
         config = MEDIUM_DIT if name != "digits-dit" else preset(name)
         assert isinstance(config, DiTConfig)
         leave, every, tokens = exits_of(config, batch, loops)
-        for exits in (which % loops + 1, np.where(which == 3, loops, 1)):
+        exits_by_name = {
+            "after 1 to 8 loops": which % loops + 1,
+            "one stays for 8 loops": np.where(which == 3, loops, 1),
+        }
+        for kind, exits in exits_by_name.items():
             last = tokens[which, exits - 1]
             np.testing.assert_array_equal(leave(last)[1], exits)
             row = compare(functools.partial(leave, last), every, rounds=rounds)
-            share = exits.mean() / loops
-            show(f"{name}, {share:.3f} of the loops", row)
-            rows.append({"case": f"early exit, {name}, {batch} examples, {share:.3f} of the loops", **row})
+            case = f"{name}, {kind}: {exits.mean() / loops:.3f} of the loops"
+            show(case, row)
+            rows.append({"case": f"early exit, {case}", **row})
     return rows
 
 
