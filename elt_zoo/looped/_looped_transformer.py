@@ -348,8 +348,8 @@ class LoopedTransformer(eqx.Module):
         - `min_loops`: the loops to run before the exit may be taken, in [1, `max_loops`].
         - `watch`: what the rule sees, as a function of an exit's state; default the state itself, before any coda.
         - `differentiable`: false stops as soon as the rule holds; in a batch under `jax.vmap`, each loop runs those
-          examples that have not left. True runs all `max_loops` and keeps the state of the exit, so that the result
-          can be differentiated. Both return the same.
+          examples that have not left (with one `jax.vmap`: two nested ones run more than they need). True runs all
+          `max_loops` and keeps the state of the exit, so that the result can be differentiated. Both return the same.
 
         **Returns:** the exit's state and the number of loops it took.
 
