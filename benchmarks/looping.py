@@ -1,12 +1,15 @@
-"""What looping costs: an ILSD step, a traced loop count, and compiling many loops, each beside its plain counterpart.
+"""What looping costs: an ILSD step, a traced loop count, an exit of one's own for every example, and compiling many
+loops, each beside its plain counterpart.
 
     python benchmarks/looping.py --csv looping.csv
 
 Requirements: an ILSD step at most 1.06 times the vanilla looped step; a traced loop count at most 1.05 times the static
-one at a batch of 8 or more; compiling 32 loops at most 1.2 times as long as compiling 4.
+one at a batch of 8 or more; early exits of 16 examples at most 1.1 times their share of the loops; compiling 32 loops
+at most 1.2 times as long as compiling 4.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -101,6 +104,52 @@ def traced_count(rounds: int) -> list[dict]:
     return rows
 
 
+def exits_of(config: DiTConfig, batch: int, loops: int) -> tuple[Callable, Callable, np.ndarray]:
+    """Of a random batch: a call in which each example leaves where its first token is what it is given, a call of all
+    loops, and the first tokens after each loop.
+    """
+    rng = np.random.default_rng(0)
+    # adaLN starts as the identity: moved off it, so that each loop changes the state.
+    model = jax.tree.map(
+        lambda leaf: leaf + 0.02 * rng.standard_normal(leaf.shape, np.float32) if eqx.is_array(leaf) else leaf,
+        config.build(key=jax.random.key(0)),
+    )
+    x = jnp.asarray(rng.standard_normal((batch, *config.shape), np.float32))
+    embedded = jax.jit(jax.vmap(model.head.embed))(x, jnp.full(batch, 0.5), jnp.zeros(batch, jnp.int32))
+
+    def one_leaves(last, *embedded):
+        rule = lambda _, state: jnp.allclose(state[0], last, atol=1e-4)  # noqa: E731
+        return model.trunk.early_exit(*embedded, rule=rule, max_loops=loops)
+
+    leave = jax.jit(jax.vmap(one_leaves))
+    every = jax.jit(jax.vmap(lambda *embedded: model.trunk(*embedded, loops=loops)))
+    states = jax.jit(jax.vmap(lambda *embedded: model.trunk.trajectory(*embedded, loops=loops)))(*embedded)
+    return lambda last: leave(last, *embedded), lambda: every(*embedded), np.asarray(states[:, :, 0])
+
+
+def early_exit(rounds: int) -> list[dict]:
+    """Examples that leave after loops of their own, beside all loops for all of them."""
+    header("early exit", "all loops")
+    rows, batch, loops = [], 16, 8
+    which = np.arange(batch)
+    for name in ("digits-dit", "DiT d=192 2N×4L"):
+        config = MEDIUM_DIT if name != "digits-dit" else preset(name)
+        assert isinstance(config, DiTConfig)
+        leave, every, tokens = exits_of(config, batch, loops)
+        exits_by_name = {
+            "after 1 to 8 loops": which % loops + 1,
+            "one stays for 8 loops": np.where(which == 3, loops, 1),
+        }
+        for kind, exits in exits_by_name.items():
+            last = tokens[which, exits - 1]
+            np.testing.assert_array_equal(leave(last)[1], exits)
+            row = compare(functools.partial(leave, last), every, rounds=rounds)
+            case = f"{name}, {kind}: {exits.mean() / loops:.3f} of the loops"
+            show(case, row)
+            rows.append({"case": f"early exit, {case}", **row})
+    return rows
+
+
 def compile_time(rounds: int) -> list[dict]:
     header("32 loops", "4 loops")
     rows = []
@@ -136,13 +185,17 @@ def compile_time(rounds: int) -> list[dict]:
     return rows
 
 
+PARTS = {"ilsd": ilsd_step, "traced": traced_count, "exit": early_exit, "compile": compile_time}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--csv", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     print(environment(), f"; medians and quartiles of {arguments.rounds} rounds")
-    rows = ilsd_step(arguments.rounds) + traced_count(arguments.rounds) + compile_time(arguments.rounds)
+    rows = [row for part in arguments.parts for row in PARTS[part](arguments.rounds)]
     write_csv(arguments.csv, rows)
 
 

@@ -69,12 +69,20 @@ def header(ours: str, baseline: str) -> None:
 
 
 def write_csv(path: Path | None, rows: Sequence[dict[str, Any]], *packages: str) -> None:
-    """Writes the rows, each with the environment. A row that lacks a column leaves it empty."""
+    """Writes the rows, each with the environment unless it has one. A row that lacks a column leaves it empty."""
     if path is None:
         return
     names = dict.fromkeys(name for row in rows for name in row)
     where = environment(*packages)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*names, "environment"])
+        writer = csv.DictWriter(file, fieldnames=[name for name in names if name != "environment"] + ["environment"])
         writer.writeheader()
-        writer.writerows({**row, "environment": where} for row in rows)
+        writer.writerows({"environment": where, **row} for row in rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,13 +1,19 @@
 """Our training step beside PyTorch, eager and compiled, beside the same loops written out, and beside storing all.
 
     pip install -e '.[parity]'
-    python benchmarks/training.py --csv training.csv
-    taskset --cpu-list 0 python benchmarks/training.py --csv training.csv  # on one core
+    taskset --cpu-list 0 python benchmarks/training.py  # on one core
+
+It measures one comparison after another, the small ones first, and writes each to `results/training.csv` when it is
+done. A comparison that the file holds is not measured again without `--again`, so that the script can be run in parts:
+with `--minutes 8` it begins none after eight minutes, and the largest take some minutes themselves.
 
 A step is a forward pass with both exits of ILSD, a backward pass, clipping, AdamW and the average of the parameters, on
 a batch that is already corrupted. All sides start from the same weights, and their losses and gradient norms are
 compared first. PyTorch has its fused attention, fused AdamW, and `foreach` for clipping and average. The written-out
 side is our layers in a Python loop, with no option of the trunk. The storing side is our trunk with `Remat.NONE`.
+
+Beside the ratio stands the share of the processor's peak that our step reaches: its matrix products, three times those
+of the forward pass, against a product of two square matrices of 1,024 in the same run.
 
 Goals: at least 1.3 times as fast as eager PyTorch and 1.15 times as compiled PyTorch at widths up to 128, 1.1
 times at 384; at most 1.03 times the time of the written-out loops.
@@ -17,9 +23,10 @@ import argparse
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,13 +34,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
-from timing import compare, header, show, write_csv
+from timing import compare, header, read_csv, seconds, show, write_csv
 
 from elt_zoo import ElasticModel, ILSDLoss, Remat
 from elt_zoo.corruption import AbstractCorruption, Corrupted
 from elt_zoo.data import Batch
 from elt_zoo.families import DiTConfig, MaskGITConfig
-from elt_zoo.profile import environment
+from elt_zoo.profile import environment, profile
 from elt_zoo.training import OptimizerConfig, TrainState, jit_step, make_optimizer, make_train_step
 
 CLASSES, CODES, LAYERS, LOOPS = 10, 256, 2, 4
@@ -326,42 +333,99 @@ def difference(ours: Any, theirs: Any) -> float:
     return max(abs(float(ours[name]) - float(theirs[name])) / abs(float(theirs[name])) for name in names)
 
 
+# Measuring.
+
+
+class Case(NamedTuple):
+    """What one comparison is of."""
+
+    family: str
+    width: int
+    tokens: int
+    batch: int
+
+
+def measure(case: Case, sides: Sequence[str], rounds: int, peak: float) -> Iterator[dict[str, Any]]:
+    """The rows of some sides, our step being compiled once."""
+    config = config_of(case.family, case.width, case.tokens)
+    batch, corrupted = corrupted_batch(config, case.batch)
+    for side in sides:
+        # Anew for each side, so that both begin at the same weights; the program is kept.
+        ours = our_step(config, batch, corrupted)
+        if side == "written out":
+            theirs = our_step(config, batch, corrupted, written_out=True)
+        elif side == "storing":
+            theirs = our_step(dataclasses.replace(config, remat=Remat.NONE), batch, corrupted)
+        else:
+            theirs = their_step(config, corrupted, compiled=side == "compiled")
+        # The second step sees the first's update.
+        apart = max(difference(ours(), theirs()) for _ in range(2))
+        assert apart < 1e-3, f"{case}: losses or gradient norms differ by {apart:.1e}"
+        # Long steps vary less, and would take hours.
+        row = compare(ours, theirs, rounds=rounds if seconds(ours) < 1.0 else min(rounds, 5))
+        share = step_flops(config, case.batch) / (1e-3 * row["ours_ms"]) / peak
+        yield {"side": side, **case._asdict(), "difference": apart, "peak_share": share, **row}
+    jax.clear_caches()
+    torch.compiler.reset()
+
+
+def step_flops(config: Config, batch: int) -> float:
+    """Floating-point operations of a step's matrix products: the backward pass has two for each of the forward pass.
+    The head is applied to both exits.
+    """
+    costs = profile(config, loops=LOOPS)
+    return batch * 3 * 2.0 * (costs.forward_macs + costs.head.macs)
+
+
+def matmul_peak(size: int = 1024) -> float:
+    """The most operations per second that a product of two square matrices reached."""
+    square = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    seconds(lambda: product(square, square))
+    return 2 * size**3 / min(seconds(lambda: product(square, square)) for _ in range(20))
+
+
+SIDES = ("eager", "compiled", "written out", "storing")
+LISTS = ("families", "widths", "tokens", "batches")
+"""The arguments that span the cases, in the order of a case's fields."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--families", nargs="+", default=["dit", "maskgit"])
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 128, 384])
     parser.add_argument("--tokens", nargs="+", type=int, default=[16, 64, 256])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--sides", nargs="+", default=["eager", "compiled", "written out", "storing"])
-    parser.add_argument("--csv", type=Path, help="also write the table here")
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no comparison after so many")
+    parser.add_argument("--again", action="store_true", help="measure what the table holds, too")
+    parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "training.csv")
     arguments = parser.parse_args()
-    versions = f"torch {torch.__version__} on {torch.get_num_threads()} threads"
+    end = time.monotonic() + 60 * arguments.minutes
+    versions = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(f"{environment()}; {versions}; medians of {arguments.rounds} rounds")
-    rows = []
-    for side in arguments.sides:
-        header("elt_zoo", side)
-        for case in itertools.product(arguments.families, arguments.widths, arguments.tokens, arguments.batches):
-            family, width, tokens, size = case
-            config = config_of(family, width, tokens)
-            batch, corrupted = corrupted_batch(config, size)
-            ours = our_step(config, batch, corrupted)
-            if side == "written out":
-                theirs = our_step(config, batch, corrupted, written_out=True)
-            elif side == "storing":
-                theirs = our_step(dataclasses.replace(config, remat=Remat.NONE), batch, corrupted)
-            else:
-                theirs = their_step(config, corrupted, compiled=side == "compiled")
-            # The second step sees the first's update.
-            apart = max(difference(ours(), theirs()) for _ in range(2))
-            assert apart < 1e-3, f"{case}: losses or gradient norms differ by {apart:.1e}"
-            row = compare(ours, theirs, rounds=arguments.rounds)
-            show(f"{family} d={width} {tokens} tokens, batch {size}", row)
-            name = f"{side}: {family}, width {width}, {tokens} tokens, batch {size}"
-            rows.append({"case": name, "baseline": versions, "difference": apart, **row})
-            jax.clear_caches()
-            torch.compiler.reset()
-    write_csv(arguments.csv, rows)
+    cases = [Case(*case) for case in itertools.product(*(getattr(arguments, name) for name in LISTS))]
+    cases.sort(key=lambda case: case.width**2 * case.tokens * case.batch)
+    table = {(row["side"], *(row[name] for name in Case._fields)): row for row in read_csv(arguments.csv)}
+    left = {
+        case: [side for side in arguments.sides if arguments.again or (side, *map(str, case)) not in table]
+        for case in cases
+    }
+    peak = matmul_peak()
+    header("elt_zoo", "other")
+    for case, sides in left.items():
+        if time.monotonic() > end:
+            break
+        for row in measure(case, sides, arguments.rounds, peak):
+            row |= {"environment": f"{environment()}, {versions}"}
+            show(f"{row['side']}: {case.family} d={case.width} {case.tokens} tokens, batch {case.batch}", row)
+            table[row["side"], *map(str, case)] = row
+            write_csv(arguments.csv, list(table.values()))
+            left[case] = [side for side in left[case] if side != row["side"]]
+            if time.monotonic() > end:
+                break
+    print(f"{sum(map(len, left.values()))} comparisons are left.")
 
 
 if __name__ == "__main__":

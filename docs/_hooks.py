@@ -133,6 +133,39 @@ def _benchmark(name: str) -> str:
     return f"{_table(header, lines)}\n\n{rows[0]['environment']}; {rows[0]['rounds']} rounds."
 
 
+def _training() -> str:
+    """The times of others over ours, a row for each size and a column for each side."""
+    if not (_RESULTS / "training.csv").exists():
+        return "*The table is made by the script and is not in this version of the page.*"
+    rows = _results("training")
+    sides = {"eager": "PyTorch", "compiled": "`torch.compile`", "written out": "Written out", "storing": "Storing all"}
+    cases: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        case = tuple(row[name] for name in ("family", "width", "tokens", "batch"))
+        cases.setdefault(case, {})[row["side"]] = row
+    lines = []
+    for case in sorted(cases, key=lambda case: (case[0], *map(int, case[1:]))):
+        measured = cases[case]
+        ours = next(iter(measured.values()))
+        lines.append(
+            [
+                *case,
+                f"{float(ours['ours_ms']):.1f}",
+                f"{float(ours['peak_share']):.2f}",
+                *(_speed_up(measured[side]) if side in measured else "–" for side in sides),
+            ]
+        )
+    where = "; ".join(dict.fromkeys(row["environment"] for row in rows))
+    header = ["Family", "Width", "Tokens", "Batch", "Ours (ms)", "Share of peak", *sides.values()]
+    return f"{_table(header, lines)}\n\n{where}."
+
+
+def _speed_up(row: dict[str, str]) -> str:
+    """The baseline's time over ours, with quartiles."""
+    middle, low, high = (1 / float(row[name]) for name in ("ratio", "ratio_high", "ratio_low"))
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
 def _data() -> str:
     """Examples per second of both sides, how far images are from ADM's, and how long training waits; each row has only
     some of these.
@@ -285,4 +318,5 @@ _TABLES: dict[str, Callable[[], str]] = {
     "benchmark-sampler-overhead": lambda: _benchmark("sampler-overhead"),
     "benchmark-loading": lambda: _benchmark("loading"),
     "benchmark-data": _data,
+    "benchmark-training": _training,
 }

@@ -17,7 +17,8 @@ from elt_zoo.diagnostics import exit_losses
 from elt_zoo.families import preset
 from elt_zoo.metrics import DigitsEvaluator
 from elt_zoo.objectives import VanillaLoss
-from elt_zoo.recipes import init_from
+from elt_zoo.recipes import Run, TrainingOptions, digits_task, init_from
+from elt_zoo.recipes._run import _Prepared
 from elt_zoo.storage import FolderLock, named_arrays
 from elt_zoo.tokenizers import PatchCodebook, load_tokenizer
 from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
@@ -127,6 +128,19 @@ def test_a_new_run_starts_from_a_saved_model(trained, tmp_path):
     old, new = (load(where / "model").model for where in (folder, tmp_path / "again"))
     for before, after in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
         np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+def test_the_first_state_is_one_program_with_the_values_of_many(tmp_path):
+    config = dataclasses.replace(preset("digits-dit"), dim=16, num_layers=1, max_loops=2)
+    options = TrainingOptions(out=tmp_path / "run", seed=3)
+    prepared = _Prepared("ilsd", Run.of(options, digits_task(config)))
+    many, one = (start(None, prepared.key_data) for start in (prepared.start, eqx.filter_jit(prepared.start)))
+    build_key, train_key = jax.random.split(jax.random.key(3))
+    assert many.key == one.key == train_key
+    expected = jax.tree.leaves(config.build(key=build_key))
+    for values in zip(expected, *(jax.tree.leaves(state.model) for state in (many, one)), strict=True):
+        np.testing.assert_allclose(values[1], values[0], rtol=0, atol=0)
+        np.testing.assert_allclose(values[2], values[0], rtol=1e-6, atol=1e-7)
 
 
 def test_other_classes_need_a_word():

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elt_zoo import LoopedTransformer, Remat
+from elt_zoo.looped._while_any import while_any
 from elt_zoo.nn import AbstractLayer, AdaLNZeroLayer, PostNormLayer, PreNormLayer
 
 DIM, HEADS, TOKENS, LAYERS, MAX_LOOPS = 16, 2, 5, 2, 5
@@ -378,6 +379,34 @@ def test_early_exit_stops_each_example_at_its_own_loop(differentiable):
     assert int(used) == 3 and float(never[0, 0]) == 8.0
     late, used = trunk.early_exit(xs[2], rule=rule, max_loops=6, min_loops=3, differentiable=differentiable)
     assert int(used) == 3 and float(late[0, 0]) == 128.0
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16, 23])
+def test_a_batch_leaves_its_loop_one_by_one(batch):
+    limits, steps_run = jnp.asarray(np.random.default_rng(batch).integers(0, 9, batch), jnp.int32), jnp.arange(9)
+    keys, ran = jax.random.split(jax.random.key(0), batch), []
+
+    # The functions close over what differs between examples.
+    def leave(limit, key):
+        def advance(carry):
+            state, step = carry
+            jax.debug.callback(lambda limit: ran.extend(np.ravel(limit)), limit)
+            return state + jax.random.normal(jax.random.fold_in(key, step), (2,)), step + 1
+
+        return while_any(lambda carry: carry[1] < limit, advance, (jnp.zeros(2), jnp.zeros((), jnp.int32)))
+
+    state, steps = jax.jit(jax.vmap(leave))(limits, keys)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(steps, limits)
+    if batch <= 16:
+        assert len(ran) == int(jnp.sum(limits))  # no example ran without need
+    else:
+        assert len(ran) == sum(2 * -(-int(jnp.sum(limits > step)) // 2) for step in range(9))
+    noise = jax.vmap(
+        lambda key: jax.vmap(lambda step: jax.random.normal(jax.random.fold_in(key, step), (2,)))(steps_run)
+    )
+    expected = jnp.sum(jnp.where((steps_run[None] < limits[:, None])[..., None], noise(keys), jnp.zeros(())), axis=1)
+    np.testing.assert_allclose(state, expected, rtol=1e-5, atol=1e-6)
 
 
 class Doubling(eqx.Module):

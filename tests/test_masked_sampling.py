@@ -68,6 +68,7 @@ def loops_predict(ids, labels, *, loops):
 
 LABELS = jnp.arange(5)
 KEY = jax.random.key(1)
+ONE = jnp.ones(())
 
 
 @pytest.mark.numerical
@@ -110,7 +111,7 @@ def test_codes_are_drawn_from_the_softmax():
     # 1,000 codes in 32 blocks of 32, the last one not full; a third of them is forbidden.
     codes = np.arange(1000)
     logits = np.where(codes % 3 == 0, -np.inf, 2 * np.sin(codes))
-    drawn = categorical(KEY, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (4, 10_000, 1000)))
+    drawn, _ = categorical(KEY, jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (4, 10_000, 1000)), ONE)
     counts, allowed = np.bincount(np.ravel(drawn), minlength=1000), codes % 3 != 0
     assert counts.size == 1000 and np.all(counts[~allowed] == 0)
     expected = 40_000 * np.exp(logits) / np.sum(np.exp(logits))
@@ -122,7 +123,27 @@ def test_codes_are_drawn_from_the_softmax():
 def test_small_codebooks_and_certain_codes_are_drawn(codebook):
     for code in range(codebook):
         logits = jnp.full((1, 7, codebook), -jnp.inf).at[:, :, code].set(-3.0)
-        assert categorical(KEY, logits).tolist() == [[code] * 7]
+        drawn, log_prob = categorical(KEY, logits, ONE)
+        assert drawn.tolist() == [[code] * 7] and log_prob.tolist() == [[0.0] * 7]
+
+
+@pytest.mark.numerical
+@pytest.mark.parametrize("temperature", [0.5, 1.3])
+def test_a_code_is_where_the_distribution_function_passes_the_uniform_number(temperature):
+    logits = 3 * jax.random.normal(jax.random.key(2), (4, 200, 1000))
+    drawn, log_prob = categorical(KEY, logits, jnp.asarray(temperature))
+    exact = np.asarray(logits, np.float64)
+    function = np.cumsum(np.exp(exact / temperature), axis=2)
+    function = np.concatenate([np.zeros((4, 200, 1)), function], axis=2) / function[:, :, -1:]
+    uniform = np.asarray(jax.random.uniform(KEY, (4, 200)))
+    below, above = (
+        np.take_along_axis(function, np.asarray(drawn)[:, :, None] + end, axis=2)[:, :, 0] for end in (0, 1)
+    )
+    # Float32 rounds the limits of a code.
+    assert np.all((below - 3e-6 < uniform) & (uniform < above + 3e-6))
+    expected = exact - np.log(np.sum(np.exp(exact), axis=2, keepdims=True))
+    expected = np.take_along_axis(expected, np.asarray(drawn)[:, :, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(log_prob, expected, atol=1e-5)
 
 
 @pytest.mark.numerical
@@ -179,6 +200,16 @@ def test_the_masked_positions_are_maskgits(count, published):
 
 def test_ties_are_broken_by_position_so_that_the_count_is_exact():
     assert lowest(jnp.ones(5), jnp.asarray(2)).tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("tokens", [40, 600])
+def test_few_and_many_tokens_are_ranked_alike(tokens):
+    values = np.random.default_rng(0).integers(-9, 10, tokens).astype(np.float32)
+    values[::7], values[3::11] = np.inf, -np.inf
+    for count in (0, 1, tokens // 2, tokens):
+        expected = np.zeros(tokens, bool)
+        expected[np.argsort(values, kind="stable")[:count]] = True
+        np.testing.assert_array_equal(lowest(jnp.asarray(values), jnp.asarray(count)), expected)
 
 
 @pytest.mark.numerical
@@ -423,4 +454,5 @@ def test_logits_that_are_no_distribution_give_no_sample(bad, scale):
 @pytest.mark.numerical
 def test_a_single_nan_spoils_its_row():
     logits = jnp.zeros((1, 2, 5)).at[0, 1, 3].set(jnp.nan)
-    assert categorical(KEY, logits)[0, 1] == -1 and categorical(KEY, logits)[0, 0] >= 0
+    drawn, _ = categorical(KEY, logits, ONE)
+    assert drawn[0, 1] == -1 and drawn[0, 0] >= 0

@@ -148,7 +148,19 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
     assert dropout(x, 0.3, key=None) is x
     y = dropout(x, 0.3, key=KEY)
     assert abs(float(jnp.mean(y)) - 1.0) < 0.02
-    np.testing.assert_allclose(np.unique(y), [0.0, 1 / 0.7], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(y), [0.0, 1 / 0.7], rtol=1e-5)
+
+
+@pytest.mark.numerical
+def test_each_entry_is_dropped_at_the_rate_and_by_itself():
+    # An odd number of entries: the last one has half a random word.
+    keys = jax.random.split(KEY, 20_000)
+    kept = jax.vmap(lambda key: dropout(jnp.ones((1, 5)), 0.3, key=key))(keys)[:, 0] > 0
+    # Four standard deviations of a share of 20,000, for each entry and each pair of entries.
+    np.testing.assert_allclose(jnp.mean(kept, axis=0), 0.7, atol=4 * (0.7 * 0.3 / 20_000) ** 0.5)
+    correlation = np.corrcoef(np.asarray(kept, np.float64).T)
+    np.testing.assert_allclose(correlation, np.eye(5), atol=4 / 20_000**0.5)
+    assert dropout(jnp.ones(3), 1e-9, key=KEY).tolist() == [1.0] * 3
 
 
 def test_heads_must_divide_the_width():

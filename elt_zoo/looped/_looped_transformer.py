@@ -12,6 +12,7 @@ from ._block import Block, State, make_block
 from ._counts import LoopCount, StaticCount, poison, static_count, traced_count
 from ._remat import Remat
 from ._stack import apart, stack, zero_deltas, zero_embedding
+from ._while_any import while_any
 
 _PRELUDE, _CODA = 2**31, 2**31 + 1
 """Numbers that no loop has, for the keys of dropout."""
@@ -363,9 +364,9 @@ class LoopedTransformer(eqx.Module):
         - `max_loops`: the most loops to run.
         - `min_loops`: the loops to run before the exit may be taken, in [1, `max_loops`].
         - `watch`: what the rule sees, as a function of an exit's state; default the state itself, before any coda.
-        - `differentiable`: false stops as soon as the rule holds; in a batch under `jax.vmap`, as soon as it has held
-          for every example. True runs all `max_loops` and keeps the state of the exit, so that the result can be
-          differentiated. Both return the same.
+        - `differentiable`: false stops as soon as the rule holds; in a batch under `jax.vmap`, each loop runs those
+          examples that have not left (with one `jax.vmap`: two nested ones run more than they need). True runs all
+          `max_loops` and keeps the state of the exit, so that the result can be differentiated. Both return the same.
 
         **Returns:** the exit's state and the number of loops it took.
 
@@ -396,7 +397,7 @@ class LoopedTransformer(eqx.Module):
         if differentiable:
             state, _, used, _ = self._scan(body, start, max_loops)[0]
         else:
-            state, _, used, _ = jax.lax.while_loop(
+            state, _, used, _ = while_any(
                 lambda carry: jnp.logical_and(carry[2] < max_loops, jnp.logical_not(carry[3])), advance, start
             )
         return leave(state), used

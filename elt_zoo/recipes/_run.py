@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, UInt32
 
 from ..data import UnreadableLog, training_batches
 from ..distributed import agree, first_says, is_first, together
@@ -207,10 +208,12 @@ class _Prepared:
         )
         self.source = None if options.init_from is None else load(options.init_from).model
         shapes = eqx.filter_eval_shape if self.layout is None else self.layout.abstract
-        self.abstract = shapes(self.start, self.source)
+        # As an argument: a compiler would compute the numbers of a key that it knows, one by one.
+        self.key_data = jax.random.key_data(jax.random.key(run.options.seed))
+        self.abstract = shapes(self.start, self.source, self.key_data)
 
-    def start(self, source: ElasticModel | None) -> TrainState:
-        build_key, train_key = jax.random.split(jax.random.key(self.run.options.seed))
+    def start(self, source: ElasticModel | None, key_data: UInt32[Array, " words"]) -> TrainState:
+        build_key, train_key = jax.random.split(jax.random.wrap_key_data(key_data))
         model = self.run.task.config.build(key=build_key)
         if source is not None:
             model = init_from(model, source, new_classes=self.run.options.new_classes)
@@ -223,8 +226,11 @@ class _Prepared:
         options = run.options
         checkpoints = Checkpoints(folder, config, every=options.checkpoint_every, fall_back=options.fall_back)
         if first_says(checkpoints.latest_step()) is None:
-            make = self.start if self.layout is None else functools.partial(self.layout.create, self.start)
-            state = make(self.source)
+            # One program for the whole state; array by array, it would be some ninety.
+            make = (
+                eqx.filter_jit(self.start) if self.layout is None else functools.partial(self.layout.create, self.start)
+            )
+            state = make(self.source, self.key_data)
         else:
             state, position = checkpoints.restore(self.abstract)
             self.batches.set_state(position)

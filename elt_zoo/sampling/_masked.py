@@ -12,6 +12,9 @@ from ._categorical import categorical
 from ._guidance import AbstractGuidance
 from ._sampler import AbstractSampler
 
+_SORTED_FROM = 512
+"""From this number of tokens on, sorting them is faster on a CPU than comparing each with all others."""
+
 
 class MaskedState(NamedTuple):
     """How far the decoding of a batch is."""
@@ -196,9 +199,8 @@ class MaskedSampler(AbstractSampler):
         ratio = (step + 1).astype(jnp.float32) / self.steps
         unknown = ids == self.mask_id
         temperature = self.temperature_bias + self.temperature_scale * (1.0 - ratio)
-        drawn = categorical(draw_key, logits / temperature).astype(ids.dtype)
-        valid = drawn >= 0
-        log_prob = jnp.take_along_axis(logits, drawn[:, :, None], axis=2)[:, :, 0] - jax.nn.logsumexp(logits, axis=2)
+        drawn, log_prob = categorical(draw_key, logits, temperature)
+        drawn, valid = drawn.astype(ids.dtype), drawn >= 0
         noise = self.confidence_noise * (1.0 - ratio) * jax.random.gumbel(noise_key, ids.shape, jnp.float32)
         confidence = jnp.where(unknown, jnp.where(valid, log_prob + noise, -jnp.inf), jnp.inf)
         num_masked = num_to_mask(self.schedule(ratio), state.num_initial, jnp.sum(unknown, axis=1))
@@ -218,6 +220,10 @@ def num_to_mask(
 
 
 def lowest(values: Float[Array, " tokens"], count: Int[Array, ""]) -> Bool[Array, " tokens"]:
-    """Marks the `count` lowest values; of equal ones the first."""
-    ranks = jnp.argsort(jnp.argsort(values, stable=True))
-    return ranks < count
+    """Marks the `count` lowest values; of equal ones the first. No value is NaN."""
+    tokens = len(values)
+    if tokens >= _SORTED_FROM:
+        return jnp.argsort(jnp.argsort(values, stable=True)) < count
+    first, second = jnp.broadcast_to(values, (tokens, tokens)), jnp.broadcast_to(values[:, None], (tokens, tokens))
+    earlier = jnp.tri(tokens, k=-1, dtype=bool)
+    return jnp.sum((first < second) | ((first == second) & earlier), axis=1) < count
