@@ -23,7 +23,7 @@ _ADDRESS = re.compile(
 )
 _LINK = re.compile(r"\]\(([^)\s]+)\)|<(?:img|a|source)\b[^>]*?\b(?:src|srcset|href)=\"([^\"\s]+)\"")
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-FOLDERS = (".ci", ".github", "benchmarks", "docs", "elt_zoo", "examples", "reproduction", "tests")
+FOLDERS = (".ci", ".github", "benchmarks", "docs", "elt_zoo", "examples", "pictures", "reproduction", "tests")
 
 
 def _files():
