@@ -1,6 +1,7 @@
 """The pages to play with in a real browser: pictures follow the sliders, and nothing comes from elsewhere."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 from browser import DESKTOP, PHONE, Browser, missing, served
 
+from elt_zoo import load, save
+
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120  # seconds, for a busy machine
+STEPS = 3
+PATIENCE = 300  # seconds, for a busy machine
 pytestmark = pytest.mark.slow
 
 
@@ -51,13 +55,16 @@ def documentation(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The address that `elt-zoo demo` prints."""
+    """The address that `elt-zoo demo` prints, of a model that is sampled in few steps and so has few programs."""
     pytest.importorskip("gradio")
+    folder, generator = tmp_path_factory.mktemp("demo"), load("digits-dit")
+    settings = dataclasses.replace(generator.settings, steps=STEPS)
+    model = save(folder / "model", dataclasses.replace(generator, settings=settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    said = tmp_path_factory.mktemp("demo") / "output.txt"
-    command = [sys.executable, "-m", "elt_zoo", "demo", "--port", str(port), "--samples", "2"]
+    said = folder / "output.txt"
+    command = [sys.executable, "-m", "elt_zoo", "demo", "--port", str(port), "--samples", "2", "--model", str(model)]
     with said.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ, cwd=ROOT)
     deadline = time.monotonic() + PATIENCE
@@ -122,10 +129,10 @@ def test_the_demo_follows_its_sliders_and_shows_every_view(browser, demo, width)
         return browser.run("return [...document.querySelectorAll(arguments[0])].map(each => each.src)", f"#{name} img")
 
     browser.open(demo, width=width)
-    holds("now", "4 loops, 16 steps")
+    holds("now", f"4 loops, {STEPS} steps: {4 * STEPS * 2} layer applications")
     holds("viewed", "Samples with 8 loops")
     for slider, value, text in [
-        ("loops", 7, "7 loops (trained for 4), 16 steps"),
+        ("loops", 7, f"7 loops (trained for 4), {STEPS} steps"),
         ("steps", 2, "7 loops (trained for 4), 2 steps: 28 layer applications"),
         ("guidance", 2, "56 layer applications"),  # of two branches
     ]:
