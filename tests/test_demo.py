@@ -10,7 +10,9 @@ import pytest
 from command_line import run
 
 from elt_zoo import load
+from elt_zoo.anytime import PlanningData, loops_text, make_planner
 from elt_zoo.demo import Choice, Studio, loop_views, make_page
+from elt_zoo.demo._views import planned, plans
 from elt_zoo.diagnostics import sampling_update_norms
 from elt_zoo.families import DiTConfig
 from elt_zoo.models import BatchedPredict
@@ -115,6 +117,33 @@ def test_a_family_without_guesses_says_so():
 def test_plans_need_a_planner(studio):
     with pytest.raises(ValueError, match="`planned` needs a planner: call `measure` first"):
         studio.planned(CHOICE, 10.0)
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_samples_of_the_plan_for_a_time():
+    examples = np.random.default_rng(0).uniform(-1.0, 1.0, (20, 8, 8, 1)).astype(np.float32)
+    data = PlanningData(
+        examples=examples,
+        labels=np.arange(20, dtype=np.int32) % 10,
+        distance=lambda pixels, labels: float(np.mean(pixels) + 2.0),
+        measure="brightness",
+    )
+    generator = load("digits-dit")
+    planner = make_planner(generator, data, batches=(1, 4), steps=(2, 3), samples=10, repeats=2)
+    studio = Studio(dataclasses.replace(generator, planner=planner), count=COUNT)
+    assert studio.planned_batch == 4  # the smallest that holds as many as the page shows
+    milliseconds = 2 * planner.frontier(batch=4)[-1].late_milliseconds
+    plan, samples = studio.planned(CHOICE, milliseconds)
+    assert plan == planner.plan(milliseconds, batch=4)
+    expected = generator.sample(
+        [3] * 4, loops=plan.budget, steps=plan.steps, guidance=plan.guidance, key=jax.random.key(5)
+    )
+    np.testing.assert_allclose(samples.pixels, expected, atol=1e-5)
+    shown = planned(studio, CHOICE, milliseconds)
+    assert f"{plan.steps} steps with these loops: {loops_text(plan.loops)}" in shown and shown.count("<img") == 4
+    assert "<img" in plans(studio)
+    with pytest.raises(ValueError, match="is below the fastest plan"):
+        studio.planned(CHOICE, 1e-9)
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):

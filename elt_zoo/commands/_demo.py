@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import sys
 from pathlib import Path
 
 from ..anytime import load_planner
@@ -47,5 +49,8 @@ def demo(options: DemoOptions) -> None:
     print(
         f"Open {serve(page, host=options.host, port=options.port, share=options.share)} (Ctrl-C stops it).", flush=True
     )
-    with studio.warming_up():
-        page.block_thread()
+    studio.warm_up()
+    page.block_thread()  # until Ctrl-C
+    # Threads of the page may be inside a compiled program, which Python cannot end in order: it would abort.
+    sys.stdout.flush()
+    os._exit(0)

@@ -60,18 +60,20 @@ def make_page(studio: Studio, *, name: str) -> Any:
             "fn": lambda view, at, *values: _said(lambda: _views.VIEWS[view](studio, _choice(*values), at)),
             "inputs": [view, at, *sliders],
             "outputs": viewed,
+            "trigger_mode": "always_last",
         } | _MODEL
         moved.then(**see)
-        gr.on([view.change, at.change], trigger_mode="always_last", **see)
+        gr.on([view.change, at.change], **see)
         view.change(lambda view: gr.Slider(visible=view == _views.EXITS), view, at, queue=False, show_progress="hidden")
-        _plan(gr, studio, sliders)
+        _plan(gr, page, studio, sliders)
     page.queue(default_concurrency_limit=1)
     return page
 
 
-def _plan(gr: Any, studio: Studio, sliders: list[Any]) -> None:
+def _plan(gr: Any, page: Any, studio: Studio, sliders: list[Any]) -> None:
     """The part of the page that samples by the clock."""
     gr.Markdown("## The best samples in a given time")
+    _, _, label, _, seed = sliders
     measure = gr.Button("Measure this machine", visible=studio.planner is None, elem_id="measure")
     note = gr.HTML(elem_id="measuring")
     least, most = _range(studio)
@@ -81,31 +83,34 @@ def _plan(gr: Any, studio: Studio, sliders: list[Any]) -> None:
     planned, plans = gr.HTML(elem_id="planned"), gr.HTML(_plans(studio), elem_id="plans")
 
     def measured():
-        yield _html.text("Measuring for about a minute. The sliders wait."), gr.skip(), gr.skip(), gr.skip()
-        problem = _said(lambda: studio.measure() and "")
-        if problem:
-            yield problem, gr.skip(), gr.skip(), gr.skip()
+        words = "Measuring, for about a minute. Leave the sliders alone until it is done."
+        yield _html.text(words), gr.skip(), gr.skip(), gr.skip()
+        try:
+            studio.measure()
+        except ValueError as problem:
+            yield _html.error(problem), gr.skip(), gr.skip(), gr.skip()
             return
         least, most = _range(studio)
         slider = gr.Slider(minimum=least, maximum=most, value=most, visible=True)
         yield "", gr.Button(visible=False), slider, _plans(studio)
 
-    draw = {
+    sample = {
         "fn": lambda milliseconds, *values: (
             _said(lambda: _views.planned(studio, _choice(*values), milliseconds)) if studio.planner else ""
         ),
         "inputs": [time, *sliders],
         "outputs": planned,
+        "trigger_mode": "always_last",
     } | _MODEL
-    measure.click(measured, None, [note, measure, time, plans], **_MODEL).then(**draw)
-    time.change(trigger_mode="always_last", **draw)
+    measure.click(measured, None, [note, measure, time, plans], **_MODEL).then(**sample)
+    gr.on([page.load, time.change, label.change, seed.change], **sample)
 
 
 def _range(studio: Studio) -> tuple[float, float]:
     """Milliseconds from the fastest plan to twice those of the best."""
     if studio.planner is None:
         return 0.0, 1.0
-    frontier = studio.planner.frontier(batch=studio.planner.batches[-1])
+    frontier = studio.planner.frontier(batch=studio.planned_batch)
     return round(frontier[0].late_milliseconds + 0.1, 1), round(2 * frontier[-1].late_milliseconds, 1)
 
 

@@ -1,9 +1,7 @@
-import contextlib
 import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -112,25 +110,34 @@ class Studio:
     def _counted(self) -> Profile:
         return profile(self.generator.config)
 
-    def measure(self) -> Planner:
+    def measure(self) -> None:
         """Measures this machine, for `planned`. **Raises:** `ValueError` for a generator that needs data of yours."""
         planner = make_planner(self.generator, batches=(self.count,))
         self.generator = dataclasses.replace(self.generator, planner=planner)
-        return planner
 
     @property
     def planner(self) -> Planner | None:
         """The generator's planner."""
         return self.generator.planner  # pyright: ignore[reportReturnType]
 
+    @property
+    def planned_batch(self) -> int:
+        """Samples of a plan: of the planner's batch sizes the smallest that is enough, or else the largest.
+
+        **Raises:** `ValueError` without a planner.
+        """
+        if self.planner is None:
+            raise ValueError("`planned` needs a planner: call `measure` first.")
+        batches = self.planner.batches
+        return next((size for size in batches if size >= self.count), batches[-1])
+
     def planned(self, choice: Choice, milliseconds: float) -> tuple[Plan, Samples]:
         """The best samples of the chosen class and seed in so many milliseconds.
 
         **Raises:** `ValueError` without a planner, and for too little time.
         """
-        if self.planner is None:
-            raise ValueError("`planned` needs a planner: call `measure` first.")
-        batch = next((size for size in self.planner.batches if size >= self.count), self.planner.batches[-1])
+        batch = self.planned_batch
+        assert self.planner is not None
         plan = self.planner.plan(milliseconds, batch=batch)
         started = time.perf_counter()
         pixels = self.generator.sample(
@@ -143,22 +150,11 @@ class Studio:
         self.costs(self.first)
         self.at_every_loop_count(self.first)
 
-    @contextlib.contextmanager
-    def warming_up(self) -> Iterator[None]:
-        """Compiles, in another thread, the programs of other numbers of steps, so that sliders need not wait for them.
-        After the block it stops.
-        """
-        stop = threading.Event()
+    def warm_up(self) -> None:
+        """Compiles the programs of other numbers of steps in another thread, so that sliders need not wait for them."""
 
         def compile_all() -> None:
             for steps in range(min(self.generator.settings.steps, _MOST_PROGRAMS), 0, -1):
-                if not stop.is_set():
-                    self.samples(dataclasses.replace(self.first, steps=steps))
+                self.samples(dataclasses.replace(self.first, steps=steps))
 
-        thread = threading.Thread(target=compile_all, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+        threading.Thread(target=compile_all, daemon=True).start()

@@ -102,7 +102,7 @@ percent.
 def plans(studio: Studio) -> str:
     """Every plan that no other beats in both time and quality."""
     assert studio.planner is not None
-    batch = studio.planner.batches[-1]
+    batch = studio.planned_batch
     rows = [dataclasses.asdict(plan) for plan in studio.planner.frontier(batch=batch)]
     return _html.plot(functools.partial(plot_plans, plans=rows, title=f"{batch} at a time"), "Quality against time")
 
