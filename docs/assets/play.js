@@ -1,6 +1,12 @@
 // The page to play with: it shows parts of the sheets that `python -m pictures` drew. Nothing is loaded but these.
 "use strict";
 
+// Three digits and a unit.
+function operations(flops) {
+  const [scale, unit] = flops >= 1e9 ? [1e9, "GFLOPs"] : [1e6, "MFLOPs"];
+  return `${(flops / scale).toPrecision(3)} ${unit}`;
+}
+
 for (const page of document.querySelectorAll(".play")) {
   const sheets = JSON.parse(page.querySelector("script").textContent);
   const pictures = [...page.querySelectorAll(".play-sheets img")];
@@ -50,7 +56,7 @@ for (const page of document.querySelectorAll(".play")) {
     field("loops").setAttribute("aria-valuetext", `${count} loops${trained}`);
     field("steps").setAttribute("aria-valuetext", `${sheet.steps[steps]} steps`);
     field("layers").textContent = sheet.layers[steps][loops].toLocaleString("en");
-    field("flops").textContent = `${(sheet.flops[steps][loops] / 1e6).toPrecision(3)} MFLOPs`;
+    field("flops").textContent = operations(sheet.flops[steps][loops]);
     const most = sheet.flops[steps][sheet.loops.indexOf(sheet.max_loops)];
     field("share-name").textContent = `Of the cost of ${sheet.max_loops} loops`;
     field("share").textContent = `${Math.round((100 * sheet.flops[steps][loops]) / most)}%`;

@@ -11,6 +11,8 @@ from ..figures import plot_plans, plot_update_norms
 from . import _html
 from ._studio import Choice, Studio
 
+_UNITS = ((1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"))
+
 
 def now(studio: Studio, choice: Choice) -> str:
     """The samples of the chosen loops and steps, and what they cost."""
@@ -21,7 +23,7 @@ def now(studio: Studio, choice: Choice) -> str:
     beyond = f" (trained for {most})" if choice.loops > most else ""
     said = (
         f"{choice.loops} loops{beyond}, {choice.steps} steps: {branches * choice.steps * costs.effective_depth:,} "
-        f"layer applications and {costs.sample_flops / 1e6:.3g} MFLOPs for a sample. These {studio.count} took "
+        f"layer applications and {_operations(costs.sample_flops)} for a sample. These {studio.count} took "
         f"{1e3 * samples.seconds:.3g} ms."
     )
     return f'<div class="elt-large">{image}{_html.text(said)}</div>'
@@ -121,6 +123,11 @@ def planned(studio: Studio, choice: Choice, milliseconds: float) -> str:
 
 def _tokens(studio: Studio) -> bool:
     return np.issubdtype(studio.generator.config.example.dtype, np.integer)
+
+
+def _operations(flops: int) -> str:
+    scale, unit = next(((scale, unit) for scale, unit in _UNITS if flops >= scale), _UNITS[-1])
+    return f"{flops / scale:.3g} {unit}"
 
 
 def _change(studio: Studio, value: float) -> str:
