@@ -14,7 +14,7 @@ from elt_zoo.anytime import PlanningData, loops_text, make_planner
 from elt_zoo.demo import Choice, Studio, loop_views, make_page
 from elt_zoo.demo._views import planned, plans
 from elt_zoo.diagnostics import sampling_update_norms
-from elt_zoo.families import DiTConfig
+from elt_zoo.families import DiTConfig, MaskGITConfig
 from elt_zoo.models import BatchedPredict
 from elt_zoo.profile import profile
 
@@ -78,6 +78,7 @@ def test_views_are_of_the_first_sample_and_every_exit_is_that_many_loops(studio)
 def test_an_unfinished_sample_is_grey_where_tokens_are_masked():
     generator = load("digits-maskgit")
     config = generator.config
+    assert isinstance(config, MaskGITConfig)
     ids = jnp.arange(16).reshape(4, 4).at[1, 2].set(config.mask_id)
     pixels = config.preview(ids, generator.tokenizer)
     grey = np.zeros((8, 8), bool)
@@ -103,7 +104,7 @@ def test_a_guess_of_the_true_prediction_is_the_clean_example(studio):
 
 def test_a_family_without_guesses_says_so():
     class Silent(DiTConfig):
-        def guess(self, prediction, *inputs):
+        def guess(self, prediction, *inputs):  # pyright: ignore[reportIncompatibleMethodOverride]
             return None
 
     generator = load("digits-dit")

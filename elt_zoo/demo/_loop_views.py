@@ -3,6 +3,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..diagnostics import update_norms
@@ -15,14 +16,14 @@ from ..sampling import AbstractSampler, Loops
 class LoopViews(NamedTuple):
     """What the network is asked at every step of sampling one example, and what each exit answers."""
 
-    known: Float[Array, "steps *pixels"]
+    known: Float[np.ndarray, "steps *pixels"]
     """The unfinished sample before each step."""
-    guesses: Float[Array, "steps exits *pixels"]
+    guesses: Float[np.ndarray, "steps exits *pixels"]
     """What the finished sample looks like to each exit, without guidance."""
-    changes: Float[Array, "steps transitions"]
+    changes: Float[np.ndarray, "steps transitions"]
     """How much of its guess each exit changes of that of the exit before: the share of tokens that flip, or the root
     mean square of the change for arrays."""
-    norms: Float[Array, "steps exits"]
+    norms: Float[np.ndarray, "steps exits"]
     """How far each loop moves the state, relative to its norm."""
 
 
@@ -46,14 +47,17 @@ def loop_views(
     """
     asked = sampler.step_inputs(BatchedPredict(generator.model), labels, loops=loops, key=key)
     first = tuple(each[:, 0] for each in asked)
-    return _views(generator.config, generator.model, generator.tokenizer, first, labels[0], exits)
+    views = _views(generator.config, generator.model, generator.tokenizer, first, labels[0], exits)
+    return LoopViews(*map(np.asarray, views))
 
 
 @eqx.filter_jit
 def _views(
     config: ModelConfig, model: ElasticModel, tokenizer: Any, asked: tuple[Array, ...], label: Array, exits: int
-) -> LoopViews:
-    def at_step(step: tuple[Array, ...]) -> LoopViews:
+) -> tuple[Array, ...]:
+    """The fields of `LoopViews`."""
+
+    def at_step(step: tuple[Array, ...]) -> tuple[Array, ...]:
         inputs = (*step, label)
         predictions = model.trajectory(*inputs, loops=exits)
         guesses = jax.vmap(lambda prediction: config.guess(prediction, *inputs))(predictions)
@@ -64,7 +68,7 @@ def _views(
             )
         pixels = jax.vmap(lambda guess: config.decode(guess, tokenizer))(guesses)
         known = config.preview(step[0], tokenizer)
-        return LoopViews(known, pixels, _changes(guesses), update_norms(model, *inputs, loops=exits).relative)
+        return known, pixels, _changes(guesses), update_norms(model, *inputs, loops=exits).relative
 
     return jax.lax.map(at_step, asked)
 

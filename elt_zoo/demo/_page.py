@@ -26,18 +26,20 @@ def make_page(studio: Studio, *, name: str) -> Any:
 
     **Raises:** `ImportError` without Gradio, the extra `demo`.
     """
-    gr, config, first = gradio(), studio.generator.config, studio.first
+    gr, first = gradio(), studio.first
+    config, settings = studio.generator.config, studio.generator.settings
     with gr.Blocks(title=f"elt_zoo: {name}", analytics_enabled=False) as page:
         gr.Markdown(f"# {name}\nOne set of weights, every number of loops and steps.")
         with gr.Row():
             with gr.Column():
+                # A slider with one place only is none to Gradio.
+                most_steps, last_class = max(settings.steps, 2), max(config.num_classes - 1, 1)
                 loops = gr.Slider(1, len(studio.loops), first.loops, step=1, label="Loops", elem_id="loops")
-                steps = gr.Slider(
-                    1, studio.generator.settings.steps, first.steps, step=1, label="Steps", elem_id="steps"
-                )
-                label = gr.Slider(0, config.num_classes - 1, first.label, step=1, label="Class", elem_id="class")
+                steps = gr.Slider(1, most_steps, first.steps, step=1, label="Steps", elem_id="steps")
+                label = gr.Slider(0, last_class, first.label, step=1, label="Class", elem_id="class")
+                strongest = max(6.0, 2 * first.guidance)
                 guidance = gr.Slider(
-                    0.0, 6.0, first.guidance, step=0.1, label="Guidance (1 is none)", elem_id="guidance"
+                    0.0, strongest, first.guidance, step=0.1, label="Guidance (1 is none)", elem_id="guidance"
                 )
                 seed = gr.Slider(0, 99, first.seed, step=1, label="Seed", elem_id="seed")
             with gr.Column():

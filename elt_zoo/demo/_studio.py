@@ -90,7 +90,7 @@ class Studio:
         sampler = self.generator.sampler(steps=choice.steps, guidance=choice.guidance)
         # The noise of `Generator.sample`, whose first batch this is.
         key = jax.random.fold_in(jax.random.key(choice.seed), 0)
-        views = loop_views(
+        return loop_views(
             self.generator,
             sampler,
             jnp.full(self.count, choice.label, jnp.int32),
@@ -98,7 +98,6 @@ class Studio:
             exits=len(self.loops),
             key=key,
         )
-        return jax.tree.map(np.asarray, views)
 
     def costs(self, choice: Choice) -> Profile:
         """What one sample costs."""

@@ -51,7 +51,7 @@ def exits(studio: Studio, choice: Choice, at: float) -> str:
     figures = [_html.figure(_html.pictures(views.known[step][None], "What the network sees"), "input")]
     for index, loops in enumerate(studio.loops):
         image = _html.pictures(views.guesses[step, index][None], f"What exit {loops} expects")
-        change = "" if index == 0 else _change(studio, views.changes[step, index - 1])
+        change = "" if index == 0 else _change(studio, float(views.changes[step, index - 1]))
         figures.append(_html.figure(image, str(loops), change, now=loops == choice.loops))
     unit = "share of tokens that flip" if _tokens(studio) else "root mean square change"
     said = (
