@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import html
 import importlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 
 _RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+_PLAY = Path(__file__).parent / "assets" / "play"
 _MARKER = re.compile(r"^<!-- generated: (?P<name>[\w-]+) -->$", re.MULTILINE)
 _INLINE = re.compile(r'<span class="arithmatex">\\\((?P<tex>.*?)\\\)</span>', re.DOTALL)
 _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(?P<tex>.*?)\\\]\s*</div>', re.DOTALL)
@@ -295,6 +297,45 @@ def _modules() -> str:
     return _table(["Module", "What it holds"], rows)
 
 
+def _play() -> str:
+    """The sliders, and the sheets of samples that they choose from, which are all there is without JavaScript."""
+    sheets = json.loads((_PLAY / "sheets.json").read_text())
+    models = "".join(
+        f'<label><input type="radio" name="play-model" value="{index}"{" checked" if index == 0 else ""}> '
+        f"{sheet['title']} <code>{sheet['model']}</code></label>"
+        for index, sheet in enumerate(sheets)
+    )
+    first = sheets[0]
+    starts = {"loops": 0, "steps": len(first["steps"]) // 2, "class": 3}
+    sliders = "".join(
+        f'<label><span>{name.capitalize()} <output data-play="{name}-shown"></output></span>'
+        f'<input type="range" data-play="{name}" min="0" max="9" value="{start}"></label>'
+        for name, start in starts.items()
+    )
+    pictures = "".join(
+        f'<img src="../assets/play/{sheet["model"]}.png" alt="Samples of {sheet["model"]}: a row for every number of '
+        f'steps and loops, a column for every class and noise">'
+        for sheet in sheets
+    )
+    data = json.dumps(sheets).replace("</", r"<\/")
+    return f"""<div class="play">
+<fieldset class="play-models"><legend>Model</legend>{models}</fieldset>
+<div class="play-now-shown">
+<canvas data-play="picture" role="img"></canvas>
+<div class="play-controls">{sliders}
+<dl>
+<div><dt>Layer applications</dt><dd data-play="layers"></dd></div>
+<div><dt>Operations for a sample</dt><dd data-play="flops"></dd></div>
+<div><dt data-play="share-name"></dt><dd data-play="share"></dd></div>
+</dl></div></div>
+<figure><canvas data-play="all-loops" role="img" aria-label="The same samples at every loop count"></canvas>
+<div data-play="loop-names"></div><figcaption>The same samples at every loop count</figcaption></figure>
+<div class="play-sheets">{pictures}</div>
+<script type="application/json">{data}</script>
+</div>
+<script src="../assets/play.js"></script>"""
+
+
 def _is_module(value: object) -> bool:
     return type(value).__name__ == "module"
 
@@ -312,6 +353,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "benchmark-retrofit": _retrofit,
     "benchmark-networks": lambda: _benchmark("networks"),
     "top-level": _top_level,
+    "play": _play,
     "video-protocols": _video_protocols,
     "modules": _modules,
     "benchmark-looping": lambda: _benchmark("looping"),

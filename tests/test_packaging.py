@@ -201,7 +201,7 @@ def _folder_imports(folder):
                 yield file, "." * node.level + (node.module or "")
 
 
-@pytest.mark.parametrize("folder", ["examples", "benchmarks", "reproduction"])
+@pytest.mark.parametrize("folder", ["examples", "benchmarks", "pictures", "reproduction"])
 def test_what_stands_on_the_package_imports_nothing_but_its_public_names(folder):
     siblings = {file.stem for file in (ROOT / folder).glob("*.py")}
     for file, module in _folder_imports(folder):

@@ -24,7 +24,9 @@ _ADDRESS = re.compile(
 )
 _LINK = re.compile(r"\]\(([^)\s]+)\)|<(?:img|a|source)\b[^>]*?\b(?:src|srcset|href)=\"([^\"\s]+)\"")
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-FOLDERS = (".ci", ".github", "benchmarks", "docs", "elt_zoo", "examples", "notebooks", "reproduction", "tests")
+FOLDERS = (
+    *(".ci", ".github", "benchmarks", "docs", "elt_zoo", "examples", "notebooks", "pictures", "reproduction", "tests"),
+)
 
 
 def _files():

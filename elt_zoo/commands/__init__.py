@@ -2,6 +2,8 @@
 
 from ._convert import ConvertOptions as ConvertOptions
 from ._convert import convert as convert
+from ._demo import DemoOptions as DemoOptions
+from ._demo import demo as demo
 from ._evaluate import EvaluateOptions as EvaluateOptions
 from ._evaluate import evaluate as evaluate
 from ._fetch import FetchOptions as FetchOptions

@@ -15,6 +15,7 @@ from ..distributed import ProcessFailed, leave, lost_process
 from ..storage import FolderLocked, WeightsError
 from ..training import CheckpointError, TrainingDiverged
 from ._convert import ConvertOptions, convert
+from ._demo import DemoOptions, demo
 from ._evaluate import EvaluateOptions, evaluate
 from ._fetch import FetchOptions, fetch
 from ._plan import PlanOptions, plan
@@ -51,6 +52,7 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "train": Command(TrainOptions, train, "train an elastic model and measure every exit"),
     "sample": Command(SampleOptions, sample, "sample a saved model at any number of loops"),
+    "demo": Command(DemoOptions, demo, "play with a saved model in the browser"),
     "evaluate": Command(EvaluateOptions, evaluate, "measure a saved model over loops, steps and guidance"),
     "plan": Command(PlanOptions, plan, "find the best steps and loops for any time on this machine"),
     "profile": Command(ProfileOptions, profile, "count what a model costs before it is built"),

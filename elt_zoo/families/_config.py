@@ -227,6 +227,23 @@ class ModelConfig(abc.ABC):
         """
         return sample if tokenizer is None else tokenizer.decode(sample)
 
+    def guess(self, prediction: Array, *inputs: Any) -> Array | None:
+        """The clean example that a prediction stands for: the clean array of diffusion, or the known tokens with the
+        likeliest code in place of every masked one. It shows what an exit expects.
+
+        **Arguments:** `prediction` of the model; `inputs` that it was given. Both of one example.
+
+        **Returns:** an array such as `example`; `None`, the default, where a family has no such thing.
+        """
+        return None
+
+    def preview(self, sample: Array, tokenizer: Any) -> Float[Array, "*pixels"]:
+        """One unfinished sample, as samplers hold it between steps → pixels in [−1, 1]; default as `decode`.
+
+        **Raises:** `ValueError` if a tokenizer is missing.
+        """
+        return self.decode(sample, tokenizer)
+
     # What follows from it.
 
     @property

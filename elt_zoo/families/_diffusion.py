@@ -211,6 +211,14 @@ class DiTConfig(ModelConfig):
         _, time, _ = inputs
         return time
 
+    def guess(self, prediction: Float[Array, "*out"], *inputs: Any) -> Float[Array, "*shape"]:
+        """The clean array x0."""
+        x, time, _ = inputs
+        alpha, sigma = self.schedule.alpha_sigma(time)
+        # A learned variance is the second half of the channels.
+        output = prediction[..., : self.shape[-1]].astype(jnp.float32)
+        return self.prediction.to_x0(output, x.astype(jnp.float32), alpha, sigma)
+
     def training_defaults(self) -> TrainingDefaults:
         """The paper's: 500,000 steps, β = (0.9, 0.99), weight decay 0.01, a constant rate of 1e-4. Clipping is ours."""
         return TrainingDefaults(steps=500_000, b2=0.99, weight_decay=0.01)

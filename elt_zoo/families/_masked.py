@@ -150,6 +150,20 @@ class MaskGITConfig(ModelConfig):
         ids, _ = inputs
         return jnp.mean(ids == self.mask_id, dtype=jnp.float32)
 
+    def guess(self, prediction: Float[Array, "*grid codebook"], *inputs: Any) -> Int[Array, "*grid"]:
+        """The known tokens, and the likeliest code in place of every masked one."""
+        ids, _ = inputs
+        return jnp.where(ids == self.mask_id, jnp.argmax(prediction, axis=-1).astype(ids.dtype), ids)
+
+    def preview(self, sample: Int[Array, "*grid"], tokenizer: Any) -> Float[Array, "*pixels"]:
+        """One grid of ids → pixels in [−1, 1], grey where a token is masked."""
+        masked = sample == self.mask_id
+        pixels = self.decode(jnp.where(masked, 0, sample), tokenizer)
+        if sample.ndim != pixels.ndim - 1:
+            return pixels  # tokens without a place of their own in the picture
+        grey = jax.image.resize(masked.astype(jnp.float32), pixels.shape[:-1], "nearest")[..., None] > 0.5
+        return jnp.where(grey, jnp.zeros_like(pixels), pixels)
+
     def training_defaults(self) -> TrainingDefaults:
         """The paper's: 675,000 steps, β = (0.9, 0.96), weight decay 0.045, five times that from scale H on.
 
