@@ -1,6 +1,5 @@
 """The pages to play with in a real browser: pictures follow the sliders, and nothing comes from elsewhere."""
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -67,19 +66,19 @@ def demo(tmp_path_factory):
     command = [sys.executable, "-m", "elt_zoo", "demo", "--port", str(port), "--samples", "2", "--model", str(model)]
     with said.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ, cwd=ROOT)
-    deadline = time.monotonic() + PATIENCE
-    while "Open" not in said.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, said.read_text()
-        time.sleep(0.2)
-    assert f"Open http://127.0.0.1:{port}/ (Ctrl-C stops it)." in said.read_text()
-    yield f"http://127.0.0.1:{port}/"
-    process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)
-    stopped = process.poll()
-    process.kill()
-    assert stopped == 0, said.read_text()
-    assert "Traceback" not in said.read_text() and "FATAL" not in said.read_text(), said.read_text()
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while "Open" not in said.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, said.read_text()
+            time.sleep(0.2)
+        assert f"Open http://127.0.0.1:{port}/ (Ctrl-C stops it)." in said.read_text()
+        yield f"http://127.0.0.1:{port}/"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0, said.read_text()
+        assert "Traceback" not in said.read_text() and "FATAL" not in said.read_text(), said.read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _looks_sound(browser):
