@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,7 +22,7 @@ KEY, STEPS, LABELS = jax.random.key(0), 4, [0, 2, 1]
 
 @pytest.fixture(scope="module", params=["dit", "maskgit"])
 def generator(request):
-    sizes = {"dim": 16, "num_layers": 1, "max_loops": 2, "num_heads": 2, "num_classes": 3}
+    sizes: dict[str, Any] = {"dim": 16, "num_layers": 1, "max_loops": 2, "num_heads": 2, "num_classes": 3}
     if request.param == "dit":
         config, tokenizer = DiTConfig(shape=(4, 4, 1), **sizes), None
     else:

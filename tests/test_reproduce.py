@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from published_files import made_up_cifar10, write_cifar10
 
+from elt_zoo.data.published import _cifar10
+
 
 def record(case, seed, losses, *, quality=None):
     """What a run leaves, made up: a curve of three milestones that ends with `losses`."""
@@ -70,9 +72,10 @@ def test_models_of_equal_compute_have_one_effective_depth():
         assert cases[0].max_loops == 1 and cases[-1].num_layers == 1
 
 
-def test_cifar10_becomes_small_colour_images_with_the_official_test_images_held_out(tmp_path):
+def test_cifar10_becomes_small_colour_images_with_the_official_test_images_held_out(tmp_path, monkeypatch):
     from reproduction._data import cifar10
 
+    monkeypatch.setattr(_cifar10, "IMAGES_OF_A_FILE", 20)
     data = cifar10(str(write_cifar10(tmp_path, made_up_cifar10(20))))
     assert (data.train.examples.shape, data.heldout.examples.shape) == ((100, 16, 16, 3), (20, 16, 16, 3))
     assert data.shape == (16, 16, 3) and data.train.labels.max() == 9

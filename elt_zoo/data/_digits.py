@@ -37,7 +37,7 @@ def load_digits(split: Literal["train", "heldout"]) -> Digits:
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 
-    data, target = load(return_X_y=True)
+    data, target = map(np.asarray, load(return_X_y=True))  # for type checkers, which do not know what it returns
     train, heldout = train_test_split(np.arange(len(target)), test_size=360, random_state=0, stratify=target)
     chosen = train if split == "train" else heldout
     return Digits(data[chosen].reshape(-1, 8, 8, 1).astype(np.uint8), target[chosen].astype(np.int32))

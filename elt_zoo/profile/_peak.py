@@ -1,5 +1,3 @@
-import jax
-
 # Of one JAX device, for dense products in bfloat16, from the makers' data sheets.
 _PEAKS = {
     "NVIDIA A10": 125e12,
@@ -20,14 +18,13 @@ _PEAKS = {
 }
 
 
-def peak_flops(device: jax.Device | str) -> float | None:
+def peak_flops(device_kind: str) -> float | None:
     """The most floating-point operations a second of a device, for dense matrix products in bfloat16, as its maker
     states them. Model FLOP utilisation is the share of it that a training reaches.
 
-    **Arguments:** `device`: a JAX device, or its `device_kind`.
+    **Arguments:** `device_kind`: the field of that name of a JAX device.
 
     **Returns:** operations a second; `None` for devices that are not in the table, CPUs among them.
     """
-    kind = device if isinstance(device, str) else device.device_kind
-    names = [name for name in _PEAKS if kind == name or kind.startswith((f"{name} ", f"{name}-"))]
+    names = [name for name in _PEAKS if device_kind == name or device_kind.startswith((f"{name} ", f"{name}-"))]
     return _PEAKS[max(names, key=len)] if names else None

@@ -276,7 +276,7 @@ class _Prepared:
         """What a report's examples per second mean in operations."""
         exits = {"ilsd": 2, "deep_supervision": self.run.task.config.max_loops}.get(self.name, 1)
         devices = jax.devices()[:1] if self.layout is None else self.layout.mesh.devices.flatten().tolist()
-        peak = peak_flops(devices[0]) if self.run.options.precision == "bfloat16" else None
+        peak = peak_flops(devices[0].device_kind) if self.run.options.precision == "bfloat16" else None
         flops = profile(self.run.task.config).training_flops(exits=exits)
         return Throughput(flops, None if peak is None else peak * len(devices))
 
