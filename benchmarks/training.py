@@ -363,18 +363,10 @@ def measure(case: Case, sides: Sequence[str], rounds: int, peak: float) -> Itera
         assert apart < 1e-3, f"{case}: losses or gradient norms differ by {apart:.1e}"
         # Long steps vary less, and would take hours.
         row = compare(ours, theirs, rounds=rounds if seconds(ours) < 1.0 else min(rounds, 5))
-        share = step_flops(config, case.batch) / (1e-3 * row["ours_ms"]) / peak
+        share = case.batch * profile(config).training_flops(exits=2) / (1e-3 * row["ours_ms"]) / peak
         yield {"side": side, **case._asdict(), "difference": apart, "peak_share": share, **row}
     jax.clear_caches()
     torch.compiler.reset()
-
-
-def step_flops(config: Config, batch: int) -> float:
-    """Floating-point operations of a step's matrix products: the backward pass has two for each of the forward pass.
-    The head is applied to both exits.
-    """
-    costs = profile(config, loops=LOOPS)
-    return batch * 3 * 2.0 * (costs.forward_macs + costs.head.macs)
 
 
 def matmul_peak(size: int = 1024) -> float:

@@ -29,7 +29,10 @@ def launch(command: Sequence[str], *, processes: int, devices: int | None = None
 
     **Returns:** 0, or the exit code of the process that failed first.
 
-    **Raises:** `ValueError` for no command, or numbers below 1; `OSError` if the command cannot be run.
+    Call it from the main thread, as it takes over the signals.
+
+    **Raises:** `ValueError` for no command, numbers below 1, GPUs that the processes cannot share evenly, or in another
+    thread; `OSError` if the command cannot be run.
     """
     if not command or processes < 1 or (devices is not None and devices < 1):
         raise ValueError(

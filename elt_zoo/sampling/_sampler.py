@@ -263,35 +263,36 @@ def _samples(inputs: tuple[Array, ...], samples: Array) -> Array:
 def _run(sampler: AbstractSampler, call: _Call, keep: _Keep) -> tuple[Shaped[Array, "batch *sample"], Any]:
     """The samples, and what is kept of every step, stacked."""
     steps = sampler.steps
-    init_key, step_keys = sampler.split_key(call.key)
-    scales = None if sampler.guidance is None else sampler.guidance.scales(steps)
 
     def one_step(carry, xs):
         state, reported = carry
-        index, now, step_key, scale = xs
+        index, (now, step_key, scale) = xs
         inputs = sampler.inputs(state, now)
         state = sampler.step(state, _predict(sampler, call, inputs, index, scale), now, step_key)
         samples = sampler.output(state)
         return (state, report(call.callback, index, steps, reported, samples)), keep(inputs, samples)
 
-    start = (sampler.init(call.labels, init_key, call.initial), jnp.zeros((), jnp.int32))
-    (state, _), kept = jax.lax.scan(one_step, start, (jnp.arange(steps), sampler.table(), step_keys, scales))
+    start = (_start(sampler, call), jnp.zeros((), jnp.int32))
+    (state, _), kept = jax.lax.scan(one_step, start, (jnp.arange(steps), _steps(sampler, call)))
     return sampler.output(state), kept
 
 
-@eqx.filter_jit
-def _begin(sampler: AbstractSampler, call: _Call) -> Any:
+def _start(sampler: AbstractSampler, call: _Call) -> Any:
     """The state before the first step."""
     return sampler.init(call.labels, sampler.split_key(call.key)[0], call.initial)
+
+
+_begin = eqx.filter_jit(_start)
 
 
 @eqx.filter_jit
 def _advance(sampler: AbstractSampler, call: _Call, state: Any, start: Int[Array, ""], stop: Int[Array, ""]) -> Any:
     """The state after the steps from `start` on, before `stop`."""
+    steps = _steps(sampler, call)
 
     def one_step(index: Int[Array, ""], state: Any) -> Any:
-        now, prediction, key = _look(sampler, call, state, index)
-        return sampler.step(state, prediction, now, key)
+        now, key, scale = _entry(steps, index)
+        return sampler.step(state, _predict(sampler, call, sampler.inputs(state, now), index, scale), now, key)
 
     return jax.lax.fori_loop(start, stop, one_step, state)
 
@@ -299,18 +300,18 @@ def _advance(sampler: AbstractSampler, call: _Call, state: Any, start: Int[Array
 @eqx.filter_jit
 def _finish(sampler: AbstractSampler, call: _Call, state: Any, index: Int[Array, ""]) -> Shaped[Array, "batch *sample"]:
     """The samples with this step as the last."""
-    now, prediction, key = _look(sampler, call, state, index)
-    return sampler.finish(state, prediction, now, key)
+    now, key, scale = _entry(_steps(sampler, call), index)
+    return sampler.finish(state, _predict(sampler, call, sampler.inputs(state, now), index, scale), now, key)
 
 
-def _look(
-    sampler: AbstractSampler, call: _Call, state: Any, index: Int[Array, ""]
-) -> tuple[Any, Float[Array, "batch *out"], PRNGKeyArray]:
-    """What a step is made of: its entry of the table, the network's prediction, and its key."""
+def _steps(sampler: AbstractSampler, call: _Call) -> tuple[Any, Shaped[Array, "steps ..."], Any]:
+    """What the steps need to know, their keys and the scales of guidance, each stacked over the steps."""
     scales = None if sampler.guidance is None else sampler.guidance.scales(sampler.steps)
-    table, keys = sampler.table(), sampler.split_key(call.key)[1]
-    now, key, scale = jax.tree.map(lambda leaf: leaf[index], (table, keys, scales))
-    return now, _predict(sampler, call, sampler.inputs(state, now), index, scale), key
+    return sampler.table(), sampler.split_key(call.key)[1], scales
+
+
+def _entry(steps: Any, index: Int[Array, ""]) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], steps)
 
 
 def _predict(
