@@ -162,6 +162,22 @@ def _training() -> str:
     return f"{_table(header, lines)}\n\n{where}."
 
 
+def _page_faults() -> str:
+    """What large pages change for a training step."""
+    rows = _results("page-faults")
+    lines = [
+        [
+            row["case"],
+            f"{float(row['faults_per_step']):,.0f}",
+            f"{float(row['kernel_share']):.0%}",
+            f"{float(row['processor_ms_per_step']):.0f}",
+        ]
+        for row in rows
+    ]
+    header = ["", "Page faults a step", "Share of the kernel", "Processor time a step (ms)"]
+    return f"{_table(header, lines)}\n\n{rows[0]['environment']}."
+
+
 def _speed_up(row: dict[str, str]) -> str:
     """The baseline's time over ours, with quartiles."""
     middle, low, high = (1 / float(row[name]) for name in ("ratio", "ratio_high", "ratio_low"))
@@ -361,4 +377,5 @@ _TABLES: dict[str, Callable[[], str]] = {
     "benchmark-loading": lambda: _benchmark("loading"),
     "benchmark-data": _data,
     "benchmark-training": _training,
+    "benchmark-page-faults": _page_faults,
 }
