@@ -49,7 +49,7 @@ SHEETS = (
 
 def describe(sheet: Sheet, generator: Generator) -> dict[str, Any]:
     """What the page says of a sheet, and what its samples depend on, of JSON's types."""
-    config, settings = generator.config, dataclasses.asdict(generator.settings)
+    config = generator.config
     guided = generator.settings.guidance != 1.0
     costs = profile(config, guidance=guided)
     grid = [[dataclasses.replace(costs, steps=steps, loops=loops) for loops in sheet.loops] for steps in sheet.steps]
@@ -60,12 +60,18 @@ def describe(sheet: Sheet, generator: Generator) -> dict[str, Any]:
         "num_layers": config.num_layers,
         "layers": [[(1 + guided) * each.steps * each.effective_depth for each in row] for row in grid],
         "flops": [[each.sample_flops for each in row] for row in grid],
-        "sampled": hash_arrays(
-            {"model": generator.model, "tokenizer": generator.tokenizer},
-            {"config": config.to_dict(), "settings": settings},
-        ),
+        "sampled": hash_generator(generator),
     }
     return json.loads(json.dumps(description))  # tuples are lists there
+
+
+def hash_generator(generator: Generator) -> str:
+    """Of all that its samples depend on."""
+    settings = dataclasses.asdict(generator.settings)
+    return hash_arrays(
+        {"model": generator.model, "tokenizer": generator.tokenizer},
+        {"config": generator.config.to_dict(), "settings": settings},
+    )
 
 
 def sample(sheet: Sheet, generator: Generator, *, steps: int, loops: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from elt_zoo import load
 from elt_zoo.generator import bundled_names
 from elt_zoo.profile import sample_compute
 
-PLAY = Path(__file__).parents[1] / "docs" / "assets" / "play"
+ASSETS = Path(__file__).parents[1] / "docs" / "assets"
+PLAY, STRIPS = ASSETS / "play", ASSETS / "strips"
 AGAIN = "make them again with `python -m pictures`"
 
 
@@ -35,6 +36,24 @@ def test_sheets_are_those_of_the_models_and_settings_of_today(described, index):
     picture = (PLAY / f"{sheet.model}.png").read_bytes()
     assert said.pop("sha256") == hashlib.sha256(picture).hexdigest(), AGAIN
     assert said == describe(sheet, load(sheet.model)), AGAIN
+
+
+def test_every_bundled_model_has_a_strip_of_its_weights_and_settings_of_today():
+    from pictures._strips import STRIPS as strips
+    from pictures._strips import describe
+
+    described = json.loads((STRIPS / "strips.json").read_text())
+    assert sorted(said["model"] for said in described) == sorted(bundled_names())
+    for strip, said in zip(strips, described, strict=True):
+        picture = (STRIPS / f"{strip.model}.png").read_bytes()
+        assert said.pop("sha256") == hashlib.sha256(picture).hexdigest(), AGAIN
+        assert said == describe(strip, load(strip.model)), AGAIN
+
+
+def test_the_film_has_a_picture_for_every_loop_count():
+    with Image.open(ASSETS / "loops.gif") as film:
+        assert film.n_frames == load("digits-dit").config.max_loops
+        assert (ASSETS / "loops.gif").stat().st_size <= 100_000
 
 
 def test_a_sheet_of_other_weights_or_settings_is_stale():
