@@ -28,7 +28,7 @@ CURRICULA: dict[str, optax.Schedule] = {
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `loop_embedding`: the layers
-    are told their loop; `learning_rate`: the peak, or that of all runs.
+    are told their loop; `student_weight`: of the student in ILSD; `learning_rate`: the peak, or that of all runs.
     """
 
     data: str
@@ -42,6 +42,7 @@ class Case:
     residual_scale: float = 1.0
     loop_vectors: bool = False
     loop_embedding: bool = False
+    student_weight: float = 1.0
     optimizer: str = "adamw"
     learning_rate: float | None = None
 
@@ -76,6 +77,8 @@ class Case:
             parts.append("vectors")
         if self.loop_embedding:
             parts.append("told")
+        if self.student_weight != 1.0:
+            parts.append(f"student {self.student_weight:g}")
         if self.optimizer != "adamw":
             parts.append(self.optimizer)
         if self.learning_rate is not None:
@@ -91,7 +94,13 @@ class Case:
     def make_objective(self, loss: AbstractLoss) -> AbstractObjective:
         curriculum = CURRICULA[self.curriculum]
         makers: dict[str, Callable[[], AbstractObjective]] = {
-            "ilsd": lambda: ILSDLoss(loss, loss.distillation, max_loops=self.max_loops, curriculum=curriculum),
+            "ilsd": lambda: ILSDLoss(
+                loss,
+                loss.distillation,
+                max_loops=self.max_loops,
+                curriculum=curriculum,
+                student_weight=self.student_weight,
+            ),
             "vanilla": lambda: VanillaLoss(loss, max_loops=self.max_loops),
             "deep_supervision": lambda: DeepSupervisionLoss(loss, max_loops=self.max_loops),
             "random_depth": lambda: RandomDepthLoss(loss, max_loops=self.max_loops),

@@ -78,6 +78,19 @@ def test_any_optax_schedule_is_a_curriculum():
         assert float(value) == pytest.approx(float(jnp.asarray(schedule(0.5))))
 
 
+def test_a_lighter_student_leaves_the_teachers_term_as_it_is():
+    student, teacher, target = jax.random.normal(KEY, (3, 4))
+    plain = ILSDLoss(square, distance, max_loops=4)
+    light = ILSDLoss(square, distance, max_loops=4, student_weight=0.25)
+    for progress in (0.0, 0.3, 1.0):
+        whole, terms = plain(student, teacher, target=target, progress=progress)
+        part = light(student, teacher, target=target, progress=progress)[0]
+        np.testing.assert_allclose(part - terms["teacher"], 0.25 * (whole - terms["teacher"]), rtol=1e-5)
+    for wrong in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="must be above 0 and at most 1"):
+            ILSDLoss(square, distance, max_loops=4, student_weight=wrong)
+
+
 def test_student_exits_are_uniform_and_never_the_teachers():
     loss = ILSDLoss(square, distance, max_loops=5, min_loops=2, per_example=True)
     draws = loss.sample_loops(KEY, 30_000)

@@ -40,6 +40,8 @@ TRAIN = """
 --ema-decay nan                                  | must be in [0, 1)
 --min-loops 0                                    | `--min-loops 0` must be at least 1
 --min-loops 9                                    | min_loops
+--student-weight 0                               | `--student-weight 0.0` must be above 0
+--student-weight nan                             | must be above 0 and at most 1
 --seed -1                                        | `--seed -1`
 --precision float16                              | float16
 --objective none                                 | none

@@ -1,6 +1,14 @@
 """Sampling by the clock: how long a generator takes, how good its samples are, and the best loops for a given time."""
 
 from ._allocate import Allocations as Allocations
+from ._calibrate import ExitCalibration as ExitCalibration
+from ._calibrate import Risk as Risk
+from ._calibrate import ThresholdTest as ThresholdTest
+from ._calibrate import calibrate_exit as calibrate_exit
+from ._calibrate import changed_class as changed_class
+from ._calibrate import feature_change as feature_change
+from ._calibrate import risk_p_value as risk_p_value
+from ._calibrate import used_loops as used_loops
 from ._conditions import Conditions as Conditions
 from ._data import Distance as Distance
 from ._data import PlanningData as PlanningData

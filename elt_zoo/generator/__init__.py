@@ -11,3 +11,10 @@ from ._generator import SampleProgress as SampleProgress
 from ._planner import Planner as Planner
 from ._planner import SamplingPlan as SamplingPlan
 from ._push import push as push
+from ._settled_exit import EarlyExitPredict as EarlyExitPredict
+from ._settled_exit import ExitSignal as ExitSignal
+from ._settled_exit import SettledExit as SettledExit
+from ._settled_exit import divergence as divergence
+from ._settled_exit import doubt as doubt
+from ._settled_exit import flips as flips
+from ._settled_exit import relative_change as relative_change

@@ -19,6 +19,7 @@ from ..tokenizers import Tokenizer
 from ._clock import Clock
 from ._exit_guidance import ExitGuidance, ExitGuidedPredict
 from ._planner import Planner
+from ._settled_exit import EarlyExitPredict, SettledExit
 
 _LARGEST_BATCH = 64
 
@@ -84,6 +85,7 @@ class Generator:
         steps: int | None = None,
         guidance: float | AbstractGuidance | None = None,
         exit_guidance: ExitGuidance | None = None,
+        exit_rule: SettledExit | None = None,
         batch_size: int | None = None,
         milliseconds: float | None = None,
         deadline: bool = False,
@@ -104,6 +106,8 @@ class Generator:
           config.
         - `steps`, `guidance`: as for [`sampler`][elt_zoo.Generator.sampler].
         - `exit_guidance`: guidance by an early exit, alone or with the other; default none.
+        - `exit_rule`: instead of `loops`: each example leaves the loops of each step once the rule holds, after two
+          loops at least and `max_loops` at most; default none.
         - `batch_size`: samples at a time; default the next power of two, 64 at most.
         - `milliseconds`: for the whole call, instead of loops, steps and guidance: the `planner` chooses them, and of
           its batch sizes, unless one is given, the smallest that holds all labels, or else the largest.
@@ -116,8 +120,8 @@ class Generator:
         **Returns:** pixels in [−1, 1], float32, channels last.
 
         **Raises:** `ValueError` for no labels, labels out of range, loops or steps that the sampler cannot take, a
-        missing tokenizer, milliseconds without a planner, with other choices, or too few for any plan, or a deadline
-        without milliseconds;
+        missing tokenizer, an exit rule with loops or guidance by an exit, milliseconds without a planner, with other
+        choices, or too few for any plan, or a deadline without milliseconds;
         `FloatingPointError` for samples that are not finite.
         """
         batches = self.batches(
@@ -127,6 +131,7 @@ class Generator:
             steps=steps,
             guidance=guidance,
             exit_guidance=exit_guidance,
+            exit_rule=exit_rule,
             batch_size=batch_size,
             milliseconds=milliseconds,
             deadline=deadline,
@@ -149,6 +154,7 @@ class Generator:
         steps: int | None = None,
         guidance: float | AbstractGuidance | None = None,
         exit_guidance: ExitGuidance | None = None,
+        exit_rule: SettledExit | None = None,
         batch_size: int | None = None,
         milliseconds: float | None = None,
         deadline: bool = False,
@@ -163,7 +169,7 @@ class Generator:
             raise ValueError("`deadline=True` needs the time that is left: give `milliseconds` too.")
         if milliseconds is not None:
             given = {"loops": loops, "steps": steps, "guidance": guidance, "mesh": mesh}
-            given["exit_guidance"] = exit_guidance
+            given |= {"exit_guidance": exit_guidance, "exit_rule": exit_rule}
             if chosen := [name for name, value in given.items() if value is not None]:
                 raise ValueError(
                     f"`milliseconds={milliseconds}` and `{chosen[0]}` cannot both be given: the planner chooses loops, "
@@ -174,6 +180,9 @@ class Generator:
             loops, steps, guidance = plan.budget, plan.steps, plan.guidance
             if deadline:
                 clock = Clock(milliseconds / 1e3, batches=-(-len(labels) // batch_size))
+        elif exit_rule is not None and (loops is not None or exit_guidance is not None):
+            other = "loops" if loops is not None else "exit_guidance"
+            raise ValueError(f"`exit_rule` and `{other}` cannot both be given: the rule decides the loops.")
         sampler = self.sampler(steps=steps, guidance=guidance)
         _ = self.pixels  # refuses a missing tokenizer before any work
         network = self._on_first_device if mesh is None else replicate(self._network, mesh)
@@ -183,7 +192,8 @@ class Generator:
             raise ValueError(f"`batch_size={size}` must be a positive multiple of the {mesh.size} device(s).")
         loops = self.config.max_loops if loops is None else loops
         total_loops(loops, sampler.steps, guidance=sampler.guidance)  # refuses wrong counts before any work
-        sampler, budget, key, by_exit = replicate((sampler, _traced(loops), key, exit_guidance), mesh)
+        by_exit = exit_rule if exit_guidance is None else exit_guidance
+        sampler, budget, key, by_exit = replicate((sampler, _traced(loops), key, by_exit), mesh)
         return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh, clock)
 
     def _batch_of_plans(self, count: int, batch_size: int | None) -> tuple[Planner, int]:
@@ -310,7 +320,11 @@ def _draw_until(
 
 def _predict(config: ModelConfig, sampler: AbstractSampler, network: Any) -> Predict:
     model, _, by_exit = network
-    return BatchedPredict(model) if by_exit is None else ExitGuidedPredict(model, by_exit, config.level, sampler.guide)
+    if by_exit is None:
+        return BatchedPredict(model)
+    if isinstance(by_exit, SettledExit):
+        return EarlyExitPredict(model, by_exit)
+    return ExitGuidedPredict(model, by_exit, config.level, sampler.guide)
 
 
 @eqx.filter_jit

@@ -57,6 +57,10 @@ class DigitsEvaluator:
         """The perceptron's last hidden layer for pixels in [−1, 1]; values outside are clipped."""
         return self.extractor(pixels.reshape(-1, 8, 8, 1)).pool
 
+    def classify(self, pixels: Float[np.ndarray, "examples 8 8 1"]) -> Int[np.ndarray, " examples"]:
+        """The classifier's digits for pixels in [−1, 1]; values outside are clipped."""
+        return self._classifier.predict(_flat(pixels))
+
     def _gaussian(self, pixels: Float[np.ndarray, "examples ..."]) -> GaussianStatistics:
         return GaussianStatistics.of(self.features(pixels), self.extractor.name)
 

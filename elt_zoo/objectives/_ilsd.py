@@ -13,8 +13,10 @@ from ._objective import AbstractObjective, DistillationLoss, Exits, GroundTruthL
 class ILSDLoss(AbstractObjective):
     r"""Intra-Loop Self Distillation (2604.09168, section 3.2).
 
-    $$\mathcal{L} = \mathrm{GT}(F_{L_{max}}, y) + \lambda\,\mathrm{GT}(F_{L_{int}}, y)
-      + (1 - \lambda)\,\mathrm{dist}(F_{L_{int}}, \mathrm{sg}(F_{L_{max}}))$$
+    $$\mathcal{L} = \mathrm{GT}(F_{L_{max}}, y) + w\,\bigl(\lambda\,\mathrm{GT}(F_{L_{int}}, y)
+      + (1 - \lambda)\,\mathrm{dist}(F_{L_{int}}, \mathrm{sg}(F_{L_{max}}))\bigr)$$
+
+    The paper has w = 1. A smaller weight of the student moves the balance from the early exits to the last one.
 
     The student is an early exit of the forward pass that makes the teacher, so the extra cost is one kept state, one
     more application of the head and two loss terms. The distillation term has no gradient through the teacher's
@@ -29,6 +31,7 @@ class ILSDLoss(AbstractObjective):
     min_loops: int = eqx.field(static=True)
     curriculum: optax.Schedule = eqx.field(static=True)
     per_example: bool = eqx.field(static=True)
+    student_weight: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class ILSDLoss(AbstractObjective):
         min_loops: int = 1,
         curriculum: optax.Schedule | None = None,
         per_example: bool = False,
+        student_weight: float = 1.0,
     ):
         """**Arguments:**
 
@@ -49,8 +53,9 @@ class ILSDLoss(AbstractObjective):
         - `curriculum`: λ as an optax schedule of training progress, so that its length is 1 and not a number of steps;
           default the paper's, `optax.linear_schedule(1.0, 0.0, transition_steps=1)`.
         - `per_example`: sample the student's exit for each example; the paper, and the default, once per batch.
+        - `student_weight`: w, the weight of the student's two terms against the teacher's; default the paper's 1.
 
-        **Raises:** `ValueError` unless 1 ≤ `min_loops` < `max_loops`.
+        **Raises:** `ValueError` unless 1 ≤ `min_loops` < `max_loops` and 0 < `student_weight` ≤ 1.
         """
         if not 1 <= min_loops < max_loops:
             raise ValueError(
@@ -58,12 +63,18 @@ class ILSDLoss(AbstractObjective):
                 "which takes at least `min_loops` and fewer than `max_loops` loops. Use 1 <= min_loops < max_loops, or "
                 "`VanillaLoss` for a single exit."
             )
+        if not 0.0 < student_weight <= 1.0:
+            raise ValueError(
+                f"`ILSDLoss(student_weight={student_weight})` must be above 0 and at most 1. For 0, which leaves the "
+                "last exit alone, use `VanillaLoss`."
+            )
         self.ground_truth = ground_truth
         self.distillation = distillation
         self.max_loops = max_loops
         self.min_loops = min_loops
         self.curriculum = optax.linear_schedule(1.0, 0.0, transition_steps=1) if curriculum is None else curriculum
         self.per_example = per_example
+        self.student_weight = student_weight
 
     @checked
     def sample_loops(self, key: PRNGKeyArray, batch: int) -> Int[Array, "..."]:
@@ -95,5 +106,6 @@ class ILSDLoss(AbstractObjective):
             "student": self.ground_truth(student, target),
             "distillation": self.distillation(student, jax.lax.stop_gradient(teacher), target),
         }
-        loss = terms["teacher"] + weight * terms["student"] + (1.0 - weight) * terms["distillation"]
+        truth, imitation = self.student_weight * weight, self.student_weight * (1.0 - weight)
+        loss = terms["teacher"] + truth * terms["student"] + imitation * terms["distillation"]
         return loss, terms | {"lambda": weight}

@@ -139,6 +139,8 @@ class TrainingOptions(SizeOptions):
     """L_min, the student's earliest exit."""
     per_example: bool = False
     """Draw the student's exit for each example instead of once per batch."""
+    student_weight: float = 1.0
+    """Of the student's terms in ILSD, in (0, 1]; less than the paper's 1 favours the last exit over the early ones."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters stay float32."""
     init_from: str | None = None
@@ -190,6 +192,8 @@ class TrainingOptions(SizeOptions):
             )
         if self.min_loops < 1:
             raise ValueError(f"`--min-loops {self.min_loops}` must be at least 1.")
+        if not 0.0 < self.student_weight <= 1.0:
+            raise ValueError(f"`--student-weight {self.student_weight}` must be above 0 and at most 1.")
         if not 0.0 <= self.label_drop <= 1.0:
             raise ValueError(f"`--label-drop {self.label_drop}` must be in [0, 1].")
         if self.learning_rate is not None and not 0.0 < self.learning_rate < 1e6:
