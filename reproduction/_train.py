@@ -17,7 +17,7 @@ from elt_zoo.profile import profile
 from elt_zoo.recipes import Representation, Task, make_task
 from elt_zoo.training import OptimizerConfig, OptimizerKind, TrainState, fit, jit_step, make_optimizer, make_train_step
 
-from ._cases import Case, exit_cases
+from ._cases import Case
 from ._data import CLASSES, PATCH, Judge, SmallData, cifar10, digits, mnist
 
 
@@ -147,9 +147,9 @@ def run(case: Case, seed: int, settings: Settings) -> tuple[dict[str, Any], dict
 def judge_exits(
     generator: Generator, case: Case, judge: Judge, settings: Settings
 ) -> tuple[dict[int, dict[str, float]], dict[int, np.ndarray]]:
-    """Quality by loop count: at L_max, and of the models whose exits are compared at the others too."""
+    """Quality by loop count: at L_max, and where there are other exits at those too."""
     loops = {case.max_loops}
-    if case in exit_cases(case.data, case.family):
+    if case.max_loops > 1:
         loops |= {1, case.max_loops // 2, 2 * case.max_loops}
     classes = np.tile(np.arange(CLASSES, dtype=np.int32), settings.samples // CLASSES)
     quality, pictures = {}, {}

@@ -1,13 +1,14 @@
 """What loops are worth: looped models beside the same layers without loops and beside unique depth, in diffusion.
 
     python -m reproduction.loops --data digits
+    python -m reproduction.loops --data digits --steps 4000 --rates 0.008 --models "2 unique layers" "the paper's"
     python -m reproduction.loops --data MNIST --mnist /data/mnist
     python -m reproduction.loops --data CIFAR-10 --cifar10 /data/cifar-10-binary.tar.gz --dim 128 --steps 3000
 
 Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
 it, since one rate for all favours some. The looped models have two or four unique layers and an effective depth of
 eight. Each option of the trunk stands alone and with the others. Muon moves the matrices of all models' trunks, unless
-`--optimizer adamw` says otherwise. Writes `loops-<data>-<optimizer>.md` and `.csv`.
+`--optimizer adamw` says otherwise. Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`.
 
 φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
 2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
@@ -47,6 +48,7 @@ def looped_cases(data: str) -> dict[str, Case]:
     return {
         "the paper's": plain,
         "the paper's, vanilla": dataclasses.replace(plain, objective="vanilla"),
+        "the paper's, student × 1/4": dataclasses.replace(plain, student_weight=0.25),
         "the paper's, four layers": Case(data, "dit", 4, 2),
         "branches × 1/4": dataclasses.replace(plain, residual_scale=0.25),
         "told its loop": dataclasses.replace(plain, loop_embedding=True),
@@ -108,26 +110,47 @@ def table(results: Results, chosen: Mapping[str, Case]) -> str:
         case.num_layers: Spread.of(results.last_exit(case)).mean for case in chosen.values() if case.max_loops == 1
     }
     exits = max(case.max_loops for case in chosen.values())
-    header = ["Model", "Layers", "Parameters", "Rate", *(f"L = {each}" for each in range(1, exits + 1))]
-    lines = ["| " + " | ".join([*header, "at 2·L_max", "over the same layers unlooped", "φ"]) + " |"]
-    lines.append("|" + "---|" * (len(header) + 3))
+    header = ["Model", "Layers", "Parameters", "Rate", *(f"L = {each}" for each in range(1, exits + 1)), "at 2·L_max"]
+    header += ["over the same layers unlooped", "φ", "distance, L = 1", "distance, L_max"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, case in chosen.items():
         losses = results.losses(case)
         cells = [Spread.of(losses[:, each]).text(4) if each < case.max_loops else "" for each in range(exits)]
         beyond = gain = worth = ""
         if case.max_loops > 1:
             beyond = Spread.of(losses[:, 2 * case.max_loops - 1]).text(4)
-            same = unique.get(case.prelude + case.num_layers + case.coda)
+            same = next((each for each in chosen.values() if _same_layers(each, case)), None)
             if same is not None:
-                gain = Spread.of(100.0 * (1.0 - results.last_exit(case) / same)).text(1) + "%"
+                gain = advantage(results.last_exit(case), results.last_exit(same))
             try:
                 worth = Spread.of([exponent(case, loss, unique) for loss in results.last_exit(case)]).text(2)
             except ValueError:
                 worth = "–"
         parameters = f"{results.figures(case)[0]['parameters'] / 1e3:,.0f}k"
         cells = [name, case.size, parameters, f"{case.learning_rate:g}", *cells, beyond, gain, worth]
+        cells += ["" if case.max_loops == 1 else _distance(results, case, 1), _distance(results, case, case.max_loops)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def advantage(losses: np.ndarray, others: np.ndarray) -> str:
+    """By how much losses are below others, and how many standard errors that is where both have several seeds."""
+    ours, theirs = Spread.of(losses), Spread.of(others)
+    said = f"{100.0 * (1.0 - ours.mean / theirs.mean):.1f}%"
+    if min(ours.seeds, theirs.seeds) > 1:
+        error = np.hypot(ours.deviation / np.sqrt(ours.seeds), theirs.deviation / np.sqrt(theirs.seeds))
+        said += f" ({(theirs.mean - ours.mean) / error:.1f} standard errors)" if error > 0.0 else ""
+    return said
+
+
+def _same_layers(unlooped: Case, looped: Case) -> bool:
+    layers = looped.prelude + looped.num_layers + looped.coda
+    return unlooped.max_loops == 1 and unlooped.num_layers == layers
+
+
+def _distance(results: Results, case: Case, loops: int) -> str:
+    distances = results.quality(case, loops, "distance")
+    return "" if distances is None else Spread.of(distances).text(2)
 
 
 def write_rows(path: Path, results: Results, named: Mapping[str, Sequence[Case]]) -> None:
@@ -149,6 +172,7 @@ def main() -> None:
     add_options(parser, runs="runs/loops")
     parser.add_argument("--data", choices=("digits", "MNIST", "CIFAR-10"), default="digits")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="as the table names them; default all")
     parser.add_argument("--optimizer", choices=tuple(OptimizerKind), default=OptimizerKind.MUON)
     arguments = parser.parse_args()
     settings = settings_of(parser, arguments)
@@ -156,6 +180,9 @@ def main() -> None:
         parser.error(f"--data {arguments.data} needs --{arguments.data.lower().replace('-', '')}, where it lies.")
     kind = str(arguments.optimizer)
     models = all_models(arguments.data, kind)
+    if unknown := set(arguments.models or ()) - set(models):
+        parser.error(f"--models {', '.join(map(repr, sorted(unknown)))}: known are {', '.join(map(repr, models))}.")
+    models = {name: model for name, model in models.items() if arguments.models is None or name in arguments.models}
     first, others = arguments.seeds[0], arguments.seeds[1:]
     sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]
     paths = run_all(arguments.runs, sweep, settings, jobs=arguments.jobs)
@@ -166,7 +193,8 @@ def main() -> None:
     )
     results = read_results(paths)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text, stem = table(results, chosen) + edges(chosen, arguments.rates), f"loops-{arguments.data.lower()}-{kind}"
+    text = table(results, chosen) + (edges(chosen, arguments.rates) if len(arguments.rates) > 1 else "")
+    stem = f"loops-{arguments.data.lower()}-{kind}-{settings.steps}"
     (arguments.out / f"{stem}.md").write_text(text)
     named = {name: at_rates(model, arguments.rates) for name, model in models.items()}
     write_rows(arguments.out / f"{stem}.csv", results, named)

@@ -121,9 +121,16 @@ def test_loops_are_compared_at_the_rate_that_is_best_for_each():
     lines = table(results, chosen).splitlines()
     assert len(lines) == 2 + len(models)
     (around,) = [line for line in lines if line.startswith("| prelude and coda |")]
-    assert "1 + 2N×3L + 1" in around and "| 0.0 ± " in around
+    assert "1 + 2N×3L + 1" in around and "| 0.0% (0.0 standard errors) |" in around
     names = {case.name for model in models.values() for case in at_rates(model, rates)}
     assert len(names) == len(rates) * len(models)
+
+
+def test_an_advantage_is_told_in_standard_errors():
+    from reproduction.loops import advantage
+
+    assert advantage(np.asarray([0.9, 1.1]), np.asarray([1.9, 2.1])) == "50.0% (7.1 standard errors)"
+    assert advantage(np.asarray([0.9]), np.asarray([1.0, 1.0])) == "10.0%"
 
 
 def test_claims_say_yes_no_and_in_between():
@@ -298,6 +305,6 @@ def test_the_command_for_loops_trains_what_is_missing(tmp_path):
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "runs" / f"{missing.name}-seed0" / "result.json").read_text())
     assert len(written["figures"]["train_losses"]) == 1
-    assert "| all | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits-muon.md").read_text()
-    lines = (tmp_path / "out" / "loops-digits-muon.csv").read_text().splitlines()
+    assert "| all | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits-muon-2.md").read_text()
+    lines = (tmp_path / "out" / "loops-digits-muon-2.csv").read_text().splitlines()
     assert sum(line.startswith("all,") for line in lines) == 2 * models["all"].max_loops
