@@ -45,20 +45,20 @@ class ServeOptions:
 
 def serve(options: ServeOptions) -> None:
     """`elt-zoo serve`."""
-    listener = bind(options.host, options.port)  # refuses a port that is taken before anything takes long
-    generator = load(options.model)
-    if options.tokenizer is not None:
-        generator = dataclasses.replace(generator, tokenizer=load_tokenizer(options.tokenizer))
-    generator = _planned(options, generator)
-    print("Compiling and timing ...", flush=True)
-    service = make_service(generator, batches=options.batches, queue=options.queue, patience=options.patience)
-    server = Server(service, name=options.model, listener=listener)
-    print(f"Ready at {server.address} (Ctrl-C or SIGTERM finishes what waits, and stops).", flush=True)
-    try:
-        server.wait()
-    except KeyboardInterrupt:  # SIGTERM is one to commands
-        print("Finishing what waits ...", flush=True)
-        server.drain()
+    with bind(options.host, options.port) as listener:  # refuses a port that is taken before anything takes long
+        generator = load(options.model)
+        if options.tokenizer is not None:
+            generator = dataclasses.replace(generator, tokenizer=load_tokenizer(options.tokenizer))
+        generator = _planned(options, generator)
+        print("Compiling and timing ...", flush=True)
+        service = make_service(generator, batches=options.batches, queue=options.queue, patience=options.patience)
+        server = Server(service, name=options.model, listener=listener)
+        print(f"Ready at {server.address} (Ctrl-C or SIGTERM finishes what waits, and stops).", flush=True)
+        try:
+            server.wait()
+        except KeyboardInterrupt:  # SIGTERM is one to commands
+            print("Finishing what waits ...", flush=True)
+            server.drain()
 
 
 def _planned(options: ServeOptions, generator: Generator) -> Generator:

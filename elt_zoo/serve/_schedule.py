@@ -1,5 +1,6 @@
 import bisect
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -133,7 +134,7 @@ class Schedule:
 
     def next(self, now: float) -> Batch | None:
         """Takes the next batch from the queue: of every size the one with the most urgent requests and the best plan
-        that breaks no promise; of these, the largest whose quality is as good as any.
+        for them; of these, the largest whose quality is as good as any.
         """
         if not self.waiting:
             return None
@@ -150,14 +151,16 @@ class Schedule:
         return chosen
 
     def _batch(self, tickets: Sequence[Ticket], now: float) -> Batch:
-        """The slowest plan, which is the best, that makes no more requests late than the fastest."""
+        """The best plan that makes no more requests late than the fastest would, were all that wait sampled as well."""
         size, rest = self._size(tickets), _without(self.waiting, tickets)
+
+        options = self.menu.options(tickets[0].request.way, size)
 
         def late(option: Option) -> int:
             end = now + option.seconds
-            return _count_late((ticket, end) for ticket in tickets) + self._late(rest, end)
+            after = self._ends(rest, end, quality=math.inf if option is options[0] else option.quality)
+            return _count_late((ticket, end) for ticket in tickets) + _count_late(after)
 
-        options = self.menu.options(tickets[0].request.way, size)
         least = late(options[0])
         hopeless = _count_late((ticket, now + options[0].seconds) for ticket in tickets)
         chosen = options[0 if hopeless else bisect.bisect_right(options, least, key=late) - 1]
@@ -167,11 +170,15 @@ class Schedule:
         """How many promises cannot be kept."""
         return _count_late(self._ends(waiting, start))
 
-    def _ends(self, waiting: Sequence[Ticket], start: float) -> Iterator[tuple[Ticket, float]]:
-        """When each would be done if all were sampled by the fastest plans in the largest batches."""
+    def _ends(
+        self, waiting: Sequence[Ticket], start: float, *, quality: float = math.inf
+    ) -> Iterator[tuple[Ticket, float]]:
+        """When each would be done, in the largest batches and by the fastest plans that are as good as `quality`."""
         while waiting:
             tickets = self._together(waiting, self.menu.sizes[-1])
-            start += self.menu.options(tickets[0].request.way, self._size(tickets))[0].seconds
+            options = self.menu.options(tickets[0].request.way, self._size(tickets))
+            enough = bisect.bisect_left(options, -quality, key=lambda option: -option.quality)
+            start += options[min(enough, len(options) - 1)].seconds
             yield from ((ticket, start) for ticket in tickets)
             waiting = _without(waiting, tickets)
 
