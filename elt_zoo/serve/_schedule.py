@@ -78,6 +78,8 @@ class Batch(NamedTuple):
     size: int
     """Samples, padding included."""
     option: Option
+    seconds: float
+    """What it should take at most."""
     late: int
     """How many promises it breaks, of its own and of those that wait."""
 
@@ -95,11 +97,14 @@ class Schedule:
     - `capacity`: requests that may wait.
     - `patience`: seconds after which it is the turn of a request without a deadline.
     - `reserve`: seconds of every deadline that are kept for encoding and sending.
+
+    **Fields:** `waiting`: by what is due first; `pace`: how many times as long as the menu says batches take now.
     """
 
     def __init__(self, menu: Menu, *, capacity: int, patience: float, reserve: float):
         self.menu, self.capacity, self.patience, self.reserve = menu, capacity, patience, reserve
         self.waiting: list[Ticket] = []
+        self.pace = 1.0
 
     def admit(self, request: SampleRequest, *, arrived: float, start: float, answer: Any = None) -> Ticket:
         """Queues a request.
@@ -157,14 +162,14 @@ class Schedule:
         options = self.menu.options(tickets[0].request.way, size)
 
         def late(option: Option) -> int:
-            end = now + option.seconds
+            end = now + self.pace * option.seconds
             after = self._ends(rest, end, quality=math.inf if option is options[0] else option.quality)
             return _count_late((ticket, end) for ticket in tickets) + _count_late(after)
 
         least = late(options[0])
-        hopeless = _count_late((ticket, now + options[0].seconds) for ticket in tickets)
+        hopeless = _count_late((ticket, now + self.pace * options[0].seconds) for ticket in tickets)
         chosen = options[0 if hopeless else bisect.bisect_right(options, least, key=late) - 1]
-        return Batch(tuple(tickets), size, chosen, least)
+        return Batch(tuple(tickets), size, chosen, self.pace * chosen.seconds, least)
 
     def _late(self, waiting: Sequence[Ticket], start: float) -> int:
         """How many promises cannot be kept."""
@@ -178,7 +183,7 @@ class Schedule:
             tickets = self._together(waiting, self.menu.sizes[-1])
             options = self.menu.options(tickets[0].request.way, self._size(tickets))
             enough = bisect.bisect_left(options, -quality, key=lambda option: -option.quality)
-            start += options[min(enough, len(options) - 1)].seconds
+            start += self.pace * options[min(enough, len(options) - 1)].seconds
             yield from ((ticket, start) for ticket in tickets)
             waiting = _without(waiting, tickets)
 

@@ -1,4 +1,5 @@
 import asyncio
+import concurrent.futures
 import socket
 import threading
 import time
@@ -7,6 +8,9 @@ from typing import Any
 from .._optional import optional_import
 from ._application import make_application
 from ._service import Service
+
+_KEEP_ALIVE = 75
+"""Seconds that a connection may be silent: longer than proxies keep theirs, which would else send into closed ones."""
 
 
 class Server:
@@ -29,25 +33,32 @@ class Server:
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self._service = service
         application = make_application(service, name=name)
-        config = uvicorn.Config(application, lifespan="on", log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            application, lifespan="on", log_level="warning", access_log=False, timeout_keep_alive=_KEEP_ALIVE
+        )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._serve, args=(listener,), name="serving", daemon=True)
-        self._thread.start()
-        while not self._server.started and self._thread.is_alive():
+        # To Python 3.11 a thread has ended when Ctrl-C interrupts the waiting for it; not so a future.
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        threading.Thread(target=self._serve, args=(listener,), name="serving", daemon=True).start()
+        while not (self._server.started or self._ended.done()):
             time.sleep(0.005)
 
     def _serve(self, listener: socket.socket) -> None:
-        asyncio.run(self._server.serve(sockets=[listener]))
+        try:
+            asyncio.run(self._server.serve(sockets=[listener]))
+            self._ended.set_result(None)
+        except BaseException as error:  # uvicorn exits where it cannot start
+            self._ended.set_exception(error)
 
     def wait(self) -> None:
-        """Returns when the server has ended. A signal interrupts it."""
-        self._thread.join()
+        """Returns when the server has ended, or raises what ended it. A signal interrupts it."""
+        self._ended.result()
 
     def drain(self) -> None:
         """Ends the server: what it has taken is answered, what arrives meanwhile is refused."""
         self._service.drain_soon().result()
         self._server.should_exit = True
-        self._thread.join()
+        self._ended.result()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -13,6 +13,7 @@ from ..anytime import Latency, Planner, measure_latency
 from ..generator import Generator
 from ..sampling import table_budget
 from ._answer import Answer
+from ._pace import Pace
 from ._refusals import Draining
 from ._request import Offer, SampleRequest, Way
 from ._schedule import Batch, Menu, Schedule
@@ -52,7 +53,7 @@ class Service:
         self._schedule = Schedule(menu, capacity=queue, patience=patience, reserve=reserve)
         self.statistics = Statistics(waiting=lambda: len(self._schedule.waiting), sizes=menu.sizes)
         self._worker = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
-        self._free = 0.0
+        self._free, self._pace = 0.0, Pace()
 
     async def start(self) -> None:
         """Begins to sample what is asked for, in the running event loop."""
@@ -72,6 +73,7 @@ class Service:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         now = time.perf_counter()
         arrived = now if arrived is None else arrived
+        self._schedule.pace = self._pace.at(now)
         self._schedule.admit(request, arrived=arrived, start=max(now, self._free), answer=answer)
         self._arrived.set()
         return await answer
@@ -90,6 +92,7 @@ class Service:
     async def _sample_all(self) -> None:
         while True:
             started = time.perf_counter()
+            self._schedule.pace = self._pace.at(started)
             batch = self._schedule.next(started)
             if batch is None:
                 if self.draining:
@@ -97,7 +100,7 @@ class Service:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            self._free = started + batch.option.seconds
+            self._free = started + batch.seconds
             try:
                 pixels = await self._loop.run_in_executor(self._worker, self._pixels, batch)
             except Exception as error:  # of one batch: the server goes on
@@ -109,6 +112,7 @@ class Service:
 
     def _answer(self, batch: Batch, pixels: np.ndarray, started: float, ended: float) -> None:
         """Hands the samples of a batch to those who wait for them."""
+        self._pace.observe(ended, (ended - started) / batch.option.seconds)
         self.statistics.sampled.observe(ended - started)
         self.statistics.samples.observe(len(pixels))
         begin = 0
