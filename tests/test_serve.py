@@ -430,7 +430,8 @@ def test_a_batch_that_fails_is_an_error_and_the_server_goes_on(generator, compil
     service._pixels = fail_once
     with TestClient(make_application(service, name="tiny")) as client:
         failed = client.post("/sample", json={"labels": 0})
-        assert failed.status_code == 500 and "not finite" in failed.json()["error"]["message"]
+        assert failed.status_code == 500 and failed.json()["error"]["reason"] == "failed"
+        assert "could not be made: samples hold values that are not finite" in failed.json()["error"]["message"]
         assert client.post("/sample", json={"labels": 0}).status_code == 200
 
 

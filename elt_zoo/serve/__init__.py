@@ -5,6 +5,7 @@ from ._application import make_application as make_application
 from ._refusals import Draining as Draining
 from ._refusals import InvalidRequest as InvalidRequest
 from ._refusals import Overloaded as Overloaded
+from ._refusals import SamplingFailed as SamplingFailed
 from ._request import Offer as Offer
 from ._request import SampleRequest as SampleRequest
 from ._request import Way as Way

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._optional import optional_import
 from .._version import __version__
-from ._refusals import Draining, InvalidRequest, Overloaded
+from ._refusals import Draining, InvalidRequest, Overloaded, SamplingFailed
 from ._request import read_request
 from ._service import Service
 
@@ -97,7 +97,7 @@ def make_application(service: Service, *, name: str) -> Any:
             InvalidRequest: refuse("invalid", 422),
             Overloaded: refuse("overloaded", 429),
             Draining: refuse("draining", 503),
-            FloatingPointError: refuse("failed", 500),
+            SamplingFailed: refuse("failed", 500),
         },
         lifespan=lifespan,
     )

@@ -26,3 +26,7 @@ class Draining(RuntimeError):
 
     def __init__(self):
         super().__init__("The server is stopping: it finishes what it has taken, and takes nothing new.")
+
+
+class SamplingFailed(RuntimeError):
+    """A request whose batch could not be sampled. Its cause is what was raised."""

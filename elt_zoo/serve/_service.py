@@ -14,7 +14,7 @@ from ..generator import Generator
 from ..sampling import table_budget
 from ._answer import Answer
 from ._pace import Pace
-from ._refusals import Draining
+from ._refusals import Draining, SamplingFailed
 from ._request import Offer, SampleRequest, Way
 from ._schedule import Batch, Menu, Schedule
 from ._statistics import Statistics
@@ -45,6 +45,9 @@ class Service:
         patience: float = 1.0,
         reserve: float = 0.0,
     ):
+        """**Arguments:** `generator`, `queue`, `patience`: as for `make_service`; `latencies`: one for each batch size;
+        `steps`: numbers of steps that are compiled; `reserve`: seconds of every deadline for encoding and sending.
+        """
         planner = generator.planner if isinstance(generator.planner, Planner) else None
         menu = Menu(latencies, planner)
         self.generator, self.draining = generator, False
@@ -65,8 +68,8 @@ class Service:
 
         **Arguments:** `request`; `arrived`: when, by `time.perf_counter`; default now.
 
-        **Raises:** [`Draining`][elt_zoo.serve.Draining], [`Overloaded`][elt_zoo.serve.Overloaded], or what sampling
-        raised.
+        **Raises:** [`Draining`][elt_zoo.serve.Draining], [`Overloaded`][elt_zoo.serve.Overloaded], or
+        [`SamplingFailed`][elt_zoo.serve.SamplingFailed].
         """
         if self.draining:
             raise Draining()
@@ -106,7 +109,9 @@ class Service:
             except Exception as error:  # of one batch: the server goes on
                 _LOG.exception("A batch could not be sampled.")
                 for ticket in batch.tickets:
-                    ticket.answer.set_exception(error)
+                    failed = SamplingFailed(f"The samples could not be made: {error}")
+                    failed.__cause__ = error
+                    ticket.answer.set_exception(failed)
                 continue
             self._answer(batch, pixels, started, time.perf_counter())
 
