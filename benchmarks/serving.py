@@ -112,14 +112,14 @@ async def load(arguments: argparse.Namespace, address: str, fastest: float) -> l
 def summary(outcomes: Sequence[Outcome], fastest: float) -> list[dict[str, Any]]:
     """A row for each kind of deadline, and one for all."""
     rows = []
-    for hurry in (*HURRIES, "all"):
-        kind = [outcome for outcome in outcomes if hurry in ("all", outcome.hurry)]
+    names = {hurry: "none" if hurry is None else f"{hurry * fastest:.1f}" for hurry in HURRIES}
+    kinds = {name: [outcome for outcome in outcomes if outcome.hurry == hurry] for hurry, name in names.items()}
+    for name, kind in (kinds | {"all": list(outcomes)}).items():
         answered = [outcome for outcome in kind if outcome.status == 200]
         promised = [outcome for outcome in answered if outcome.deadline is not None]
         reasons = Counter(outcome.content["error"]["reason"] for outcome in kind if outcome.status not in (0, 200))
         times = [outcome.milliseconds for outcome in answered] or [float("nan")]
-        row = {"deadline_ms": hurry if hurry == "all" else "none" if hurry is None else round(hurry * fastest, 1)}
-        row |= {"requests": len(kind), "answered": len(answered)}
+        row: dict[str, Any] = {"deadline_ms": name, "requests": len(kind), "answered": len(answered)}
         row |= {"too_late": reasons["too_late"], "queue_full": reasons["queue_full"]}
         row |= {"other": reasons.total() - reasons["too_late"] - reasons["queue_full"]}
         row |= {"lost": sum(outcome.status == 0 for outcome in kind), "late": sum(outcome.late for outcome in kind)}

@@ -1,6 +1,7 @@
 """From a name to pictures: what a generator samples, and what is saved of it."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -217,7 +218,8 @@ class Brightened(eqx.Module):
 @pytest.mark.parametrize("name", ["digits-dit", "digits-maskgit"])
 def test_with_a_key_for_each_label_a_sample_depends_on_nothing_else(name):
     generator, keys = load(name), jax.random.split(KEY, 3)
-    options = {"loops": constant_budget(2, generator.settings.steps)}  # the program of docs/serve.md, too
+    # The program of docs/serve.md, too.
+    options: dict[str, Any] = {"loops": constant_budget(2, generator.settings.steps)}
     together = generator.sample([3, 7, 7], key=keys, batch_size=2, **options)
     assert np.abs(together[1] - together[2]).max() > 0.01
     for index, label in enumerate([3, 7, 7]):
