@@ -1,6 +1,7 @@
 """From a name to pictures: what a generator samples, and what is saved of it."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -212,6 +213,24 @@ class Brightened(eqx.Module):
 
     def __call__(self, state, conditioning, /):
         return self.inner(state, conditioning) + self.light
+
+
+@pytest.mark.parametrize("name", ["digits-dit", "digits-maskgit"])
+def test_with_a_key_for_each_label_a_sample_depends_on_nothing_else(name):
+    generator, keys = load(name), jax.random.split(KEY, 3)
+    # The program of docs/serve.md, too.
+    options: dict[str, Any] = {"loops": constant_budget(2, generator.settings.steps)}
+    together = generator.sample([3, 7, 7], key=keys, batch_size=2, **options)
+    assert np.abs(together[1] - together[2]).max() > 0.01
+    for index, label in enumerate([3, 7, 7]):
+        own = keys[index : index + 1]
+        # The same program, filled up, gives the same bits.
+        np.testing.assert_array_equal(generator.sample([label], key=own, batch_size=2, **options)[0], together[index])
+    for labels, wrong in (([3, 7], keys), ([3], jax.random.split(KEY, 0))):
+        with pytest.raises(ValueError, match=rf"`key` holds {len(wrong)} keys for {len(labels)} labels: give one key"):
+            generator.sample(labels, key=wrong, **options)
+    with pytest.raises(ValueError, match="`deadline=True` takes one key for all labels"):
+        generator.sample([3, 7, 7], key=keys, milliseconds=10.0, deadline=True)
 
 
 def test_a_model_with_a_head_of_ones_own_is_saved_and_loaded_with_a_skeleton(tmp_path):

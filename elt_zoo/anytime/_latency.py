@@ -120,6 +120,7 @@ def measure_latency(
     steps: Sequence[int],
     guidance: float | None = None,
     repeats: int = 15,
+    own_keys: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Times a generator on the first device, and fits the time of a call.
@@ -135,6 +136,7 @@ def measure_latency(
     - `steps`: numbers of sampling steps, about three.
     - `guidance`: the scale; default as the generator is sampled.
     - `repeats`: timed calls of each.
+    - `own_keys`: time calls with a key for each label, which are other programs.
     - `clock`: seconds, as `time.perf_counter` tells them.
 
     **Returns:** the [`Latency`][elt_zoo.anytime.Latency].
@@ -146,6 +148,7 @@ def measure_latency(
             f"`measure_latency(batch={batch}, steps={tuple(steps)}, repeats={repeats})`: each must be at least 1."
         )
     labels, key = np.arange(batch) % generator.config.num_classes, jax.random.key(0)
+    key = jax.random.split(key, batch) if own_keys else key
     settings = [(count, loops) for count in steps for loops in (1, max(generator.config.max_loops, 2))]
 
     def seconds(count: int, loops: int) -> float:

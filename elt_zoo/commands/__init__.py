@@ -21,6 +21,8 @@ from ._push import PushOptions as PushOptions
 from ._push import push_model as push_model
 from ._sample import SampleOptions as SampleOptions
 from ._sample import sample as sample
+from ._serve import ServeOptions as ServeOptions
+from ._serve import serve as serve
 from ._train import TrainOptions as TrainOptions
 from ._train import train as train
 from ._train_tokenizer import TrainTokenizerOptions as TrainTokenizerOptions

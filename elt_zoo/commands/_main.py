@@ -24,6 +24,7 @@ from ._profile import ProfileOptions, profile
 from ._programs import keep_programs
 from ._push import PushOptions, push_model
 from ._sample import SampleOptions, sample
+from ._serve import ServeOptions, serve
 from ._train import TrainOptions, train
 from ._train_tokenizer import TrainTokenizerOptions, train_tokenizer
 
@@ -53,6 +54,7 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(TrainOptions, train, "train an elastic model and measure every exit"),
     "sample": Command(SampleOptions, sample, "sample a saved model at any number of loops"),
     "demo": Command(DemoOptions, demo, "play with a saved model in the browser"),
+    "serve": Command(ServeOptions, serve, "sample a saved model over HTTP, each request in its time"),
     "evaluate": Command(EvaluateOptions, evaluate, "measure a saved model over loops, steps and guidance"),
     "plan": Command(PlanOptions, plan, "find the best steps and loops for any time on this machine"),
     "profile": Command(ProfileOptions, profile, "count what a model costs before it is built"),

@@ -2,15 +2,14 @@
 
 import base64
 import html
-import io
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .._optional import optional_import
 from ..data import from_pixels
+from ..figures import png_bytes
 
 STYLE = """
 .elt-row { display: grid; grid-auto-flow: column; gap: 0.5rem; overflow-x: auto; }
@@ -38,7 +37,7 @@ def pictures(pixels: np.ndarray, alt: str, *, columns: int = 1) -> str:
     if pixels.ndim == 5:
         count, frames, height, width, channels = pixels.shape
         pixels = pixels.transpose(0, 2, 1, 3, 4).reshape(count, height, frames * width, channels)
-    images = "".join(_image(_png(from_pixels(each)), alt) for each in pixels)
+    images = "".join(_image(png_bytes(from_pixels(each)), alt) for each in pixels)
     return f'<div class="elt-pictures" style="grid-template-columns: repeat({columns}, 1fr)">{images}</div>'
 
 
@@ -82,9 +81,3 @@ def error(problem: Exception) -> str:
 def _image(png: bytes, alt: str, kind: str = "") -> str:
     data = base64.b64encode(png).decode()
     return f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
-
-
-def _png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    optional_import("PIL.Image").fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "PNG")
-    return file.getvalue()

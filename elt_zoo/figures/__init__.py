@@ -5,6 +5,7 @@ from ._grids import save_grid as save_grid
 from ._grids import save_sample_grid as save_sample_grid
 from ._losses import Curve as Curve
 from ._losses import plot_losses as plot_losses
+from ._pictures import png_bytes as png_bytes
 from ._pictures import save_gif as save_gif
 from ._pictures import save_png as save_png
 from ._pictures import save_reconstructions as save_reconstructions

@@ -1,3 +1,4 @@
+import io
 import os
 from pathlib import Path
 
@@ -23,6 +24,19 @@ def save_png(
     """
     images = images[None] if images.ndim == 3 else images
     return _write(path, tile(images[None]), scale)
+
+
+@checked
+def png_bytes(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
+    """An image as the bytes of a PNG file.
+
+    **Arguments:** `image`: bytes of 0 to 255 with one or three channels.
+
+    **Raises:** `ImportError` without Pillow, the extra `data`.
+    """
+    file = io.BytesIO()
+    optional_import("PIL.Image").fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "PNG")
+    return file.getvalue()
 
 
 @checked
@@ -81,8 +95,7 @@ def _enlarged(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _write(path: str | os.PathLike, image: np.ndarray, scale: int) -> Path:
-    pillow = optional_import("PIL.Image")
-    path, image = Path(path), _enlarged(image, scale)
+    path, content = Path(path), png_bytes(_enlarged(image, scale))
     with atomic_write(path) as file:
-        pillow.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "PNG")
+        file.write_bytes(content)
     return path

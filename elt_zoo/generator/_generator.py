@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from ..families import ModelConfig, SamplerSettings
 from ..models import BatchedPredict, ElasticModel
@@ -80,7 +80,7 @@ class Generator:
         self,
         labels: Int[Array, " count"] | Sequence[int] | np.ndarray,
         *,
-        key: PRNGKeyArray,
+        key: PRNGKeyArray | Key[Array, " count"],
         loops: Loops | None = None,
         steps: int | None = None,
         guidance: float | AbstractGuidance | None = None,
@@ -100,7 +100,9 @@ class Generator:
         **Arguments:**
 
         - `labels`: classes in [0, num_classes], where `num_classes` stands for no class.
-        - `key`: PRNG key. The same key gives the same pictures, whatever the batch is filled up with.
+        - `key`: PRNG key. The same key gives the same pictures, whatever the batch is filled up with. Or a key for each
+          label (`jax.random.split`): then a picture depends on its own label and key alone, up to rounding, and not on
+          the others nor on the batch.
         - `loops`: L, in any form that a sampler takes: a count, a count for each step, or a
           [`LoopBudget`][elt_zoo.sampling.LoopBudget] for the branches of guidance; default the `max_loops` of the
           config.
@@ -121,7 +123,8 @@ class Generator:
 
         **Raises:** `ValueError` for no labels, labels out of range, loops or steps that the sampler cannot take, a
         missing tokenizer, an exit rule with loops or guidance by an exit, milliseconds without a planner, with other
-        choices, or too few for any plan, or a deadline without milliseconds;
+        choices, or too few for any plan, a deadline without milliseconds or with a key for each label, or other than
+        one key or as many as labels;
         `FloatingPointError` for samples that are not finite.
         """
         batches = self.batches(
@@ -149,7 +152,7 @@ class Generator:
         self,
         labels: Int[Array, " count"] | Sequence[int] | np.ndarray,
         *,
-        key: PRNGKeyArray,
+        key: PRNGKeyArray | Key[Array, " count"],
         loops: Loops | None = None,
         steps: int | None = None,
         guidance: float | AbstractGuidance | None = None,
@@ -165,8 +168,12 @@ class Generator:
         """
         clock = None
         labels = self._checked_labels(labels)
+        if _is_one_each(key) and key.shape != labels.shape:
+            raise ValueError(f"`key` holds {key.size} keys for {len(labels)} labels: give one key, or one for each.")
         if deadline and milliseconds is None:
             raise ValueError("`deadline=True` needs the time that is left: give `milliseconds` too.")
+        if deadline and _is_one_each(key):
+            raise ValueError("`deadline=True` takes one key for all labels, not one for each.")
         if milliseconds is not None:
             given = {"loops": loops, "steps": steps, "guidance": guidance, "mesh": mesh}
             given |= {"exit_guidance": exit_guidance, "exit_rule": exit_rule}
@@ -223,10 +230,12 @@ class Generator:
     ) -> Iterator[np.ndarray]:
         for number, start in enumerate(range(0, len(labels), batch_size)):
             part = labels[start : start + batch_size]
-            filled = np.concatenate([part, np.repeat(part[:1], batch_size - len(part))])
-            placed = shard_batch(jnp.asarray(filled), mesh)
+            filled = np.arange(start, start + batch_size)
+            filled[len(part) :] = start
+            placed = shard_batch(jnp.asarray(labels[filled]), mesh)
+            noise = shard_batch(_chosen(key, filled), mesh) if _is_one_each(key) else jax.random.fold_in(key, number)
             draw = _draw if clock is None else functools.partial(_draw_until, clock, number)
-            pixels = np.asarray(draw(self.config, sampler, network, placed, loops, jax.random.fold_in(key, number)))
+            pixels = np.asarray(draw(self.config, sampler, network, placed, loops, noise))
             finite = np.isfinite(pixels[: len(part)]).reshape(len(part), -1).all(axis=1)
             if not finite.all():
                 raise FloatingPointError(
@@ -282,6 +291,16 @@ def _batch_size(count: int, devices: int) -> int:
     return devices * min(each, max(_LARGEST_BATCH // devices, 1))
 
 
+def _is_one_each(key: Any) -> bool:
+    """Whether there is a key for each label."""
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
+
+
+def _chosen(keys: Any, indices: np.ndarray) -> Any:
+    """Some of the keys. Taking all of them takes longer than a step of a small model."""
+    return keys if len(indices) == len(keys) else keys[indices]
+
+
 def _traced(loops: Loops) -> Loops:
     """Counts as arrays, which share one program."""
     if isinstance(loops, LoopBudget):
@@ -294,11 +313,14 @@ def _traced_count(loops: Any) -> Any:
 
 
 @eqx.filter_jit
-def _draw(
-    config: ModelConfig, sampler: AbstractSampler, network: Any, labels: Array, loops: Loops, key: PRNGKeyArray
-) -> Array:
+def _draw(config: ModelConfig, sampler: AbstractSampler, network: Any, labels: Array, loops: Loops, key: Any) -> Array:
     """Everything is an argument: one program for all labels, loops and scales of equal steps and batch."""
-    samples = sampler(_predict(config, sampler, network), labels, loops=loops, key=key)
+    predict = _predict(config, sampler, network)
+    if _is_one_each(key):
+        # Each is a batch of its own, so that its noise is too.
+        samples = jax.vmap(lambda label, key: sampler(predict, label[None], loops=loops, key=key)[0])(labels, key)
+    else:
+        samples = sampler(predict, labels, loops=loops, key=key)
     return _decode(config, samples, network)
 
 
