@@ -1,4 +1,6 @@
-"""Sampling by the clock: how long a generator takes, how good its samples are, and the best loops for a given time."""
+"""Sampling by the clock: how long a generator takes, how good its samples are, the best loops for a given time, and
+exits that keep a promise.
+"""
 
 from ._allocate import Allocations as Allocations
 from ._calibrate import ExitCalibration as ExitCalibration
