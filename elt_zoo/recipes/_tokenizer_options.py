@@ -161,13 +161,13 @@ _SMALL_IMAGE = VQGANConfig(
 _DIGITS_SIZES = dataclasses.replace(_SMALL_IMAGE, image_size=16)
 _SMALL_VIDEO = VQ3DConfig(
     shape=(8, 16, 16),
-    filters=16,
-    channel_multipliers=(1, 2, 2),
+    filters=8,
+    channel_multipliers=(1, 2, 3),
     temporal_downsample=(True, False),
     num_enc_res_blocks=1,
     num_dec_res_blocks=1,
     embedding_dim=16,
-    codebook_size=128,
+    codebook_size=256,
     groups=8,
 )
 _SHARED = ("filters", "channel_multipliers", "embedding_dim", "codebook_size", "groups")
