@@ -19,7 +19,7 @@ from pathlib import Path
 from elt_zoo.commands import run, tokenizer_for_moving_digits
 from elt_zoo.evaluation import report_run, watch
 from elt_zoo.profile import profile
-from elt_zoo.recipes import Run, TokenizerOptions, TrainingOptions, clip_task, train, where_to_watch
+from elt_zoo.recipes import Run, TrainingOptions, clip_task, train, where_to_watch
 from elt_zoo.tokenizers import load_tokenizer
 
 
@@ -54,12 +54,7 @@ def main(config: Config) -> None:
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer)
     elif config.data == "moving-digits":
-        folder = (config.out or Path("runs") / f"moving-digits-maskgit-{config.objective}").with_name(
-            "moving-digits-vq"
-        )
-        tokenizer = tokenizer_for_moving_digits(
-            TokenizerOptions(data=config.data, out=folder, seed=config.seed, wandb=config.wandb)
-        )
+        tokenizer = tokenizer_for_moving_digits(config, model)  # says how long it all takes
         if tokenizer is None:
             return
     else:

@@ -15,7 +15,6 @@ from ..recipes import (
     Augmentation,
     Run,
     Task,
-    TokenizerOptions,
     TrainingOptions,
     clip_task,
     digits_task,
@@ -160,11 +159,7 @@ def train(options: TrainOptions) -> None:
         if options.dry_run:
             print(describe(options, config, None))
             return
-        name = f"{MOVING_DIGITS}-vq"
-        folder = Path("runs") / name if options.out is None else options.out.with_name(name)
-        tokenizer = tokenizer_for_moving_digits(
-            TokenizerOptions(data=MOVING_DIGITS, out=folder, seed=options.seed, wandb=options.wandb)
-        )
+        tokenizer = tokenizer_for_moving_digits(options, config)
         if tokenizer is None:
             return
     task = together(lambda: open_task(options, tokenizer))

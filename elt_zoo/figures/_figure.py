@@ -7,7 +7,6 @@ from jaxtyping import UInt8
 
 from ..storage import atomic_write
 
-
 _DPI = 120
 
 
