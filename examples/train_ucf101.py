@@ -43,7 +43,7 @@ class Config(TrainingOptions):
 
 
 def main(config: Config) -> None:
-    model = config.model("tiny-ucf101")
+    model = config.model("moving-digits" if config.data == "moving-digits" else "tiny-ucf101")
     if len(model.example.shape) != 3 or model.family != "maskgit":
         raise ValueError(f"Preset {config.preset!r} is not for video. Use elt-ucf101-6Nx4L or tiny-ucf101.")
     if config.dry_run:

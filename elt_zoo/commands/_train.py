@@ -92,7 +92,7 @@ class TrainOptions(TrainingOptions):
     def config(self) -> ModelConfig:
         """The config before its sizes follow the data."""
         if self.data == MOVING_DIGITS:
-            config = self.model("tiny-ucf101")
+            config = self.model(MOVING_DIGITS)
             if not video(config):
                 raise ValueError(f"Preset {self.preset!r} is not for clips. Use elt-ucf101-6Nx4L or tiny-ucf101.")
             return config

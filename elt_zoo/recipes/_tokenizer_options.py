@@ -125,7 +125,7 @@ class TokenizerOptions:
         if self.preset == "paper":
             default = TokenizerRecipe(steps=100_000, batch_size=128, learning_rate=1e-4, ema_decay=0.999)
         else:
-            steps, batch_size = (800, 16) if self.video or self.data == MOVING_DIGITS else (1000, 64)
+            steps, batch_size = (_CLIP_STEPS, 16) if self.video or self.data == MOVING_DIGITS else (1000, 64)
             default = TokenizerRecipe(steps=steps, batch_size=batch_size, learning_rate=5e-3, ema_decay=0.98)
         given = {name: getattr(self, name) for name in dataclasses.asdict(default)}
         return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
@@ -159,6 +159,7 @@ _SMALL_IMAGE = VQGANConfig(
     shortcut=Shortcut.INPUT,
 )
 _DIGITS_SIZES = dataclasses.replace(_SMALL_IMAGE, image_size=16)
+_CLIP_STEPS = 800
 _SMALL_VIDEO = VQ3DConfig(
     shape=(8, 16, 16),
     filters=8,
