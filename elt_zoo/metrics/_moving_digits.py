@@ -7,7 +7,7 @@ from jaxtyping import Float, Int, UInt8
 from ..data import MovingDigits, Visit
 
 _CELLS = 12
-_WINDOW = 0.72
+_WINDOW = 0.85
 """Side of the window around a digit, as a fraction of the frame's."""
 _PAPER = 0.25
 """Grey, from 0 to 1, up to which a pixel does not count as ink: faint ghosts must not move the window."""
@@ -39,9 +39,9 @@ class MovingDigitsEvaluator:
     that of most of its frames. The fit takes seconds and is deterministic.
     """
 
-    def __init__(self, split: Literal["train", "heldout"] = "train", *, size: int = 16):
+    def __init__(self, split: Literal["train", "heldout"] = "train", *, size: int = 12):
         """**Arguments:** `split`: the digits to fit to, of [`load_digits`][elt_zoo.data.load_digits]; `size`: height
-        and width of the clips' frames, at least 16.
+        and width of the clips' frames, at least 12.
 
         **Raises:** `ValueError` for another split or a smaller size.
         """

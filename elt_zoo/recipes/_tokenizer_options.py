@@ -25,7 +25,7 @@ class TokenizerOptions:
     """Where the run goes; default `runs/tokenizer-<data>-<kind>`."""
 
     steps: int | None = None
-    """Default 1,000 (images) or 800 (clips) for small sizes, else 100,000."""
+    """Default 1,000 (images) or 600 (clips) for small sizes, else 100,000."""
     batch_size: int | None = None
     """Clips or images. Default 64 (images) or 16 (clips) for small sizes, else 128."""
     learning_rate: float | None = None
@@ -159,9 +159,9 @@ _SMALL_IMAGE = VQGANConfig(
     shortcut=Shortcut.INPUT,
 )
 _DIGITS_SIZES = dataclasses.replace(_SMALL_IMAGE, image_size=16)
-_CLIP_STEPS = 800
+_CLIP_STEPS = 600
 _SMALL_VIDEO = VQ3DConfig(
-    shape=(8, 16, 16),
+    shape=(8, 12, 12),
     filters=8,
     channel_multipliers=(1, 2, 3),
     temporal_downsample=(True, False),

@@ -188,7 +188,7 @@ class PreparedTokenizer:
         )
         self.rule = make_codebook_rule(options)
         self.adversary, self.discriminator = make_adversary(options)
-        self.keys = jax.random.split(jax.random.key(options.seed), 3)
+        self.keys = tuple(jax.random.split(jax.random.key(options.seed), 3))
         self.batches = training_batches(data.train, batch_size=recipe.batch_size, seed=options.seed)
         self.step = make_tokenizer_step(
             self.optimizer,
