@@ -39,7 +39,7 @@ class MovingDigits(AbstractSource):
 
         - `split`: "train" or "heldout" digits.
         - `frames`: frames of a clip.
-        - `size`: height and width of a frame, at least 12 pixels, where digits have the 8 × 8 pixels that they were scanned in.
+        - `size`: height and width of a frame, at least 12 pixels, so that digits keep their 8 × 8.
         - `length`: clips per epoch, by default one for each digit. More clips show the same digits on other paths.
         - `augment`: whether digits take another path in every epoch.
 
