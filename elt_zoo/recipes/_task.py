@@ -107,8 +107,8 @@ def make_task(
 
 
 def settings_for(config: ModelConfig, data: str, given: Mapping[str, Any]) -> SamplerSettings:
-    """The sampler settings of a family on a data set: what is given, then what is best on the digits, then the family's
-    defaults.
+    """The sampler settings of a family on a data set: what is given, then what is best on digits that stand or move,
+    then the family's defaults.
 
     **Raises:** `ValueError` for a setting that the family does not have.
     """
@@ -120,14 +120,24 @@ def settings_for(config: ModelConfig, data: str, given: Mapping[str, Any]) -> Sa
             f"The sampler of the family {config.family!r} has no setting {', '.join(unknown)}; it has "
             f"{', '.join(sorted(known))}."
         )
-    best = {name: value for name, value in _DIGITS_SETTINGS.get(config.family, {}).items() if data == DIGITS}
-    return dataclasses.replace(defaults, **{**best, **given})
+    return dataclasses.replace(defaults, **{**_MEASURED.get((data, config.family), {}), **given})
 
 
-# Measured, see docs/concepts/digits.md.
-_DIGITS_SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "dit": {"steps": 16},
-    "maskgit": {"steps": 12, "temperature_bias": 0.9, "temperature_scale": 0.2, "confidence_noise": 10.0},
+# What was best by data and family, see docs/concepts/digits.md and docs/concepts/moving-digits.md.
+_MEASURED: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    (DIGITS, "dit"): {"steps": 16},
+    (DIGITS, "maskgit"): {
+        "steps": 12,
+        "temperature_bias": 0.9,
+        "temperature_scale": 0.2,
+        "confidence_noise": 10.0,
+    },
+    (MOVING_DIGITS, "maskgit"): {
+        "steps": 12,
+        "guidance": 2.0,
+        "temperature_bias": 0.8,
+        "temperature_scale": 0.2,
+    },
 }
 
 
