@@ -6,8 +6,9 @@
     python examples/train_ucf101.py --preset elt-ucf101-6Nx4L --dry-run
 
 With no arguments it renders clips of real handwritten digits, trains a small 3D-VQ on them, then the generator, ILSD
-beside its vanilla baseline. `--data` takes UCF-101 with its official lists, any folder of class folders with videos, or
-the shards that `precompute.py` wrote; clips are cut to the frames and the size of the tokenizer. The run goes to
+beside its vanilla baseline. Before that it times the first steps of all three and says how long they will take.
+`--data` takes UCF-101 with its official lists, any folder of class folders with videos, or the shards that
+`precompute.py` wrote; clips are cut to the frames and the size of the tokenizer. The run goes to
 `runs/<data>-maskgit-<objective>`: clips at every loop count frame by frame and as a GIF, a table and a plot against
 loops and compute, the trained model, the metrics, and `summary.json` with every knob. Run it again to resume an
 interrupted run.
