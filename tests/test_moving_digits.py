@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command_line import run
+from command_line import run, run_example
 from PIL import Image
 
 from elt_zoo import load
@@ -147,14 +147,14 @@ def test_training_says_first_what_follows_and_how_long_it_takes(tmp_path, monkey
     monkeypatch.setattr(options, "_SMALL_VIDEO", small)
     monkeypatch.setattr(options, "_CLIP_STEPS", 2)
     monkeypatch.chdir(tmp_path)
-    common = ("train", "--data", "moving-digits", "--dim", 8, "--num-layers", 1, "--max-loops", 2, "--num-heads", 1)
-    command = (*common, "--steps", 4, "--batch-size", 8, "--clips", 16, "--samples", 10, "--sampler.steps", 2)
-    finished = run(*command)
+    sizes = ("--dim", 8, "--num-layers", 1, "--max-loops", 2, "--num-heads", 1, "--sampler.steps", 2)
+    command = ("train_ucf101.py", *sizes, "--steps", 4, "--batch-size", 8, "--clips", 16, "--heldout", 8)
+    finished = run_example(*command)
     announced = finished.output[: finished.output.index("Watch it in a browser")]
     assert "3 trainings follow" in announced
     assert re.search(r"tokenizer +2 steps of 16 clips: about \d+ (s|min)\n", announced)
     assert re.search(r"ilsd +4 steps of 8 clips: about \d+ (s|min)\n +vanilla +4 steps", announced)
     assert re.search(r"together at most about \d+ (s|min)\. The last two run side by side", announced)
     assert "frame_accuracy" in (tmp_path / "runs" / "moving-digits-maskgit-ilsd" / "quality.md").read_text()
-    again = run(*command)
-    assert "follow" not in again.output and "Pictures, table" in again.output
+    again = run_example(*command)
+    assert "follow" not in again.output and "Clips, table, metrics and model are in" in again.output

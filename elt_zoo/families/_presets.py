@@ -90,7 +90,7 @@ def _all() -> Mapping[str, ModelConfig]:
             dim=64, num_layers=1, max_loops=4, num_heads=4, num_classes=10, grid=(8, 8), codebook_size=17
         ),
         "moving-digits": MaskGITConfig(
-            dim=64, num_layers=2, max_loops=4, num_heads=4, num_classes=10, grid=(4, 3, 3), codebook_size=256
+            dim=64, num_layers=2, max_loops=4, num_heads=4, num_classes=10, grid=(4, 3, 3), codebook_size=512
         ),
         "tiny-dit": DiTConfig(
             dim=128, num_layers=2, max_loops=4, num_heads=4, num_classes=1000, shape=(32, 32, 3), patch_size=4

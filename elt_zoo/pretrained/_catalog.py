@@ -76,7 +76,7 @@ _TABLE: dict[str, Weights] = {
         licence="Apache-2.0",
     ),
     "moving-digits": Weights(
-        network="Elastic MaskGIT 2N×4L and its 3D-VQ on clips of moving digits",
+        network="Elastic MaskGIT 2N×4L on clips of moving digits",
         status=Status.OURS,
         source="in this package",
         loader=load,
