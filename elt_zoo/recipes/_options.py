@@ -266,5 +266,5 @@ _SMALL: Mapping[tuple[str, str], tuple[int, float, float]] = {
     (DIGITS, "dit"): (1000, 8e-3, 0.995),
     (DIGITS, "maskgit"): (2000, 6e-3, 0.998),
     (DIGITS, ""): (1000, 4e-3, 0.995),
-    (MOVING_DIGITS, ""): (2000, 8e-3, 0.998),
+    (MOVING_DIGITS, ""): (1200, 8e-3, 0.995),
 }
