@@ -3,24 +3,21 @@
     python -m pictures
 
 It samples every model of the page *Play with it* at all its loop counts and steps, and writes one sheet of samples for
-each into docs/assets/play, with what the page says about them, and a GIF of clips into docs/assets/films. It takes
-about a minute on one core. Run it when a bundled model changes: a test fails until then.
+each into docs/assets/play, with what the page says about them. It takes about a minute on one core. Run it when a
+bundled model changes: a test fails until then.
 """
 
 import argparse
 from pathlib import Path
 
-from ._films import FILMS, write_films
 from ._sheets import SHEETS, write_sheets
 
-_FOLDER = Path(__file__).parents[1] / "docs" / "assets"
+_FOLDER = Path(__file__).parents[1] / "docs" / "assets" / "play"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=_FOLDER, help="the folder to write to (default: docs/assets)")
+    parser.add_argument("--out", type=Path, default=_FOLDER, help="the folder to write to (default: docs/assets/play)")
     folder = parser.parse_args().out
-    write_sheets(folder / "play")
-    write_films(folder / "films")
-    names = [f"play/{sheet.model}.png" for sheet in SHEETS] + [f"films/{film.model}.gif" for film in FILMS]
-    print(f"Saved {', '.join(names)} in {folder}.")
+    write_sheets(folder)
+    print(f"Saved {', '.join(f'{sheet.model}.png' for sheet in SHEETS)} in {folder}.")
