@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -29,7 +29,8 @@ from elt_zoo.metrics import MovingDigitsEvaluator
 from elt_zoo.profile import environment
 
 ROOT = Path(__file__).parents[1]
-OTHER = {"train": "heldout", "heldout": "train"}
+Split = Literal["train", "heldout"]
+OTHER: dict[Split, Split] = {"train": "heldout", "heldout": "train"}
 Row = dict[str, Any]
 
 
@@ -39,7 +40,7 @@ def judged(judge: MovingDigitsEvaluator, clips: np.ndarray, labels: np.ndarray) 
 
 def stages(generator: Generator, judges: list[MovingDigitsEvaluator], count: int) -> Iterator[Row]:
     """Real clips and their reconstructions, by the judge that does not know their digits."""
-    tokenizer = generator.tokenizer
+    tokenizer: Any = generator.tokenizer
     frames, size = generator.pixels.shape[:2]
     reconstruct = eqx.filter_jit(jax.vmap(lambda clip: tokenizer.decode(tokenizer.encode(clip))))
     for judge in judges:

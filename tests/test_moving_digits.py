@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_what_cannot_be_judged_is_refused(judge, real):
 def check_benchmark(model, out, monkeypatch):
     """The benchmark follows digits from real clips to samples."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import moving_digits
+    moving_digits = importlib.import_module("moving_digits")
 
     common = ["--models", str(model), "--clips", "20", "--seeds", "0", "--loops", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["moving_digits.py", *common, "--guidance", "1", "2"])
