@@ -115,7 +115,7 @@ def test_training_says_first_what_follows_and_how_long_it_takes(tmp_path, monkey
     assert re.search(r"tokenizer +2 steps of 16 clips: about \d+ (s|min)\n", announced)
     assert re.search(r"ilsd +4 steps of 8 clips: about \d+ (s|min)\n +vanilla +4 steps", announced)
     assert re.search(r"together at most about \d+ (s|min)\. The last two run side by side", announced)
-    assert "frame_accuracy" in (tmp_path / "runs" / "moving-digits-maskgit-ilsd" / "quality.md").read_text()
+    assert "frame accuracy" in (tmp_path / "runs" / "moving-digits-maskgit-ilsd" / "quality.md").read_text()
     check_benchmark(tmp_path / "runs" / "moving-digits-maskgit-ilsd" / "model", tmp_path / "results", monkeypatch)
     again = run_example(*command)
     assert "follow" not in again.output and "Clips, table, metrics and model are in" in again.output
