@@ -259,12 +259,9 @@ def save_pictures(run: Run, pictures: Mapping[Any, Mapping[int, np.ndarray]]) ->
 
 def judge_of(task: Task) -> tuple[Quality | None, dict[str, Any] | None]:
     """What measures a task's samples, and its card with what real examples score; none where there is no judge."""
-    match task.data:
-        case "digits":
-            return digits_quality()
-        case "moving-digits":
-            return moving_digits_quality(task)
-    return None, None
+    if task.data == DIGITS:
+        return digits_quality()
+    return moving_digits_quality(task) if task.data == MOVING_DIGITS else (None, None)
 
 
 def digits_quality() -> tuple[Quality, dict[str, Any]]:
