@@ -6,8 +6,9 @@
     python examples/train_ucf101.py --preset elt-ucf101-6Nx4L --dry-run
 
 With no arguments it renders clips of real handwritten digits, trains a small 3D-VQ on them, then the generator, ILSD
-beside its vanilla baseline. `--data` takes UCF-101 with its official lists, any folder of class folders with videos, or
-the shards that `precompute.py` wrote; clips are cut to the frames and the size of the tokenizer. The run goes to
+beside its vanilla baseline. Before that it times the first steps of all three and says how long they will take.
+`--data` takes UCF-101 with its official lists, any folder of class folders with videos, or the shards that
+`precompute.py` wrote; clips are cut to the frames and the size of the tokenizer. The run goes to
 `runs/<data>-maskgit-<objective>`: clips at every loop count frame by frame and as a GIF, a table and a plot against
 loops and compute, the trained model, the metrics, and `summary.json` with every knob. Run it again to resume an
 interrupted run.
@@ -19,7 +20,7 @@ from pathlib import Path
 from elt_zoo.commands import run, tokenizer_for_moving_digits
 from elt_zoo.evaluation import report_run, watch
 from elt_zoo.profile import profile
-from elt_zoo.recipes import Run, TokenizerOptions, TrainingOptions, clip_task, train, where_to_watch
+from elt_zoo.recipes import Run, TrainingOptions, clip_task, train, where_to_watch
 from elt_zoo.tokenizers import load_tokenizer
 
 
@@ -43,7 +44,7 @@ class Config(TrainingOptions):
 
 
 def main(config: Config) -> None:
-    model = config.model("tiny-ucf101")
+    model = config.model("moving-digits" if config.data == "moving-digits" else "tiny-ucf101")
     if len(model.example.shape) != 3 or model.family != "maskgit":
         raise ValueError(f"Preset {config.preset!r} is not for video. Use elt-ucf101-6Nx4L or tiny-ucf101.")
     if config.dry_run:
@@ -54,12 +55,7 @@ def main(config: Config) -> None:
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer)
     elif config.data == "moving-digits":
-        folder = (config.out or Path("runs") / f"moving-digits-maskgit-{config.objective}").with_name(
-            "moving-digits-vq"
-        )
-        tokenizer = tokenizer_for_moving_digits(
-            TokenizerOptions(data=config.data, out=folder, seed=config.seed, wandb=config.wandb)
-        )
+        tokenizer = tokenizer_for_moving_digits(config, model)  # says how long it all takes
         if tokenizer is None:
             return
     else:

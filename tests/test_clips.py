@@ -213,7 +213,7 @@ def test_impossible_sources_are_refused(folder):
         ClipTransform(stride=0)
     with pytest.raises(ValueError, match="got 1 files and 2 labels"):
         VideoSource(folder, ["Walk/v_a.avi"], [0, 1], ("Walk", "Run"))
-    with pytest.raises(ValueError, match="needs at least 1 frame, a size of 16 and 1 clip"):
+    with pytest.raises(ValueError, match="needs at least 1 frame, a size of 12 and 1 clip"):
         MovingDigits("train", size=8)
     with pytest.raises(ValueError, match="the parts are 'train' and 'heldout'"):
         MovingDigits("test")  # pyright: ignore[reportArgumentType]
@@ -230,7 +230,7 @@ def test_digits_move_evenly_stay_inside_and_bounce():
         np.testing.assert_array_equal(example.clips[..., 0], example.clips[..., 2])
         light = example.clips[..., 0].astype(np.float64)
         # The whole digit is there in every frame: its light is that of the real digit, spread over more pixels.
-        expected = load_digits("train").images[index].sum() / 16 * (0.55 * 32 / 8) ** 2 * 255
+        expected = load_digits("train").images[index].sum() / 16 * (2 / 3 * 32 / 8) ** 2 * 255
         np.testing.assert_allclose(light.sum((1, 2)), expected, rtol=0.12)
         y, x = np.mgrid[:32, :32]
         centres = np.stack([(light * axis).sum((1, 2)) / light.sum((1, 2)) for axis in (y, x)], axis=-1)

@@ -167,8 +167,8 @@ def test_a_dry_run_describes_the_real_one_and_builds_nothing(tmp_path, monkeypat
     assert "data: 1,437 examples of 10 classes in digits" in described
     assert "precision: bfloat16, remat: layer" in described
     assert run("train", *sizes, "--sampler.steps", 14, "--dry-run").output != described
-    moving = run("train", "--data", "moving-digits", "--dry-run").output
-    assert "data: moving-digits, whose tokenizer is trained first" in moving
+    moving = run("train", "--data", "moving-digits", "--clips", 64, "--dry-run").output
+    assert "data: 64 examples of 10 classes in moving-digits" in moving
     script = run_example("train_imagenet.py", "--preset", "elt-XL-7Nx4L", "--family", "maskgit", "--dry-run")
     assert "7N" in script.output
     assert "6N" in run_example("train_ucf101.py", "--preset", "elt-ucf101-6Nx4L", "--dry-run").output

@@ -35,7 +35,7 @@ def test_the_python_blocks_of_a_page_run(page, monkeypatch, tmp_path):
 # Of these rooms users construct every concrete class, except for results and for what needs published weights.
 CONSTRUCTED = ("looped", "heads", "models", "objectives", "corruption", "sampling", "families", "generator", "metrics")
 OTHERS = {
-    *("SamplerSettings", "TrainingDefaults", "DigitsQuality", "Evaluation", "SetStatistics"),
+    *("SamplerSettings", "TrainingDefaults", "DigitsQuality", "MovingDigitsQuality", "Evaluation", "SetStatistics"),
     *("I3D", "I3DExtractor", "VideoProtocol", "InceptionV3", "InceptionExtractor"),
 }
 

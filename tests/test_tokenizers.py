@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elt_zoo.data import digits_to_pixels, load_digits
-from elt_zoo.tokenizers import GreyLevels, PatchCodebook
+from elt_zoo.tokenizers import GreyLevels, PatchCodebook, load_tokenizer, save_tokenizer
 
 SHAPE = (4, 6, 2)
 CODES = jnp.asarray(np.random.default_rng(0).uniform(-1.0, 1.0, (7, 8)), jnp.float32)
@@ -55,6 +55,20 @@ def test_every_patch_takes_its_nearest_code_and_comes_back_in_its_place():
     decoded = tokenizer.decode(ids)
     np.testing.assert_array_equal(decoded[2:4, 2:4].reshape(-1), CODES[ids[1, 1]])
     np.testing.assert_array_equal(tokenizer.encode(decoded), ids)
+
+
+def test_patches_of_clips_reach_over_frames(tmp_path):
+    clips = np.random.default_rng(2).uniform(-1.0, 1.0, (3, 4, 4, 6, 3)).astype(np.float32)
+    tokenizer = PatchCodebook.fit(clips, codebook_size=36, patch_frames=2)  # as many codes as patches: nothing is lost
+    assert (tokenizer.shape, tokenizer.grid) == ((4, 4, 6, 3), (2, 2, 3))
+    ids = jax.vmap(tokenizer.encode)(jnp.asarray(clips))
+    np.testing.assert_allclose(jax.vmap(tokenizer.decode)(ids), clips, atol=1e-6)
+    code = tokenizer.codebook[ids[1, 1, 0, 2]].reshape(2, 2, 2, 3)
+    np.testing.assert_allclose(code, clips[1, 2:, :2, 4:], atol=1e-6)
+    save_tokenizer(tmp_path / "saved", tokenizer)
+    assert eqx.tree_equal(load_tokenizer(tmp_path / "saved"), tokenizer)
+    with pytest.raises(ValueError, match="patches of 3 × 2 × 2 do not divide images of 4 × 4 × 6"):
+        PatchCodebook.fit(clips, patch_frames=3)
 
 
 def test_of_equally_near_codes_the_first_is_taken():

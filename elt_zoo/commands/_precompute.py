@@ -128,7 +128,8 @@ def encode(options: PrecomputeOptions, folder: Path, shards: ShardOptions) -> Sh
         case AutoencoderKL():
             pass
         case PatchCodebook() | GreyLevels():
-            size = tokenizer.shape[0]
+            *of_clips, size, _, _ = tokenizer.shape
+            frames = of_clips[0] if of_clips else None
     views = Views(options.views)
     # Whole examples on every device.
     batch_size = max(options.batch_size // views.count, 1) * views.count * mesh.size

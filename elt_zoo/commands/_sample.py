@@ -94,4 +94,5 @@ def sample(options: SampleOptions) -> None:
         average = average_loops(budget, steps)
         print(f"{name}: {len(labels)} samples, {average:.3g} loops a step, {seconds:.2f} s")
     save_grid(options.out, pictures, labels, title=f"{options.model}, {steps} steps")
-    print(f"Saved {options.out}.")
+    film = f" and {options.out.with_suffix('.gif')}" if len(generator.pixels.shape) == 4 else ""
+    print(f"Saved {options.out}{film}.")

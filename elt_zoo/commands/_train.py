@@ -3,8 +3,6 @@ import time
 from pathlib import Path
 from typing import Literal
 
-import jax
-
 from ..distributed import agree, is_first, start, together
 from ..evaluation import ReportOptions, report_run, watch
 from ..families import ModelConfig
@@ -15,18 +13,15 @@ from ..recipes import (
     Augmentation,
     Run,
     Task,
-    TokenizerOptions,
     TrainingOptions,
     clip_task,
     digits_task,
     image_task,
     make_objective,
-    settings_for,
     where_to_watch,
 )
 from ..recipes import train as train_run
 from ..tokenizers import Tokenizer, load_tokenizer
-from ._train_tokenizer import tokenizer_for_moving_digits
 
 _OF_ONE_PROCESS = ("coordinator", "processes", "process", "start_timeout")
 
@@ -93,7 +88,7 @@ class TrainOptions(TrainingOptions):
     def config(self) -> ModelConfig:
         """The config before its sizes follow the data."""
         if self.data == MOVING_DIGITS:
-            config = self.model("tiny-ucf101")
+            config = self.model(MOVING_DIGITS)
             if not video(config):
                 raise ValueError(f"Preset {self.preset!r} is not for clips. Use elt-ucf101-6Nx4L or tiny-ucf101.")
             return config
@@ -149,28 +144,12 @@ def train(options: TrainOptions) -> None:
     started = time.perf_counter()
     start(options.coordinator, options.processes, options.process, timeout=options.start_timeout)
     agree({name: value for name, value in dataclasses.asdict(options).items() if name not in _OF_ONE_PROCESS})
-    config = options.config  # first, so that an unknown one is refused before anything is trained
+    _ = options.config  # first, so that an unknown one is refused before anything is read
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
-    if options.data == MOVING_DIGITS and tokenizer is None:
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"`--data {MOVING_DIGITS}` trains a tokenizer first, which one process does. Run `elt-zoo "
-                f"train-tokenizer --data {MOVING_DIGITS}`, and give its folder as `--tokenizer`."
-            )
-        if options.dry_run:
-            print(describe(options, config, None))
-            return
-        name = f"{MOVING_DIGITS}-vq"
-        folder = Path("runs") / name if options.out is None else options.out.with_name(name)
-        tokenizer = tokenizer_for_moving_digits(
-            TokenizerOptions(data=MOVING_DIGITS, out=folder, seed=options.seed, wandb=options.wandb)
-        )
-        if tokenizer is None:
-            return
     task = together(lambda: open_task(options, tokenizer))
     if options.dry_run:
         if is_first():
-            print(describe(options, task.config, task))
+            print(describe(options, task))
         return
     run = Run.of(options, task)
     if is_first():
@@ -189,19 +168,15 @@ def train(options: TrainOptions) -> None:
     )
 
 
-def describe(options: TrainOptions, config: ModelConfig, task: Task | None) -> str:
+def describe(options: TrainOptions, task: Task) -> str:
     """What a run would be: its data, its sampler, and what the model costs with the chosen batch, precision and remat.
 
     **Raises:** `ValueError` for what the run would refuse.
     """
-    if task is None:
-        settings = settings_for(config, options.data, options.sampler.given)
-        data = f"{options.data}, whose tokenizer is trained first"
-    else:
-        settings, run = task.settings, Run.of(options, task)
-        data = f"{len(task.train):,} examples of {task.train.num_classes} classes in {task.data}"
-        for name in run.objectives:
-            make_objective(name, run)
+    config, settings, run = task.config, task.settings, Run.of(options, task)
+    data = f"{len(task.train):,} examples of {task.train.num_classes} classes in {task.data}"
+    for name in run.objectives:
+        make_objective(name, run)
     config.sampler(settings)
     costs = profile(
         config,

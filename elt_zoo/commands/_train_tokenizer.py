@@ -1,8 +1,22 @@
 import dataclasses
 import time
+from pathlib import Path
+
+import jax
 
 from ..evaluation import report_tokenizer
-from ..recipes import TokenizerOptions, open_tokenizer_data, where_to_watch
+from ..families import ModelConfig
+from ..recipes import (
+    MOVING_DIGITS,
+    Run,
+    TokenizerOptions,
+    TrainingOptions,
+    clip_task,
+    open_tokenizer_data,
+    time_tokenizer,
+    time_training,
+    where_to_watch,
+)
 from ..recipes import train_tokenizer as train_run
 from ..tokenizers import AbstractTokenizer, load_tokenizer
 
@@ -30,9 +44,47 @@ def train_tokenizer(options: TokenizerOptions) -> None:
     )
 
 
-def tokenizer_for_moving_digits(options: TokenizerOptions) -> AbstractTokenizer | None:
-    """The 3D-VQ of moving digits, trained first if it is not there; `None` if that was asked to stop."""
-    folder = options.folder / "tokenizer"
+def tokenizer_for_moving_digits(options: TrainingOptions, model: ModelConfig) -> AbstractTokenizer | None:
+    """The 3D-VQ of moving digits, trained first if it is not there, in a folder beside the run's; `None` if that was
+    asked to stop. Before anything is trained, it prints which trainings follow and how long each takes on this machine.
+
+    **Arguments:** `options`: of the generator's training; `model`: its config.
+    """
+    name = f"{MOVING_DIGITS}-vq"
+    folder = Path("runs") / name if options.out is None else options.out.with_name(name)
+    tokenizer = TokenizerOptions(data=MOVING_DIGITS, out=folder, seed=options.seed, wandb=options.wandb)
+    finished = folder / "tokenizer"
     if not folder.exists():
-        train_tokenizer(options)
-    return load_tokenizer(folder) if folder.exists() else None  # pyright: ignore[reportReturnType]
+        print("Timing the first steps of each training …", flush=True)
+        print(what_follows(options, model, tokenizer), flush=True)
+    if not finished.exists():
+        train_tokenizer(tokenizer)
+    return load_tokenizer(finished) if finished.exists() else None  # pyright: ignore[reportReturnType]
+
+
+def what_follows(options: TrainingOptions, model: ModelConfig, tokenizer: TokenizerOptions) -> str:
+    """Which trainings moving digits take, and how long each lasts here, from their first steps."""
+    first = time_tokenizer(tokenizer, open_tokenizer_data(tokenizer))
+    # Steps take no longer with the tokens of a trained tokenizer than with those of a fresh one.
+    network = tokenizer.network.build(key=jax.random.key(0))
+    task = clip_task(
+        model, MOVING_DIGITS, tokenizer=network, clips=options.batch_size, heldout=1, settings=options.sampler.given
+    )
+    others = time_training(Run.of(options, task))
+    lines = [
+        f"  {each.name:<10} {each.steps:>6,} steps of {each.batch_size} clips: about {_minutes(each.seconds)}"
+        for each in (first, *others)
+    ]
+    beside = " The last two run side by side." if len(others) > 1 else ""
+    total = _minutes(sum(each.seconds for each in (first, *others)))
+    return "\n".join(
+        [
+            f"{len(lines)} trainings follow. On this machine they take",
+            *lines,
+            f"and together at most about {total}.{beside}",
+        ]
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -7,9 +7,9 @@ from ._batches import Clips
 from ._digits import DIGIT_CLASSES, DIGIT_LEVELS, load_digits
 from ._source import AbstractSource, Visit
 
-_EXTENT = 0.55
+_EXTENT = 2 / 3
 """Side of a digit, as a fraction of the frame's."""
-_SMALLEST = 16
+_SMALLEST = 12
 _SPEEDS = (0.02, 0.06)
 """Slowest and fastest, as fractions of the side per frame."""
 
@@ -39,7 +39,7 @@ class MovingDigits(AbstractSource):
 
         - `split`: "train" or "heldout" digits.
         - `frames`: frames of a clip.
-        - `size`: height and width of a frame, at least 16 pixels: digits cannot be recognised in smaller ones.
+        - `size`: height and width of a frame, at least 12 pixels, so that digits keep their 8 × 8.
         - `length`: clips per epoch, by default one for each digit. More clips show the same digits on other paths.
         - `augment`: whether digits take another path in every epoch.
 

@@ -13,11 +13,12 @@ import numpy as np
 from ..diagnostics import held_out_losses
 from ..figures import Curve, plot_losses, plot_quality, save_grid
 from ..generator import Generator, save
-from ..metrics import DigitsEvaluator
+from ..metrics import DigitsEvaluator, MovingDigitsEvaluator
 from ..models import ElasticModel
 from ..profile import sample_compute
-from ..recipes import DIGITS, Look, OnEvaluate, Run, Task, Trained
+from ..recipes import DIGITS, MOVING_DIGITS, Look, OnEvaluate, Run, Task, Trained
 from ..storage import atomic_write, write_json
+from ..tokenizers import AbstractTokenizer
 from ._grid import versions
 from ._results import markdown, write_csv
 
@@ -54,9 +55,13 @@ class ReportOptions:
 
     @classmethod
     def of(cls, task: Task, *, samples: int | None = None, sample_seeds: int = 1) -> "ReportOptions":
-        """What suits a task: on the digits 1,000 samples, whose held-out part is corrupted four times over."""
+        """What suits a task: on the digits 1,000 samples, whose held-out part is corrupted four times over, and 100
+        clips of moving digits.
+        """
         if task.data == DIGITS:
             return cls(samples=samples or 1000, sample_seeds=sample_seeds, heldout_copies=4, heldout_batch=1440)
+        if task.data == MOVING_DIGITS:
+            return cls(samples=samples or 100, sample_seeds=sample_seeds)
         return cls(samples=samples, sample_seeds=sample_seeds)
 
 
@@ -72,7 +77,7 @@ def report_run(run: Run, results: Mapping[Any, Trained], options: ReportOptions 
     """
     task, folder = run.task, run.folder
     options = ReportOptions.of(task) if options is None else options
-    quality, evaluator = digits_quality() if task.data == DIGITS else (None, None)
+    quality, evaluator = judge_of(task)
     started = time.perf_counter()
     rows, pictures = [], {}
     for name, trained in results.items():
@@ -252,6 +257,13 @@ def save_pictures(run: Run, pictures: Mapping[Any, Mapping[int, np.ndarray]]) ->
     save_grid(run.folder / "samples.png", rows, labels, title=title)
 
 
+def judge_of(task: Task) -> tuple[Quality | None, dict[str, Any] | None]:
+    """What measures a task's samples, and its card with what real examples score; none where there is no judge."""
+    if task.data == DIGITS:
+        return digits_quality()
+    return moving_digits_quality(task) if task.data == MOVING_DIGITS else (None, None)
+
+
 def digits_quality() -> tuple[Quality, dict[str, Any]]:
     """What measures samples of the handwritten digits, and its card with what real digits score."""
     evaluator = DigitsEvaluator()
@@ -269,6 +281,24 @@ def digits_quality() -> tuple[Quality, dict[str, Any]]:
         "name": "digits Fréchet distance of elt_zoo.metrics.DigitsEvaluator (not FID)",
         "floors": {"digits_frechet_distance": floor["heldout"]},
         "real_digits": floor,
+    }
+    return quality, card
+
+
+def moving_digits_quality(task: Task) -> tuple[Quality, dict[str, Any]]:
+    """What measures clips of moving digits, and its card with what real clips score."""
+    assert isinstance(task.tokenizer, AbstractTokenizer)
+    frames, size, *_ = task.tokenizer.shape
+    evaluator = MovingDigitsEvaluator(size=size)
+
+    def quality(pixels: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+        measured = evaluator(pixels, classes)
+        return {"accuracy": measured.accuracy, "frame_accuracy": measured.frame_accuracy, "speed": measured.speed}
+
+    card = {
+        "name": "accuracy of elt_zoo.metrics.MovingDigitsEvaluator",
+        "floors": {},
+        "real_clips": dataclasses.asdict(evaluator.floor(frames=frames)),
     }
     return quality, card
 

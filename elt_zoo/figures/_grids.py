@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..data import write_video
-from ._figure import new_figure, save_figure
+from ._figure import new_figure, pixels_of, save_figure
 from ._pictures import tile
 
 _CLIPS_SHOWN = 2
@@ -29,26 +29,7 @@ def save_sample_grid(
     **Arguments:** `path`: of a PNG; `samples`: by the name of their row, pixels in [−1, 1] of one size with one or
     three channels; `labels`: of the columns; `title`: above all.
     """
-    columns = max(len(images) for images in samples.values())
-    height, width = next(iter(samples.values())).shape[1:3]
-    # One picture of all: an axis for each image would take most of the time of a short command.
-    none = (0, 0)
-    rows = [
-        np.pad(images, ((0, columns - len(images)), none, none, none), constant_values=1.0)
-        for images in samples.values()
-    ]
-    whole = tile(np.stack(rows))
-    figure = new_figure(0.6 * columns + 1.0, 0.6 * len(samples) * height / width + 0.5)
-    axis = figure.subplots()
-    axis.imshow(whole.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.axis("off")
-    for row, name in enumerate(samples):
-        axis.text(-0.2 * width, (row + 0.5) * (height + 2), name, ha="right", va="center")
-    for column, label in zip(range(columns), labels, strict=False):
-        size = 9 if len(str(label)) < 4 else 5
-        axis.text((column + 0.5) * (width + 2), -0.1 * height, str(label), ha="center", va="bottom", fontsize=size)
-    axis.set_title(title, pad=20.0)
-    save_figure(figure, path, bbox_inches="tight")
+    save_figure(_grid(samples, labels, title=title), path, bbox_inches="tight")
 
 
 def save_clip_grid(
@@ -66,6 +47,40 @@ def save_clip_grid(
     }
     count = next(iter(frames.values())).shape[0]
     save_sample_grid(path, frames, range(1, count + 1), title=title)
-    grid = np.stack(list(samples.values()))  # rows, columns, frames, height, width, channels
-    film = np.stack([tile(grid[:, :, frame]) for frame in range(count)])
-    write_video(path.with_suffix(".gif"), film, rate=_GIF_RATE)
+    moments = [{name: clips[:, frame] for name, clips in samples.items()} for frame in range(count)]
+    figure = _grid(moments[0], labels, title=title)
+    (picture,) = figure.axes[0].images
+    film = []
+    for moment in moments:
+        picture.set_data(_tiled(moment))
+        film.append(pixels_of(figure))
+    write_video(path.with_suffix(".gif"), np.stack(film), rate=_GIF_RATE)
+
+
+def _grid(samples: Mapping[str, np.ndarray], labels: Sequence[Any], *, title: str) -> Any:
+    """The figure of a grid, with one picture of all samples: an axis for each would take most of the time of a short
+    command.
+    """
+    columns = max(len(images) for images in samples.values())
+    height, width = next(iter(samples.values())).shape[1:3]
+    figure = new_figure(0.6 * columns + 1.0, 0.6 * len(samples) * height / width + 0.5)
+    axis = figure.subplots()
+    axis.imshow(_tiled(samples), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.axis("off")
+    for row, name in enumerate(samples):
+        axis.text(-0.2 * width, (row + 0.5) * (height + 2), name, ha="right", va="center")
+    for column, label in zip(range(columns), labels, strict=False):
+        size = 9 if len(str(label)) < 4 else 5
+        axis.text((column + 0.5) * (width + 2), -0.1 * height, str(label), ha="center", va="bottom", fontsize=size)
+    axis.set_title(title, pad=20.0)
+    return figure
+
+
+def _tiled(samples: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Rows of images as one, short rows filled up with white."""
+    columns, none = max(len(images) for images in samples.values()), (0, 0)
+    rows = [
+        np.pad(images, ((0, columns - len(images)), none, none, none), constant_values=1.0)
+        for images in samples.values()
+    ]
+    return tile(np.stack(rows)).squeeze()

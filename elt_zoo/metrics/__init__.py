@@ -20,6 +20,8 @@ from ._inception import InceptionV3 as InceptionV3
 from ._inception_extractor import InceptionExtractor as InceptionExtractor
 from ._inception_score import InceptionScore as InceptionScore
 from ._inception_score import inception_score as inception_score
+from ._moving_digits import MovingDigitsEvaluator as MovingDigitsEvaluator
+from ._moving_digits import MovingDigitsQuality as MovingDigitsQuality
 from ._pareto import pareto_front as pareto_front
 from ._precision_recall import PrecisionRecall as PrecisionRecall
 from ._precision_recall import precision_recall as precision_recall

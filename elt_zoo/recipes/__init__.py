@@ -40,6 +40,9 @@ from ._task import image_task as image_task
 from ._task import make_task as make_task
 from ._task import settings_for as settings_for
 from ._task import takes_tokens as takes_tokens
+from ._timing import Timing as Timing
+from ._timing import time_tokenizer as time_tokenizer
+from ._timing import time_training as time_training
 from ._tokenizer_options import TokenizerOptions as TokenizerOptions
 from ._tokenizer_options import TokenizerRecipe as TokenizerRecipe
 from ._tokenizer_run import TokenizerData as TokenizerData

@@ -94,6 +94,7 @@ class Run:
             "model": self.task.config.to_dict(),
             **self.options.defining(),
             **dataclasses.asdict(self.recipe),
+            "optimizer": str(self.recipe.kind),
             **self.task.described,
         }
 
@@ -137,7 +138,7 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None) -> dict[ObjectiveN
     """
     together(lambda: require_trackers(run.options.wandb) if is_first() else None)
     agree({name: run.config(name) for name in run.objectives})
-    prepared = [_Prepared(name, run) for name in run.objectives]  # refuses wrong options before anything is written
+    prepared = [Prepared(name, run) for name in run.objectives]  # refuses wrong options before anything is written
     lock = FolderLock(run.folder)
 
     def take() -> None:
@@ -163,7 +164,7 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None) -> dict[ObjectiveN
             raise
 
 
-class _Prepared:
+class Prepared:
     """A run with one objective, checked and ready."""
 
     def __init__(self, name: ObjectiveName, run: Run):

@@ -29,7 +29,10 @@ from ._representation import Representation, as_latents, as_pixels, as_tokens
 
 PATCH = 4
 """Pixels along each side of the patches that a k-means codebook codes, where images have no other tokenizer."""
+PATCH_FRAMES = 2
+"""Frames of such patches of clips."""
 _CODEBOOK_IMAGES = 512
+_CODEBOOK_CLIPS = 1024
 _ENCODED_AT_ONCE = 32
 
 
@@ -107,8 +110,8 @@ def make_task(
 
 
 def settings_for(config: ModelConfig, data: str, given: Mapping[str, Any]) -> SamplerSettings:
-    """The sampler settings of a family on a data set: what is given, then what is best on the digits, then the family's
-    defaults.
+    """The sampler settings of a family on a data set: what is given, then what is best on digits that stand or move,
+    then the family's defaults.
 
     **Raises:** `ValueError` for a setting that the family does not have.
     """
@@ -120,14 +123,24 @@ def settings_for(config: ModelConfig, data: str, given: Mapping[str, Any]) -> Sa
             f"The sampler of the family {config.family!r} has no setting {', '.join(unknown)}; it has "
             f"{', '.join(sorted(known))}."
         )
-    best = {name: value for name, value in _DIGITS_SETTINGS.get(config.family, {}).items() if data == DIGITS}
-    return dataclasses.replace(defaults, **{**best, **given})
+    return dataclasses.replace(defaults, **{**_MEASURED.get((data, config.family), {}), **given})
 
 
-# Measured, see docs/concepts/digits.md.
-_DIGITS_SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "dit": {"steps": 16},
-    "maskgit": {"steps": 12, "temperature_bias": 0.9, "temperature_scale": 0.2, "confidence_noise": 10.0},
+# What was best by data and family, see docs/concepts/digits.md; of moving digits a first guess.
+_MEASURED: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    (DIGITS, "dit"): {"steps": 16},
+    (DIGITS, "maskgit"): {
+        "steps": 12,
+        "temperature_bias": 0.9,
+        "temperature_scale": 0.2,
+        "confidence_noise": 10.0,
+    },
+    (MOVING_DIGITS, "maskgit"): {
+        "steps": 12,
+        "guidance": 2.0,
+        "temperature_bias": 0.8,
+        "temperature_scale": 0.2,
+    },
 }
 
 
@@ -238,7 +251,8 @@ def clip_task(
 
     - `config`: a preset of tokens on three axes.
     - `data`: `moving-digits`, or the path of UCF-101, of class folders of videos, or of shards of tokens.
-    - `tokenizer`: a 3D-VQ; may be missing for shards.
+    - `tokenizer`: a 3D-VQ; may be missing for shards, and for moving digits, whose tokens are then patches from a
+      k-means codebook fitted to the first clips.
     - `heldout`: clips to measure the loss on, of UCF-101's test list where there is one, else kept from training.
     - `stride`: frames of a video from one frame of a clip to the next; `fold`: which of UCF-101's three splits.
     - `clips`: moving digits: how many different ones.
@@ -249,8 +263,13 @@ def clip_task(
     if tokenizer is not None and (not isinstance(tokenizer, AbstractTokenizer) or len(tokenizer.grid) != 3):
         raise ValueError(f"Clips need a tokenizer of video, and this is a {type(tokenizer).__name__}.")
     if data == MOVING_DIGITS:
-        assert tokenizer is not None
-        opened = moving_digits(tokenizer.shape, clips=clips, heldout=heldout)
+        opened = moving_digits(_clip_shape(config, tokenizer), clips=clips, heldout=heldout)
+        if tokenizer is None:
+            pixels = to_pixels(first_examples(opened.plain, _CODEBOOK_CLIPS)).examples
+            size = getattr(config, "codebook_size", 512)
+            tokenizer = PatchCodebook.fit(
+                np.asarray(pixels), codebook_size=size, patch_size=PATCH, patch_frames=PATCH_FRAMES
+            )
         ids = as_tokens(tokenizer, tokenizer.codebook_size)
         # The clips are few and the tokenizer is slow on a CPU: run it once.
         train, unseen = encode_all(opened.plain, ids), encode_all(opened.heldout, ids)
@@ -281,6 +300,14 @@ def clip_task(
         settings=settings,
         described=described,
     )
+
+
+def _clip_shape(config: ModelConfig, tokenizer: AbstractTokenizer | None) -> tuple[int, ...]:
+    """Frames, height, width and channels of the clips that a tokenizer wants, or that patches for a config make."""
+    if tokenizer is not None:
+        return tokenizer.shape
+    frames, height, width = config.example.shape
+    return frames * PATCH_FRAMES, height * PATCH, width * PATCH, 3
 
 
 def takes_tokens(config: ModelConfig) -> bool:

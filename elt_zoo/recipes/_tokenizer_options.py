@@ -25,7 +25,7 @@ class TokenizerOptions:
     """Where the run goes; default `runs/tokenizer-<data>-<kind>`."""
 
     steps: int | None = None
-    """Default 1,000 (images) or 800 (clips) for small sizes, else 100,000."""
+    """Default 1,000 (images) or 600 (clips) for small sizes, else 100,000."""
     batch_size: int | None = None
     """Clips or images. Default 64 (images) or 16 (clips) for small sizes, else 128."""
     learning_rate: float | None = None
@@ -125,7 +125,7 @@ class TokenizerOptions:
         if self.preset == "paper":
             default = TokenizerRecipe(steps=100_000, batch_size=128, learning_rate=1e-4, ema_decay=0.999)
         else:
-            steps, batch_size = (800, 16) if self.video or self.data == MOVING_DIGITS else (1000, 64)
+            steps, batch_size = (_CLIP_STEPS, 16) if self.video or self.data == MOVING_DIGITS else (1000, 64)
             default = TokenizerRecipe(steps=steps, batch_size=batch_size, learning_rate=5e-3, ema_decay=0.98)
         given = {name: getattr(self, name) for name in dataclasses.asdict(default)}
         return dataclasses.replace(default, **{name: value for name, value in given.items() if value is not None})
@@ -159,15 +159,16 @@ _SMALL_IMAGE = VQGANConfig(
     shortcut=Shortcut.INPUT,
 )
 _DIGITS_SIZES = dataclasses.replace(_SMALL_IMAGE, image_size=16)
+_CLIP_STEPS = 600
 _SMALL_VIDEO = VQ3DConfig(
-    shape=(8, 16, 16),
-    filters=16,
-    channel_multipliers=(1, 2, 2),
+    shape=(8, 12, 12),
+    filters=8,
+    channel_multipliers=(1, 2, 3),
     temporal_downsample=(True, False),
     num_enc_res_blocks=1,
     num_dec_res_blocks=1,
     embedding_dim=16,
-    codebook_size=128,
+    codebook_size=256,
     groups=8,
 )
 _SHARED = ("filters", "channel_multipliers", "embedding_dim", "codebook_size", "groups")

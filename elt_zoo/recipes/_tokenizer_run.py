@@ -165,54 +165,63 @@ def first_tokenizer(options: TokenizerOptions, key: jax.Array) -> VQTokenizer:
     return inflate(image_model, network)
 
 
+class PreparedTokenizer:
+    """A tokenizer's training, checked and ready."""
+
+    def __init__(self, options: TokenizerOptions, data: TokenizerData):
+        recipe = options.recipe
+        if recipe.batch_size > len(data.train):
+            raise ValueError(
+                f"`--batch-size {recipe.batch_size}` cannot be filled: there are {len(data.train):,} training "
+                "examples. Use at most as many."
+            )
+        self.options = options
+        self.optimizer = make_optimizer(
+            OptimizerConfig(
+                learning_rate=recipe.learning_rate,
+                total_steps=recipe.steps,
+                warmup_steps=min(recipe.steps // 20, 5000),
+                decay=Decay.COSINE,
+                b2=0.99,
+                clip_norm=1.0,
+            )
+        )
+        self.rule = make_codebook_rule(options)
+        self.adversary, self.discriminator = make_adversary(options)
+        self.keys = tuple(jax.random.split(jax.random.key(options.seed), 3))
+        self.batches = training_batches(data.train, batch_size=recipe.batch_size, seed=options.seed)
+        self.step = make_tokenizer_step(
+            self.optimizer,
+            self.rule,
+            loss=make_loss(options),
+            adversary=self.adversary,
+            ema_decay=recipe.ema_decay,
+            precision=Precision(jnp.dtype(options.precision)),
+            prepare=lambda batch, key: pixels_of(batch, video=options.video),
+        )
+        self.abstract = eqx.filter_eval_shape(self.start)  # refuses wrong options before anything is written
+
+    def start(self) -> TrainState:
+        tokenizer_key, discriminator_key, state_key = self.keys
+        return create_tokenizer_state(
+            first_tokenizer(self.options, tokenizer_key),
+            self.optimizer,
+            self.rule,
+            codes_initialised=self.options.inflate is not None,
+            adversary=self.adversary,
+            discriminator=None if self.discriminator is None else self.discriminator.build(key=discriminator_key),
+            key=state_key,
+        )
+
+
 def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTokenizer:
     """Trains a tokenizer in `options.folder`, or resumes it.
 
     **Raises:** as [`train`][elt_zoo.recipes.train].
     """
     require_trackers(options.wandb)
-    recipe = options.recipe
-    optimizer = make_optimizer(
-        OptimizerConfig(
-            learning_rate=recipe.learning_rate,
-            total_steps=recipe.steps,
-            warmup_steps=min(recipe.steps // 20, 5000),
-            decay=Decay.COSINE,
-            b2=0.99,
-            clip_norm=1.0,
-        )
-    )
-    rule = make_codebook_rule(options)
-    adversary, discriminator = make_adversary(options)
-    tokenizer_key, discriminator_key, state_key = jax.random.split(jax.random.key(options.seed), 3)
-    if recipe.batch_size > len(data.train):
-        raise ValueError(
-            f"`--batch-size {recipe.batch_size}` cannot be filled: there are {len(data.train):,} training examples. "
-            "Use at most as many."
-        )
-    batches = training_batches(data.train, batch_size=recipe.batch_size, seed=options.seed)
-    step = make_tokenizer_step(
-        optimizer,
-        rule,
-        loss=make_loss(options),
-        adversary=adversary,
-        ema_decay=recipe.ema_decay,
-        precision=Precision(jnp.dtype(options.precision)),
-        prepare=lambda batch, key: pixels_of(batch, video=options.video),
-    )
-
-    def start() -> TrainState:
-        return create_tokenizer_state(
-            first_tokenizer(options, tokenizer_key),
-            optimizer,
-            rule,
-            codes_initialised=options.inflate is not None,
-            adversary=adversary,
-            discriminator=None if discriminator is None else discriminator.build(key=discriminator_key),
-            key=state_key,
-        )
-
-    abstract = eqx.filter_eval_shape(start)  # refuses wrong options before anything is written
+    steps, prepared = options.recipe.steps, PreparedTokenizer(options, data)
+    batches = prepared.batches
     folder = options.folder
     require_own(folder)
     with FolderLock(folder), stop_on_signals() as stop:
@@ -220,9 +229,9 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
             folder / "checkpoints", options.defining(), every=options.checkpoint_every, fall_back=options.fall_back
         )
         if checkpoints.latest_step() is None:
-            state = start()
+            state = prepared.start()
         else:
-            state, position = checkpoints.restore(abstract)
+            state, position = checkpoints.restore(prepared.abstract)
             batches.set_state(position)
         shown = ("psnr", "usage", "loss")
         with (
@@ -230,7 +239,7 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
                 folder, "tokenizer", taken=int(state.step), wandb=options.wandb, config=options.defining()
             ) as tracker,
             metric_files(folder, "tokenizer", tracker) as write,
-            progress_bar("tokenizer", steps=recipe.steps, taken=int(state.step), show=shown) as move,
+            progress_bar("tokenizer", steps=steps, taken=int(state.step), show=shown) as move,
             contextlib.closing(checkpoints),
             contextlib.closing(batches),
         ):
@@ -241,9 +250,9 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
 
             result = fit(
                 state,
-                jit_step(step),
+                jit_step(prepared.step),
                 batches,
-                total_steps=recipe.steps,
+                total_steps=steps,
                 log_every=options.log_every,
                 on_report=on_report,
                 checkpoints=checkpoints,

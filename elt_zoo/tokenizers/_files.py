@@ -37,17 +37,21 @@ Tokenizer = AbstractTokenizer | AutoencoderKL
 class _PatchCodebookConfig:
     """Sizes of a `PatchCodebook`."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     patch_size: int
     codebook_size: int
+    patch_frames: int = 1
 
     def __post_init__(self):
-        if min(*self.shape, self.patch_size, self.codebook_size) < 1:
+        if len(self.shape) not in (3, 4):
+            raise ValueError(f"a `PatchCodebook` is of images or clips, with three or four axes, not of {self.shape}.")
+        if min(*self.shape, self.patch_size, self.codebook_size, self.patch_frames) < 1:
             raise ValueError(f"the sizes of a `PatchCodebook` are at least one, not {self}.")
 
     def build(self, *, key: PRNGKeyArray) -> PatchCodebook:
-        codes = jnp.zeros((self.codebook_size, self.patch_size**2 * self.shape[-1]), jnp.float32)
-        return PatchCodebook(codes, self.shape, self.patch_size)
+        frames = self.patch_frames if len(self.shape) == 4 else 1
+        codes = jnp.zeros((self.codebook_size, frames * self.patch_size**2 * self.shape[-1]), jnp.float32)
+        return PatchCodebook(codes, self.shape, self.patch_size, patch_frames=self.patch_frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,10 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     match tokenizer:
         case PatchCodebook():
             config = _PatchCodebookConfig(
-                shape=tokenizer.shape, patch_size=tokenizer.patch_size, codebook_size=tokenizer.codebook_size
+                shape=tokenizer.shape,
+                patch_size=tokenizer.patch_size,
+                codebook_size=tokenizer.codebook_size,
+                patch_frames=tokenizer.patch_frames,
             )
         case GreyLevels():
             config = _GreyLevelsConfig(shape=tokenizer.shape, levels=tokenizer.levels)
