@@ -77,7 +77,7 @@ class PinballLoss(AbstractLoss):
     """The loss whose best forecasts are the quantiles: an error costs q where too low and 1 − q where too high."""
 
     def __call__(self, prediction: Array, target: Array) -> Array:
-        error, quantile = target[:, None] - prediction, jnp.asarray(QUANTILES)
+        error, quantile = target[:, None] - prediction, jnp.asarray(QUANTILES)[None]
         return jnp.mean(jnp.maximum(quantile * error, (quantile - 1.0) * error))
 
     def distillation(self, student: Array, teacher: Array, target: Array) -> Array:
