@@ -161,7 +161,8 @@ def windows() -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out windows, a week apart, each against the last value of its past. No target is in both."""
     from statsmodels.datasets import co2
 
-    series = co2.load_pandas().data["co2"].interpolate()
+    data: Any = co2.load_pandas().data
+    series = data["co2"].interpolate()
     length = PAST + FUTURE
     values = np.lib.stride_tricks.sliding_window_view(series.to_numpy(np.float32), length)
     values = (values - values[:, PAST - 1 : PAST]) / UNIT
@@ -169,7 +170,7 @@ def windows() -> tuple[np.ndarray, np.ndarray]:
     return values[last < SPLIT], values[first >= SPLIT]
 
 
-def train(config: ForecastConfig, data: np.ndarray, options: "ForecastOptions", step: Any, seed: int) -> ElasticModel:
+def train(config: ModelConfig, data: np.ndarray, options: "ForecastOptions", step: Any, seed: int) -> ElasticModel:
     """A model of one seed, its parameters averaged."""
     model_key, train_key = jax.random.split(jax.random.key(seed))
     optimizer = make_optimizer(OptimizerConfig.digits(total_steps=options.steps, learning_rate=options.learning_rate))
@@ -179,9 +180,9 @@ def train(config: ForecastConfig, data: np.ndarray, options: "ForecastOptions", 
     return fit(state, step, batches, total_steps=options.steps, log_every=options.steps).state.ema
 
 
-def make_step(config: ForecastConfig, options: "ForecastOptions") -> Any:
+def make_step(config: ModelConfig, options: "ForecastOptions") -> Any:
     """One training step for all seeds: with ILSD where there are loops."""
-    loss, loops = config.loss(), config.max_loops
+    loss, loops = PinballLoss(), config.max_loops
     objective = VanillaLoss(loss, max_loops=1) if loops == 1 else ILSDLoss(loss, loss.distillation, max_loops=loops)
     optimizer = make_optimizer(OptimizerConfig.digits(total_steps=options.steps, learning_rate=options.learning_rate))
     corruption = config.corruption()
