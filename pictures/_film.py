@@ -77,14 +77,13 @@ def _frame(results: list[dict[str, Any]], samples: dict[str, dict[int, np.ndarra
     grid = figure.add_gridspec(
         3, 2, width_ratios=(2.6, 1.0), left=0.02, right=0.985, top=0.8, bottom=0.14, wspace=0.16, hspace=0.3
     )
-    plot = figure.add_subplot(grid[:, 1])
+    plot, numbers = figure.add_subplot(grid[:, 1]), list(samples["ilsd"])
     for row, (objective, of_loops) in enumerate(samples.items()):
         axes = figure.add_subplot(grid[row, 0])
         axes.imshow(of_loops[loops], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(_NAMES[objective], fontsize=10, color=_COLOURS[objective], loc="left", pad=3)
         measured = {each["loops"]: each[_METRIC] for each in results if each["objective"] == objective}
-        numbers = list(of_loops)
         plot.plot(numbers, [measured[number] for number in numbers], color=_COLOURS[objective], linewidth=1.5)
         plot.plot([loops], [measured[loops]], "o", color=_COLOURS[objective], markersize=8)
     plot.set_yscale("log")

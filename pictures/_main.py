@@ -36,6 +36,7 @@ def main() -> None:
     write_strips(folder / "strips")
     made = [*(f"play/{sheet.model}.png" for sheet in SHEETS), *(f"strips/{strip.model}.png" for strip in STRIPS)]
     if arguments.film is not None:
-        write_film(*arguments.film, folder / "loops.gif")
+        looped, unlooped = arguments.film
+        write_film(looped, unlooped, folder / "loops.gif")
         made.append("loops.gif")
     print(f"Saved {', '.join(made)} in {folder}.")

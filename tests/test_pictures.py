@@ -52,7 +52,7 @@ def test_every_bundled_model_has_a_strip_of_its_weights_and_settings_of_today():
 
 def test_the_film_has_a_picture_for_every_loop_count():
     with Image.open(ASSETS / "loops.gif") as film:
-        assert film.n_frames == load("digits-dit").config.max_loops
+        assert getattr(film, "n_frames", 1) == load("digits-dit").config.max_loops
         assert (ASSETS / "loops.gif").stat().st_size <= 100_000
 
 

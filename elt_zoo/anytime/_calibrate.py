@@ -186,9 +186,9 @@ def used_loops(
     as large.
     """
     sampler, predict = generator.sampler(steps=steps, guidance=1.0), EarlyExitPredict(generator.model, rule)
-    labels, key = jnp.asarray(labels, jnp.int32), jax.random.fold_in(key, 0)
-    asked = sampler.step_inputs(predict, labels, loops=generator.config.max_loops, key=key)
-    return np.asarray(_loops_of(predict, asked, labels))
+    classes, noise = jnp.asarray(labels, jnp.int32), jax.random.fold_in(key, 0)
+    asked = sampler.step_inputs(predict, classes, loops=generator.config.max_loops, key=noise)
+    return np.asarray(_loops_of(predict, asked, classes))
 
 
 @eqx.filter_jit
