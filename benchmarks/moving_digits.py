@@ -1,7 +1,6 @@
 """Whether clips of moving digits show the digit that was asked for, and at which stage digits get lost.
 
-    elt-zoo train --data moving-digits                                        # trains a model and its baseline
-    python benchmarks/moving_digits.py                                        # that model
+    python benchmarks/moving_digits.py                                        # the bundled model
     python benchmarks/moving_digits.py --models runs/a/model runs/b/model     # several trainings
     python benchmarks/moving_digits.py --guidance 1 2 4 --temperature 0.5 1   # other ways to sample, at L_max
 
@@ -102,9 +101,7 @@ def span(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", nargs="+", default=["runs/moving-digits-maskgit-ilsd/model"], help="what elt_zoo.load takes"
-    )
+    parser.add_argument("--models", nargs="+", default=["moving-digits"], help="what elt_zoo.load takes")
     parser.add_argument(
         "--loops", type=int, nargs="+", help="default 1 to L_max and 2 L_max; with other settings L_max"
     )

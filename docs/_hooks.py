@@ -366,6 +366,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "weights": _weights,
     "expected-curves": _expected_curves,
     "expected-quality": _expected_quality,
+    "moving-digits": lambda: (_RESULTS / "moving-digits.md").read_text(),
     "benchmark-retrofit": _retrofit,
     "benchmark-networks": lambda: _benchmark("networks"),
     "top-level": _top_level,

@@ -10,14 +10,16 @@ The film is of two runs of `elt-zoo train`:
 
 It samples every model of the page *Play with it* at all its loop counts and steps, and writes one sheet of samples for
 each into docs/assets/play, with what the page says about them; draws how the models sample step by step into
-docs/assets/strips; and films an elastic model beside its baselines, loop by loop, into docs/assets/loops.gif. It takes
-about two minutes on one core. Run it when a bundled model changes: a test fails until then.
+docs/assets/strips; films clips into docs/assets/films; and films an elastic model beside its baselines, loop by loop,
+into docs/assets/loops.gif. It takes about two minutes on one core. Run it when a bundled model changes: a test fails
+until then.
 """
 
 import argparse
 from pathlib import Path
 
-from ._film import write_film
+from ._films import FILMS, write_films
+from ._loops_film import write_loops_film
 from ._sheets import SHEETS, write_sheets
 from ._strips import STRIPS, write_strips
 
@@ -34,9 +36,11 @@ def main() -> None:
     folder = arguments.out
     write_sheets(folder / "play")
     write_strips(folder / "strips")
+    write_films(folder / "films")
     made = [*(f"play/{sheet.model}.png" for sheet in SHEETS), *(f"strips/{strip.model}.png" for strip in STRIPS)]
+    made += [f"films/{film.model}.gif" for film in FILMS]
     if arguments.film is not None:
         looped, unlooped = arguments.film
-        write_film(looped, unlooped, folder / "loops.gif")
+        write_loops_film(looped, unlooped, folder / "loops.gif")
         made.append("loops.gif")
     print(f"Saved {', '.join(made)} in {folder}.")

@@ -30,8 +30,8 @@ def generator(request):
     return load(request.param)
 
 
-def test_bundled_names_are_those_of_both_families():
-    assert bundled_names() == ("digits-dit", "digits-maskgit")
+def test_bundled_names_are_those_of_images_and_clips():
+    assert bundled_names() == ("digits-dit", "digits-maskgit", "moving-digits")
 
 
 def test_three_lines_give_the_pictures_of_the_command(generator, tmp_path, monkeypatch):

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from command_line import run_example
+from command_line import run, run_example
+from PIL import Image
 
+from elt_zoo import load
 from elt_zoo.data import MovingDigits, Visit
+from elt_zoo.generator import model_card
 from elt_zoo.metrics import MovingDigitsEvaluator
 from elt_zoo.tokenizers import VQ3DConfig
 
@@ -73,6 +77,42 @@ def test_what_cannot_be_judged_is_refused(judge, real):
         judge(clips, labels + 5)
     with pytest.raises(ValueError, match="not finite"):
         judge(np.full(clips.shape, np.nan, np.float32), labels)
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load("moving-digits")
+
+
+def test_the_bundled_model_is_small_and_its_card_says_how_good_it_is(bundled):
+    folder = Path(sys.modules["elt_zoo.generator"].__file__ or "").parent / "assets" / "moving-digits"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 2_000_000
+    card = model_card(bundled, address="moving-digits")
+    assert "moving-digits" in card and "| objective |" in card and "frame_accuracy" in card
+    assert "MovingDigitsEvaluator" in card and bundled.pixels.shape[-1] == 3
+
+
+def test_the_command_writes_a_film_with_a_row_for_every_loop_count(tmp_path, bundled):
+    out = tmp_path / "clips.png"
+    finished = run("sample", "--model", "moving-digits", "--loops", 1, 2, "--steps", 2, "--out", out)
+    film = out.with_suffix(".gif")
+    assert f"Saved {out} and {film}." in finished.output
+    with Image.open(film) as picture:
+        assert getattr(picture, "n_frames", 1) == bundled.pixels.shape[0]
+        assert picture.width > 500  # ten clips that can be seen, with the names of their rows
+        first = np.asarray(picture.convert("L"))
+        picture.seek(bundled.pixels.shape[0] - 1)
+        assert np.mean(first != np.asarray(picture.convert("L"))) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+def test_the_bundled_model_shows_the_digit_that_was_asked_for(judge, bundled):
+    labels = np.tile(np.arange(10), 6)
+    for loops in (2, bundled.config.max_loops):
+        clips = bundled.sample(labels, loops=loops, key=jax.random.key(5))
+        # Another seed than those that were reported, and fewer clips.
+        assert judge(clips, labels).accuracy > 0.8
 
 
 def check_benchmark(model, out):

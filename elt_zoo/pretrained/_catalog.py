@@ -75,6 +75,13 @@ _TABLE: dict[str, Weights] = {
         loader=load,
         licence="Apache-2.0",
     ),
+    "moving-digits": Weights(
+        network="Elastic MaskGIT 2N×4L on clips of moving digits",
+        status=Status.OURS,
+        source="in this package",
+        loader=load,
+        licence="Apache-2.0",
+    ),
     "elt": Weights(
         network="Elastic Looped Transformers (2604.09168), all sizes",
         status=Status.NEVER_RELEASED,

@@ -126,7 +126,7 @@ def settings_for(config: ModelConfig, data: str, given: Mapping[str, Any]) -> Sa
     return dataclasses.replace(defaults, **{**_MEASURED.get((data, config.family), {}), **given})
 
 
-# What was best by data and family, see docs/concepts/digits.md; of moving digits a first guess.
+# What was best by data and family, see docs/concepts/digits.md and docs/concepts/moving-digits.md.
 _MEASURED: Mapping[tuple[str, str], Mapping[str, Any]] = {
     (DIGITS, "dit"): {"steps": 16},
     (DIGITS, "maskgit"): {

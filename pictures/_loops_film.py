@@ -22,7 +22,7 @@ _MILLISECONDS, _LAST = 1200, 2400
 _COLOURS_OF_GIF = 64
 
 
-def write_film(run: str | os.PathLike, unlooped: str | os.PathLike, path: str | os.PathLike) -> None:
+def write_loops_film(run: str | os.PathLike, unlooped: str | os.PathLike, path: str | os.PathLike) -> None:
     """Writes a GIF with one picture for every loop count: samples of a run's model, of its vanilla baseline and of the
     same layers without loops, from the same noise; what a sample costs; and the distances that the runs measured.
 
