@@ -187,6 +187,12 @@ def test_truncated_weights_are_refused(saved, size):
         elt_zoo.load(saved)
 
 
+def test_a_stump_of_a_header_is_no_pickle(saved):
+    (saved / "model.safetensors").write_bytes(b"\x80\x02\x00\x00\x00")  # of 640 bytes
+    with pytest.raises(WeightsError, match="is empty, truncated or of an unknown format"):
+        elt_zoo.load(saved)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "{}", "[" * 100_000]

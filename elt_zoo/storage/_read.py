@@ -37,12 +37,14 @@ def read_tensors(path: str | os.PathLike) -> TensorFile:
         return read_torch_zip(archive)
     if start[8:9] == b"{":
         return read_safetensors(file)
-    if start[:1] == b"\x80" and len(start) > 1:
+    # The length of a header that starts a safetensors file can begin with the same byte, so a stump of one is no pickle.
+    stump = 1 < len(start) <= 8 and not start.endswith(b".")
+    if start[:1] == b"\x80" and len(start) > 1 and not stump:
         raise WeightsError(
             f"{path} is a pickle, as PyTorch wrote before version 1.6. Reading it would run its code. Load it with "
             "PyTorch where you trust it and save it again with `torch.save` or as safetensors."
         )
-    if start[:1] and (start[0] & 0xF0 == 0x80 or start[0] in (0xDE, 0xDF)):
+    if start[:1] and not stump and (start[0] & 0xF0 == 0x80 or start[0] in (0xDE, 0xDF)):
         return read_msgpack(file)
     raise WeightsError(
         f"{path} is empty, truncated or of an unknown format. Known are safetensors, Flax msgpack, npz and PyTorch's "
