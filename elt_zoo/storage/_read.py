@@ -37,7 +37,7 @@ def read_tensors(path: str | os.PathLike) -> TensorFile:
         return read_torch_zip(archive)
     if start[8:9] == b"{":
         return read_safetensors(file)
-    # The length of a header that starts a safetensors file can begin with the same byte, so a stump of one is no pickle.
+    # The length that starts a safetensors file can begin with the same byte, so a stump of one is no pickle.
     stump = 1 < len(start) <= 8 and not start.endswith(b".")
     if start[:1] == b"\x80" and len(start) > 1 and not stump:
         raise WeightsError(
