@@ -6,7 +6,7 @@
 
 Parts, each a table:
 
-- **Values**: predictions of all exits, the loss and gradient of a training step, and whole samples, in float32 and in
+- **Values**: predictions of all exits, the loss and the norm of the gradient of a training step, and whole samples, in float32 and in
   bfloat16, beside a CPU in float32.
 - **Training**: milliseconds of an ILSD step in bfloat16 with every rematerialisation, the share of the device's peak
   (model FLOP utilisation), and the memory that the program takes beside what `elt_zoo.profile` estimates.
@@ -80,7 +80,7 @@ def predictions(model: ElasticModel, config: ModelConfig, device: Any, precision
 
 
 def gradient(model: ElasticModel, config: ModelConfig, device: Any, precision: Precision) -> np.ndarray:
-    """The loss of a step and what it changes: all updated parameters as one vector."""
+    """The loss and the norm of the gradient of one training step."""
     optimizer = make_optimizer(OptimizerConfig.digits(total_steps=10))
     step = make_train_step(optimizer, _ilsd(config), config.corruption(), total_steps=10, precision=precision)
     state = TrainState.create(model, optimizer, key=jax.random.key(2))
@@ -193,7 +193,7 @@ def sampling(config: ModelConfig, batch: int) -> Row:
 
 
 def latency(config: ModelConfig) -> Row:
-    """One forward pass of one example, and one reading of the weights, each as often as its layers are applied."""
+    """One forward pass of one example, and one reading of the weights."""
     model = BFLOAT16.cast(eqx.filter_jit(config.build)(key=jax.random.key(0)))
     one = config.example_inputs(jnp.bfloat16)
     inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one)
