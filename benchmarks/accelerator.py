@@ -6,8 +6,8 @@
 
 Parts, each a table:
 
-- **Values**: predictions of all exits, the loss and the norm of the gradient of a training step, and whole samples, in float32 and in
-  bfloat16, beside a CPU in float32.
+- **Values**: predictions of all exits, the loss and the norm of the gradient of a training step, and whole samples, in
+  float32 and in bfloat16, beside a CPU in float32.
 - **Training**: milliseconds of an ILSD step in bfloat16 with every rematerialisation, the share of the device's peak
   (model FLOP utilisation), and the memory that the program takes beside what `elt_zoo.profile` estimates.
 - **Sampling**: the paper's looped models beside unique depth of equal compute, batch 8.
