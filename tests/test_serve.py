@@ -435,6 +435,32 @@ def test_a_batch_that_fails_is_an_error_and_the_server_goes_on(generator, compil
         assert client.post("/sample", json={"labels": 0}).status_code == 200
 
 
+def test_a_client_that_goes_while_its_batch_fails_takes_nobody_along(generator):
+    service = service_of(generator)
+    sample, began, gone = service._pixels, threading.Event(), threading.Event()
+
+    def fail_when_it_has_gone(batch):
+        began.set()
+        assert gone.wait(30)
+        service._pixels = sample
+        raise FloatingPointError("samples hold values that are not finite")
+
+    async def leave_and_ask_again():
+        await service.start()
+        service._pixels = fail_when_it_has_gone
+        request = SampleRequest(labels=(0,), seed=0, way=service.offer.usual)
+        first = asyncio.create_task(service.submit(request))
+        await asyncio.to_thread(began.wait, 30)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        gone.set()
+        answer = await asyncio.wait_for(service.submit(request), 60)
+        await service.drain()
+        return answer
+
+    assert asyncio.run(leave_and_ask_again()).batch >= 1
+
+
 # The command.
 
 

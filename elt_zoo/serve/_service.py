@@ -111,7 +111,8 @@ class Service:
                 for ticket in batch.tickets:
                     failed = SamplingFailed(f"The samples could not be made: {error}")
                     failed.__cause__ = error
-                    ticket.answer.set_exception(failed)
+                    if not ticket.answer.done():  # the client may have gone
+                        ticket.answer.set_exception(failed)
                 continue
             self._answer(batch, pixels, started, time.perf_counter())
 
