@@ -2,6 +2,7 @@
 
     python benchmarks/accelerator.py                    # writes results/accelerator-<device>.json and .md
     python benchmarks/accelerator.py --minutes 8        # begins nothing after eight minutes; run it again to go on
+    python benchmarks/accelerator.py --only Training    # this part alone
     python benchmarks/accelerator.py --small            # the same parts with small models, on any machine
 
 Parts, each a table:
@@ -50,6 +51,8 @@ ROUNDS = 5
 BFLOAT16 = Precision(jnp.bfloat16)
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 """Of the largest difference, over the largest value."""
+
+PARTS = ("Values", "Training", "Sampling", "Latency", "ILSD", "A real training")
 
 Row = dict[str, Any]
 
@@ -256,8 +259,8 @@ def cases(small: bool, train_seconds: float) -> Iterator[Case]:
     trained = ["digits-dit", "digits-maskgit"] if small else []
     trained += [] if small else ["elt-B-6Nx2L", "elt-L-8Nx3L", "elt-XL-7Nx4L", "elt-dit-8Nx4L", "dit-XL-2"]
     batch = 16 if small else 64
-    for name in trained:
-        for remat in (Remat.ELEMENTWISE, Remat.LAYER, Remat.LOOP, Remat.NONE):
+    for remat in (Remat.ELEMENTWISE, Remat.LAYER, Remat.LOOP, Remat.NONE):  # the default of every model first
+        for name in trained:
             config = dataclasses.replace(preset(name), remat=remat)
             yield Case(
                 "Training", f"{name}, remat {remat}", lambda c=config: fitting(lambda size: training(c, size), batch)
@@ -310,6 +313,7 @@ def markdown(done: dict[str, dict[str, Row]], where: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after so many")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--train-seconds", type=float, default=60.0, help="of the real training")
     parser.add_argument("--small", action="store_true", help="small models, for any machine")
     parser.add_argument("--again", action="store_true", help="measure what is there too")
@@ -324,7 +328,7 @@ def main() -> None:
     done: dict[str, dict[str, Row]] = json.loads(file.read_text())["parts"] if file.exists() else {}
     left = 0
     for case in cases(arguments.small, arguments.train_seconds):
-        if case.name in done.get(case.part, {}) and not arguments.again:
+        if case.part not in arguments.only or (case.name in done.get(case.part, {}) and not arguments.again):
             continue
         if time.perf_counter() > deadline:
             left += 1

@@ -5,19 +5,21 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from elt_zoo.generator import save as save_generator
 from elt_zoo.profile import environment
 from elt_zoo.storage import write_json
 
 from ._cases import Case
-from ._train import Settings, run
+from ._train import Run, Settings, run, run_together
 
 PICTURES = "pictures.npz"
+MODEL = "model"
 
 
 def result_path(runs: Path, case: Case, seed: int) -> Path:
@@ -26,13 +28,27 @@ def result_path(runs: Path, case: Case, seed: int) -> Path:
 
 def train_and_save(runs: Path, case: Case, seed: int, settings: Settings) -> str:
     """Runs one case, in a process of its own, and leaves its figures and pictures."""
+    return save(runs, case, seed, settings, run(case, seed, settings))
+
+
+def train_and_save_together(runs: Path, cases: Sequence[Case], seeds: Sequence[int], settings: Settings) -> str:
+    """The same of one model at several rates, from several seeds."""
+    return ", ".join(
+        save(runs, case, seed, settings, done)
+        for (case, seed), done in run_together(cases, seeds, settings).items()
+    )
+
+
+def save(runs: Path, case: Case, seed: int, settings: Settings, done: Run) -> str:
+    """Leaves a run in its folder: pictures and the model if its samples were judged, and the figures."""
     path = result_path(runs, case, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figures, pictures = run(case, seed, settings)
-    loops, images = list(pictures), np.stack(list(pictures.values()))
-    np.savez_compressed(path.parent / PICTURES, loops=loops, images=images)
+    if done.pictures:
+        loops, images = list(done.pictures), np.stack(list(done.pictures.values()))
+        np.savez_compressed(path.parent / PICTURES, loops=loops, images=images)
+        save_generator(path.parent / MODEL, done.generator, overwrite=True)
     record = {"case": dataclasses.asdict(case), "seed": seed, "settings": dataclasses.asdict(settings)}
-    record |= {"environment": environment(), "figures": figures}
+    record |= {"environment": environment(), "figures": done.figures}
     write_json(path, record)  # whole or not at all: the file says that the run is finished
     return path.parent.name
 
@@ -70,11 +86,30 @@ def run_all(runs: Path, wanted: Sequence[tuple[Case, int]], settings: Settings, 
     for job in range(jobs):
         cores.put(allowed[job % len(allowed)])
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=use_one_core, initargs=(cores,)) as pool:
-        running = [pool.submit(train_and_save, runs, case, seed, settings) for case, seed in missing]
-        try:
-            for job in tqdm(as_completed(running), total=len(running), unit="run"):
-                tqdm.write(job.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        _wait(pool, [pool.submit(train_and_save, runs, case, seed, settings) for case, seed in missing])
     return paths
+
+
+def run_all_together(
+    runs: Path, models: Sequence[Sequence[Case]], seeds: Sequence[int], settings: Settings, *, jobs: int
+) -> list[Path]:
+    """The same for models at several rates, each with all its rates and seeds in one program, in their order. A model
+    of which one run is missing is trained as a whole.
+    """
+    paths = [result_path(runs, case, seed) for cases in models for case in cases for seed in seeds]
+    check_settings([path for path in paths if path.exists()], settings)
+    missing = [
+        cases for cases in models if not all(result_path(runs, case, seed).exists() for case in cases for seed in seeds)
+    ]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        _wait(pool, [pool.submit(train_and_save_together, runs, cases, seeds, settings) for cases in missing])
+    return paths
+
+
+def _wait(pool: ProcessPoolExecutor, running: Sequence[Future[str]]) -> None:
+    try:
+        for job in tqdm(as_completed(running), total=len(running), unit="run"):
+            tqdm.write(job.result())
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise

@@ -1,14 +1,15 @@
-"""What loops are worth: looped models beside the same layers without loops and beside unique depth, in diffusion.
+"""What loops are worth: looped models beside the same layers without loops and beside unique depth.
 
     python -m reproduction.loops --data digits
     python -m reproduction.loops --data digits --steps 4000 --rates 0.008 --models "2 unique layers" "the paper's"
     python -m reproduction.loops --data MNIST --mnist /data/mnist
-    python -m reproduction.loops --data CIFAR-10 --cifar10 /data/cifar-10-binary.tar.gz --dim 128 --steps 3000
+    python -m reproduction.loops --data CIFAR-10 --cifar10 /data/cifar-10-binary.tar.gz --dim 128 --steps 6000 --together
 
 Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
 it, since one rate for all favours some. The looped models have two or four unique layers and an effective depth of
 eight. Each option of the trunk stands alone and with the others. Muon moves the matrices of all models' trunks, unless
-`--optimizer adamw` says otherwise. Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`.
+`--optimizer adamw` says otherwise. With `--together`, all rates and seeds of a model train in one program: for a GPU.
+Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit` `loops-<data>-masked-…`.
 
 φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
 2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
@@ -26,9 +27,9 @@ import numpy as np
 
 from elt_zoo.training import OptimizerKind
 
-from ._cases import Case
+from ._cases import FAMILIES, Case
 from ._options import add_options, settings_of
-from ._pool import run_all
+from ._pool import run_all, run_all_together
 from ._results import Results, Spread, read_results
 
 RATES = (0.004, 0.008, 0.016)
@@ -36,35 +37,41 @@ UNIQUE = (1, 2, 4, 8)
 _COLUMNS = ("model", "case", "learning_rate", "seed", "exit", "heldout_loss", "train_loss")
 
 
-def unique_cases(data: str) -> dict[str, Case]:
+def unique_cases(data: str, family: str) -> dict[str, Case]:
     """Models of unique layers."""
-    return {f"{each} unique layers": Case(data, "dit", each, 1, "vanilla") for each in UNIQUE}
+    return {f"{each} unique layers": Case(data, family, each, 1, "vanilla") for each in UNIQUE}
 
 
-def looped_cases(data: str) -> dict[str, Case]:
+def looped_cases(data: str, family: str) -> dict[str, Case]:
     """Models of effective depth 8, each option alone and together."""
-    plain, around = Case(data, "dit", 2, 4), Case(data, "dit", 2, 3, prelude=1, coda=1)
+    plain, around = Case(data, family, 2, 4), Case(data, family, 2, 3, prelude=1, coda=1)
+    four = Case(data, family, 4, 2)
     both = {"residual_scale": 0.5, "loop_embedding": True}
     return {
         "the paper's": plain,
         "the paper's, vanilla": dataclasses.replace(plain, objective="vanilla"),
         "the paper's, student × 1/4": dataclasses.replace(plain, student_weight=0.25),
-        "the paper's, four layers": Case(data, "dit", 4, 2),
+        "the paper's, four layers": four,
+        "the paper's, four layers, student × 1/4": dataclasses.replace(four, student_weight=0.25),
         "branches × 1/4": dataclasses.replace(plain, residual_scale=0.25),
         "told its loop": dataclasses.replace(plain, loop_embedding=True),
         "vectors of each loop": dataclasses.replace(plain, loop_vectors=True),
         "prelude and coda": around,
         "prelude and coda, branches × 1/2": dataclasses.replace(around, residual_scale=0.5),
         "prelude and coda, told its loop": dataclasses.replace(around, loop_embedding=True),
+        "prelude and coda, student × 1/4": dataclasses.replace(around, student_weight=0.25),
         "all": dataclasses.replace(around, **both),
+        "all, student × 1/4": dataclasses.replace(around, student_weight=0.25, **both),
         "all, vanilla": dataclasses.replace(around, objective="vanilla", **both),
         "all, deep supervision": dataclasses.replace(around, objective="deep_supervision", **both),
     }
 
 
-def all_models(data: str, optimizer: str) -> dict[str, Case]:
-    """Every model of the study by its name."""
-    models = unique_cases(data) | looped_cases(data)
+def all_models(data: str, optimizer: str, family: str = "dit") -> dict[str, Case]:
+    """Every model of the study by its name. Masked models have no conditioning that could tell them their loop."""
+    models = unique_cases(data, family) | looped_cases(data, family)
+    if family == "maskgit":
+        models = {name: case for name, case in models.items() if not case.loop_embedding}
     return {name: dataclasses.replace(case, optimizer=optimizer) for name, case in models.items()}
 
 
@@ -171,30 +178,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, runs="runs/loops")
     parser.add_argument("--data", choices=("digits", "MNIST", "CIFAR-10"), default="digits")
+    parser.add_argument("--family", choices=FAMILIES, default="dit")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--models", nargs="+", metavar="NAME", help="as the table names them; default all")
+    parser.add_argument("--together", action="store_true", help="all rates and seeds of a model in one program")
     parser.add_argument("--optimizer", choices=tuple(OptimizerKind), default=OptimizerKind.MUON)
     arguments = parser.parse_args()
     settings = settings_of(parser, arguments)
     if arguments.data != "digits" and settings.place(arguments.data) is None:
         parser.error(f"--data {arguments.data} needs --{arguments.data.lower().replace('-', '')}, where it lies.")
     kind = str(arguments.optimizer)
-    models = all_models(arguments.data, kind)
+    models = all_models(arguments.data, kind, arguments.family)
     if unknown := set(arguments.models or ()) - set(models):
         parser.error(f"--models {', '.join(map(repr, sorted(unknown)))}: known are {', '.join(map(repr, models))}.")
-    models = {name: model for name, model in models.items() if arguments.models is None or name in arguments.models}
-    first, others = arguments.seeds[0], arguments.seeds[1:]
-    sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]
-    paths = run_all(arguments.runs, sweep, settings, jobs=arguments.jobs)
+    models = {name: models[name] for name in arguments.models or models}
+    first, others, runs = arguments.seeds[0], arguments.seeds[1:], arguments.runs
+    if arguments.together:
+        groups = [at_rates(model, arguments.rates) for model in models.values()]
+        paths = run_all_together(runs, groups, arguments.seeds, settings, jobs=arguments.jobs)
+    else:
+        sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]
+        paths = run_all(runs, sweep, settings, jobs=arguments.jobs)
     swept = read_results(paths)
     chosen = {name: best(swept, model, arguments.rates, first) for name, model in models.items()}
-    paths += run_all(
-        arguments.runs, [(case, seed) for case in chosen.values() for seed in others], settings, jobs=arguments.jobs
-    )
+    if not arguments.together:
+        rest = [(case, seed) for case in chosen.values() for seed in others]
+        paths += run_all(runs, rest, settings, jobs=arguments.jobs)
     results = read_results(paths)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = table(results, chosen) + (edges(chosen, arguments.rates) if len(arguments.rates) > 1 else "")
-    stem = f"loops-{arguments.data.lower()}-{kind}-{settings.steps}"
+    data = arguments.data.lower() + ("-masked" if arguments.family == "maskgit" else "")
+    stem = f"loops-{data}-{kind}-{settings.steps}"
     (arguments.out / f"{stem}.md").write_text(text)
     named = {name: at_rates(model, arguments.rates) for name, model in models.items()}
     write_rows(arguments.out / f"{stem}.csv", results, named)

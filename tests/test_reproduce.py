@@ -244,16 +244,38 @@ def test_a_run_measures_every_exit_and_repeats():
 
     settings = Settings(steps=6, milestones=2, samples=200, dim=16, diffusion_steps=2, masked_steps=2)
     case = exit_cases("digits", "maskgit")[0]
-    figures, pictures = run(case, 0, settings)
+    figures, pictures, generator = run(case, 0, settings)
     assert list(figures["curve"]) == [3, 6]
     assert all(len(losses) == 2 * case.max_loops for losses in figures["curve"].values())
     assert sorted(figures["quality"]) == sorted(pictures) == [1, 2, 4, 8]
     assert pictures[1].shape == (20, 8, 8, 1)
     assert figures["curve"][6][-1] < figures["curve"][3][-1]
-    again, _ = run(case, 0, settings)
+    again, *_ = run(case, 0, settings)
     assert again == figures
-    other, _ = run(case, 1, settings)
+    other, *_ = run(case, 1, settings)
     assert other["curve"] != figures["curve"]
+
+
+@pytest.mark.slow
+def test_models_that_train_together_are_those_that_train_alone():
+    from reproduction._cases import Case
+    from reproduction._train import Settings, run, run_together
+
+    settings = Settings(steps=6, milestones=2, samples=200, dim=16, diffusion_steps=2)
+    plain = Case("digits", "dit", 1, 2, student_weight=0.25, optimizer="muon")
+    cases = [dataclasses.replace(plain, learning_rate=rate) for rate in (0.01, 0.02)]
+    together = run_together(cases, (3, 4), settings)
+    alone = run(cases[1], 4, settings)
+    assert list(together) == [(case, seed) for case in cases for seed in (3, 4)]
+    for step, losses in alone.figures["curve"].items():
+        np.testing.assert_allclose(together[cases[1], 4].figures["curve"][step], losses, rtol=1e-3)
+    np.testing.assert_allclose(together[cases[1], 4].figures["train_losses"], alone.figures["train_losses"], rtol=1e-3)
+    ends = {pair: done.figures["curve"][6] for pair, done in together.items()}
+    assert len({tuple(end) for end in ends.values()}) == 4
+    best = min(cases, key=lambda case: ends[case, 3][1])
+    assert [bool(done.pictures) for done in together.values()] == [case == best for case, _ in together]
+    with pytest.raises(ValueError, match="differ in their rate alone"):
+        run_together([plain, dataclasses.replace(plain, objective="vanilla")], (0,), settings)
 
 
 @pytest.mark.slow
