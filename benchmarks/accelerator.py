@@ -14,6 +14,7 @@ Parts, each a table:
 - **Sampling**: the paper's looped models beside unique depth of equal compute, batch 8.
 - **Latency**: one forward pass of one example, beside the time that reading the weights takes.
 - **ILSD**: its step over the vanilla step.
+- **Operations**: what takes longest in a step, as JAX's profiler sees it.
 - **A real training**: the digits for a minute.
 
 A batch that does not fit in memory is halved until it does. What was measured is never measured again without
@@ -25,7 +26,9 @@ import argparse
 import dataclasses
 import json
 import re
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +55,7 @@ BFLOAT16 = Precision(jnp.bfloat16)
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 """Of the largest difference, over the largest value."""
 
-PARTS = ("Values", "Training", "Sampling", "Latency", "ILSD", "A real training")
+PARTS = ("Values", "Training", "Sampling", "Latency", "ILSD", "Operations", "A real training")
 
 Row = dict[str, Any]
 
@@ -125,10 +128,9 @@ def values(name: str, what: str, dtype: str) -> Row:
 # Speed and memory.
 
 
-def training(config: ModelConfig, batch: int, objective: AbstractObjective | None = None) -> Row:
-    """One training step in bfloat16: its time, utilisation and memory."""
+def step_of(config: ModelConfig, batch: int, objective: AbstractObjective) -> tuple[Any, Any, Batch]:
+    """A training step in bfloat16, to be compiled, its state and its batch."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4, total_steps=1000, clip_norm=1.0))
-    objective = _ilsd(config) if objective is None else objective
     make = make_train_step(optimizer, objective, config.corruption(), total_steps=1000, precision=BFLOAT16)
     state = eqx.filter_jit(lambda key: TrainState.create(config.build(key=key), optimizer, key=key))(jax.random.key(0))
     examples = Batch(*_examples(config, batch))
@@ -138,8 +140,15 @@ def training(config: ModelConfig, batch: int, objective: AbstractObjective | Non
         state, metrics = make(eqx.combine(arrays, static), batch)
         return eqx.filter(state, eqx.is_array), metrics["loss"]
 
+    return jax.jit(step, donate_argnums=0), arrays, examples
+
+
+def training(config: ModelConfig, batch: int, objective: AbstractObjective | None = None) -> Row:
+    """One training step in bfloat16: its time, utilisation and memory."""
+    objective = _ilsd(config) if objective is None else objective
+    step, arrays, examples = step_of(config, batch, objective)
     started = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(arrays, examples).compile()
+    compiled = step.lower(arrays, examples).compile()
     compiling = time.perf_counter() - started
     times = []
     for _ in range(ROUNDS + 1):
@@ -161,6 +170,27 @@ def training(config: ModelConfig, batch: int, objective: AbstractObjective | Non
         "estimated": round(counted.training_activation_bytes() / 2**20, 2),
         "seconds to compile": round(compiling, 1),
     }
+
+
+def operations(config: ModelConfig, batch: int) -> Row:
+    """The operations of the compiled step that take longest, as JAX's profiler sees them."""
+    step, arrays, examples = step_of(config, batch, _ilsd(config))
+    arrays, _ = step(arrays, examples)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(ROUNDS):
+                arrays, loss = step(arrays, examples)
+            jax.block_until_ready(loss)
+        planes = list(jax.profiler.ProfileData.from_file(str(next(Path(folder).rglob("*.xplane.pb")))).planes)
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    lines = [line for plane in devices or planes for line in plane.lines if devices or line.name.startswith("tf_XLA")]
+    times: Counter[str] = Counter()
+    for line in lines:
+        for event in line.events:
+            if "Execut" not in event.name:  # what waits for the others, on CPUs
+                times[event.name] += event.duration_ns
+    longest = enumerate(times.most_common(6), 1)
+    return {"batch": batch} | {str(place): f"{name[:60]}, {ns / 1e6 / ROUNDS:.2f} ms" for place, (name, ns) in longest}
 
 
 def ilsd_over_vanilla(config: ModelConfig, batch: int) -> Row:
@@ -279,6 +309,7 @@ def cases(small: bool, train_seconds: float) -> Iterator[Case]:
     for name in ilsd:
         config = preset(name)
         yield Case("ILSD", name, lambda c=config: fitting(lambda size: ilsd_over_vanilla(c, size), batch))
+        yield Case("Operations", name, lambda c=config: fitting(lambda size: operations(c, size), batch))
     yield Case("A real training", "digits-dit", lambda: real_training(train_seconds))
 
 

@@ -1,51 +1,44 @@
+import csv
 import io
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from elt_zoo.data import from_pixels
 from elt_zoo.generator import Generator, load
+from elt_zoo.profile import profile
 from elt_zoo.storage import atomic_write
 
-_METRIC = "digits_frechet_distance"
-_NAMES = {
-    "ilsd": "trained with ILSD: every loop is an exit",
-    "vanilla": "trained for the last loop only",
-    "unlooped": "the same layers, trained without loops",
-}
-_COLOURS = {"ilsd": "#1f6feb", "vanilla": "#c2410c", "unlooped": "#6b7280"}
+ELASTIC = "mnist-dit"
+_STEPS = 16
+_NAMES = {"elastic": "elastic: every loop is an exit", "unlooped": "the same layers, trained without loops"}
+_COLOURS = {"elastic": "#1f6feb", "unlooped": "#6b7280"}
 _MILLISECONDS, _LAST = 1200, 2400
 _COLOURS_OF_GIF = 64
 
 
-def write_loops_film(run: str | os.PathLike, unlooped: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Writes a GIF with one picture for every loop count: samples of a run's model, of its vanilla baseline and of the
-    same layers without loops, from the same noise; what a sample costs; and the distances that the runs measured.
+def write_loops_film(unlooped: str | os.PathLike, budgets: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Writes a GIF with one picture for every loop count: samples of the bundled elastic model and of the same layers
+    without loops, from the same noise; what a sample costs; and distances over training seeds.
 
-    **Arguments:** `run`: the folder of a finished run of images with `--objective ilsd`; `unlooped`: that of one with
-    `--objective vanilla --max-loops 1`; `path`: of the GIF.
+    **Arguments:** `unlooped`: the folder of the model without loops; `budgets`: the CSV of `reproduction.budgets`, the
+    model without loops first; `path`: of the GIF.
 
-    **Raises:** `FileNotFoundError` for a folder that is no finished run.
+    **Raises:** `FileNotFoundError` for files that are not there.
     """
     from PIL import Image
 
-    run, unlooped = Path(run), Path(unlooped)
-    models = {
-        "ilsd": load(run / "model"),
-        "vanilla": load(run / "model-vanilla"),
-        "unlooped": load(unlooped / "model"),
-    }
-    loops = range(1, models["ilsd"].config.max_loops + 1)
-    samples = {name: _samples(model, loops) for name, model in models.items() if name != "unlooped"}
-    samples["unlooped"] = dict.fromkeys(loops, _samples(models["unlooped"], range(1, 2))[1])
-    results = _results(run) + [
-        row | {"objective": "unlooped", "loops": count} for row in _results(unlooped)[:1] for count in loops
-    ]
-    frames = [Image.open(io.BytesIO(_frame(results, samples, count))) for count in loops]
+    elastic, plain = load(ELASTIC), load(unlooped)
+    loops = range(1, elastic.config.max_loops + 1)
+    samples = {"elastic": _samples(elastic, loops), "unlooped": dict.fromkeys(loops, _samples(plain, range(1, 2))[1])}
+    measured = _distances(Path(budgets))
+    of_plain, of_elastic = measured.values()
+    distances = {"elastic": of_elastic, "unlooped": dict.fromkeys(loops, of_plain[1])}
+    costs = {count: profile(elastic.config, loops=count, steps=_STEPS).sample_flops for count in loops}
+    frames = [Image.open(io.BytesIO(_frame(distances, samples, costs, count))) for count in loops]
     # One palette for all pictures, so that nothing flickers.
     palette = frames[0].convert("RGB").quantize(_COLOURS_OF_GIF)
     first, *others = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -54,8 +47,16 @@ def write_loops_film(run: str | os.PathLike, unlooped: str | os.PathLike, path: 
         first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=True)
 
 
-def _results(run: Path) -> list[dict[str, Any]]:
-    return json.loads((run / "summary.json").read_text())["results"]
+def _distances(budgets: Path) -> dict[str, dict[int, np.ndarray]]:
+    """By model and loop count, one for each seed."""
+    with budgets.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["steps"]) == _STEPS]
+    distances: dict[str, dict[int, np.ndarray]] = {}
+    for row in rows:
+        of_model = distances.setdefault(row["model"], {})
+        loops = int(row["loops"])
+        of_model[loops] = np.append(of_model.get(loops, np.empty(0)), float(row["distance"]))
+    return distances
 
 
 def _samples(generator: Generator, loops: range) -> dict[int, np.ndarray]:
@@ -69,35 +70,42 @@ def _samples(generator: Generator, loops: range) -> dict[int, np.ndarray]:
     return rows
 
 
-def _frame(results: list[dict[str, Any]], samples: dict[str, dict[int, np.ndarray]], loops: int) -> bytes:
+def _frame(
+    distances: Mapping[str, Mapping[int, np.ndarray]],
+    samples: Mapping[str, Mapping[int, np.ndarray]],
+    costs: Mapping[int, int],
+    loops: int,
+) -> bytes:
     """One picture of the film, as a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 3.7), dpi=100, facecolor="white")
+    figure = Figure(figsize=(9.0, 3.0), dpi=100, facecolor="white")
     grid = figure.add_gridspec(
-        3, 2, width_ratios=(2.6, 1.0), left=0.02, right=0.985, top=0.8, bottom=0.14, wspace=0.16, hspace=0.3
+        2, 2, width_ratios=(2.6, 1.0), left=0.02, right=0.985, top=0.77, bottom=0.17, wspace=0.16, hspace=0.35
     )
-    plot, numbers = figure.add_subplot(grid[:, 1]), list(samples["ilsd"])
-    for row, (objective, of_loops) in enumerate(samples.items()):
+    plot, numbers = figure.add_subplot(grid[:, 1]), list(samples["elastic"])
+    for row, (name, of_loops) in enumerate(samples.items()):
         axes = figure.add_subplot(grid[row, 0])
         axes.imshow(of_loops[loops], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(_NAMES[objective], fontsize=10, color=_COLOURS[objective], loc="left", pad=3)
-        measured = {each["loops"]: each[_METRIC] for each in results if each["objective"] == objective}
-        plot.plot(numbers, [measured[number] for number in numbers], color=_COLOURS[objective], linewidth=1.5)
-        plot.plot([loops], [measured[loops]], "o", color=_COLOURS[objective], markersize=8)
+        axes.set_title(_NAMES[name], fontsize=10, color=_COLOURS[name], loc="left", pad=3)
+        means = np.array([distances[name][number].mean() for number in numbers])
+        spreads = np.array([distances[name][number].std(ddof=1) for number in numbers])
+        plot.plot(numbers, means, color=_COLOURS[name], linewidth=1.5)
+        plot.fill_between(numbers, means - spreads, means + spreads, color=_COLOURS[name], alpha=0.2, linewidth=0)
+        plot.plot([loops], [means[numbers.index(loops)]], "o", color=_COLOURS[name], markersize=8)
     plot.set_yscale("log")
+    plot.set_yticks([1.5, 2, 3, 5, 8], ["1.5", "2", "3", "5", "8"])
+    plot.minorticks_off()
     plot.set_xticks(numbers)
     plot.set_xlabel("loops", fontsize=9)
     plot.set_title("Fréchet distance, lower is better", fontsize=9)
     plot.tick_params(labelsize=8)
     plot.spines[["top", "right"]].set_visible(False)
-    costs = next(each for each in results if (each["objective"], each["loops"]) == ("ilsd", loops))
-    said = f"{costs['megaflops_per_sample']:.0f} million operations, {costs['milliseconds_per_sample']:.1f} ms a sample"
     number = f"{loops} loop" + ("s" if loops > 1 else "")
-    figure.text(0.02, 0.915, number, fontsize=17, weight="bold")
-    figure.text(0.145, 0.92, said, fontsize=11, color="0.3")
-    figure.text(0.02, 0.04, "Two layers, the same noise in each column; only the number of loops changes.", fontsize=9)
+    figure.text(0.02, 0.9, number, fontsize=17, weight="bold")
+    figure.text(0.145, 0.905, f"{costs[loops] / 1e6:.0f} million operations a sample", fontsize=11, color="0.3")
+    figure.text(0.02, 0.05, "Two layers, the same noise in each column; only the number of loops changes.", fontsize=9)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

@@ -41,7 +41,7 @@ class Strip:
     seed: int = 0
 
 
-STRIPS = (Strip(model="digits-dit", every=2), Strip(model="digits-maskgit"))
+STRIPS = (Strip(model="mnist-dit", every=2), Strip(model="digits-maskgit"))
 """The strips of the documentation. One more is one more line."""
 
 

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from elt_zoo.generator import Generator
 from elt_zoo.generator import save as save_generator
 from elt_zoo.profile import environment
 from elt_zoo.storage import write_json
@@ -34,8 +36,7 @@ def train_and_save(runs: Path, case: Case, seed: int, settings: Settings) -> str
 def train_and_save_together(runs: Path, cases: Sequence[Case], seeds: Sequence[int], settings: Settings) -> str:
     """The same of one model at several rates, from several seeds."""
     return ", ".join(
-        save(runs, case, seed, settings, done)
-        for (case, seed), done in run_together(cases, seeds, settings).items()
+        save(runs, case, seed, settings, done) for (case, seed), done in run_together(cases, seeds, settings).items()
     )
 
 
@@ -46,11 +47,29 @@ def save(runs: Path, case: Case, seed: int, settings: Settings, done: Run) -> st
     if done.pictures:
         loops, images = list(done.pictures), np.stack(list(done.pictures.values()))
         np.savez_compressed(path.parent / PICTURES, loops=loops, images=images)
-        save_generator(path.parent / MODEL, done.generator, overwrite=True)
     record = {"case": dataclasses.asdict(case), "seed": seed, "settings": dataclasses.asdict(settings)}
     record |= {"environment": environment(), "figures": done.figures}
+    if done.pictures:
+        save_generator(path.parent / MODEL, described(done.generator, record), overwrite=True)
     write_json(path, record)  # whole or not at all: the file says that the run is finished
     return path.parent.name
+
+
+def described(generator: Generator, record: Mapping[str, Any]) -> Generator:
+    """With what its card says: how it was trained, and how good every exit is."""
+    case, settings, figures = record["case"], record["settings"], record["figures"]
+    losses = list(figures["curve"].values())[-1]
+    quality = {int(loops): scores for loops, scores in figures["quality"].items()}
+    rows = [{"loops": loops, "heldout_loss": loss} | quality.get(loops, {}) for loops, loss in enumerate(losses, 1)]
+    height, width, _ = generator.pixels.shape
+    training = {name: value for name, value in (settings | case).items() if name not in ("mnist", "cifar10")}
+    protocol = {
+        "distance": "classifier Fréchet distance of `python -m reproduction.loops`",
+        "environment": record["environment"],
+    }
+    about = {"data": f"{case['data']}, {height} × {width} pixels", "objective": case["objective"], "results": rows}
+    about |= {"protocol": protocol, "training": training | {"seed": record["seed"]}}
+    return dataclasses.replace(generator, metadata=about)
 
 
 def use_one_core(cores: "multiprocessing.Queue[int]") -> None:

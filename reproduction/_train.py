@@ -132,8 +132,8 @@ def run(case: Case, seed: int, settings: Settings) -> Run:
 
 def run_together(cases: Sequence[Case], seeds: Sequence[int], settings: Settings) -> dict[tuple[Case, int], Run]:
     """Trains cases that differ in their rate alone, each from every seed, in one program: for a GPU, which one small
-    model leaves idle. Each model sees what it would see in [`run`][reproduction._train.run]: the results are the same up
-    to rounding. Samples are judged only at the rate that is best on the first seed.
+    model leaves idle. Each model sees what it would see in `run`: the results are the same up to rounding. Samples are
+    judged only at the rate that is best on the first seed.
 
     **Returns:** the runs by case and seed.
 

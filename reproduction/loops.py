@@ -3,7 +3,7 @@
     python -m reproduction.loops --data digits
     python -m reproduction.loops --data digits --steps 4000 --rates 0.008 --models "2 unique layers" "the paper's"
     python -m reproduction.loops --data MNIST --mnist /data/mnist
-    python -m reproduction.loops --data CIFAR-10 --cifar10 /data/cifar-10-binary.tar.gz --dim 128 --steps 6000 --together
+    python -m reproduction.loops --data CIFAR-10 --cifar10 /data/cifar-10-binary.tar.gz --dim 128 --together
 
 Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
 it, since one rate for all favours some. The looped models have two or four unique layers and an effective depth of

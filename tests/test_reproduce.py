@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from published_files import made_up_cifar10, write_cifar10
 
+import elt_zoo
 from elt_zoo.data.published import _cifar10
 
 
@@ -124,6 +125,27 @@ def test_loops_are_compared_at_the_rate_that_is_best_for_each():
     assert "1 + 2N×3L + 1" in around and "| 0.0% (0.0 standard errors) |" in around
     names = {case.name for model in models.values() for case in at_rates(model, rates)}
     assert len(names) == len(rates) * len(models)
+
+
+def test_the_front_has_the_budgets_that_no_other_beats_in_both(tmp_path):
+    from reproduction._cases import Case
+    from reproduction.budgets import Point, front, plot, table, trained
+
+    plain = [Point("plain", steps, 1, 10 * steps, (9.0 / steps, 11.0 / steps)) for steps in (2, 4)]
+    looped = [
+        Point("looped", steps, loops, 10 * loops * steps, (distance, distance))
+        for steps, loops, distance in ((2, 1, 6.0), (4, 1, 4.0), (2, 2, 2.0), (4, 2, 2.5))
+    ]
+    points = [*plain, *looped]
+    kept = front(points)
+    assert kept == [plain[0], looped[2]]
+    lines = table(points, kept).splitlines()
+    assert lines[2] == "| plain | 1 | **5.00 ± 0.71** | 2.50 ± 0.35 |"
+    assert lines[4] == "| looped | 2 | **2.00 ± 0.00** | 2.50 ± 0.00 |"
+    plot(tmp_path / "front.png", points, kept)
+    assert (tmp_path / "front.png").stat().st_size > 1000
+    with pytest.raises(FileNotFoundError, match="holds no model of digits-dit-2Nx4L-ilsd"):
+        trained(tmp_path, Case("digits", "dit", 2, 4))
 
 
 def test_an_advantage_is_told_in_standard_errors():
@@ -244,7 +266,7 @@ def test_a_run_measures_every_exit_and_repeats():
 
     settings = Settings(steps=6, milestones=2, samples=200, dim=16, diffusion_steps=2, masked_steps=2)
     case = exit_cases("digits", "maskgit")[0]
-    figures, pictures, generator = run(case, 0, settings)
+    figures, pictures, _ = run(case, 0, settings)
     assert list(figures["curve"]) == [3, 6]
     assert all(len(losses) == 2 * case.max_loops for losses in figures["curve"].values())
     assert sorted(figures["quality"]) == sorted(pictures) == [1, 2, 4, 8]
@@ -257,9 +279,11 @@ def test_a_run_measures_every_exit_and_repeats():
 
 
 @pytest.mark.slow
-def test_models_that_train_together_are_those_that_train_alone():
+def test_models_that_train_together_are_those_that_train_alone_and_can_be_sampled_at_any_budget(tmp_path):
     from reproduction._cases import Case
-    from reproduction._train import Settings, run, run_together
+    from reproduction._pool import save
+    from reproduction._train import Settings, load, run, run_together
+    from reproduction.budgets import measure, trained
 
     settings = Settings(steps=6, milestones=2, samples=200, dim=16, diffusion_steps=2)
     plain = Case("digits", "dit", 1, 2, student_weight=0.25, optimizer="muon")
@@ -274,6 +298,19 @@ def test_models_that_train_together_are_those_that_train_alone():
     assert len({tuple(end) for end in ends.values()}) == 4
     best = min(cases, key=lambda case: ends[case, 3][1])
     assert [bool(done.pictures) for done in together.values()] == [case == best for case, _ in together]
+    for (case, seed), done in together.items():
+        save(tmp_path, case, seed, settings, done)
+    paths = trained(tmp_path, plain)
+    assert {seed: path.parent.name for seed, path in paths.items()} == {
+        seed: f"{best.name}-seed{seed}" for seed in (3, 4)
+    }
+    generator = elt_zoo.load(paths[3])
+    assert generator.metadata["training"]["learning_rate"] == best.learning_rate
+    assert [row["loops"] for row in generator.metadata["results"]] == [1, 2, 3, 4]
+    _, judge = load("digits", None)
+    two = measure("elastic", [generator, generator], judge, steps=2, loops=2, count=200)
+    assert two.distances[0] == two.distances[1] == pytest.approx(together[best, 3].figures["quality"][2]["distance"])
+    assert measure("elastic", [generator], judge, steps=2, loops=1, count=100).flops < two.flops
     with pytest.raises(ValueError, match="differ in their rate alone"):
         run_together([plain, dataclasses.replace(plain, objective="vanilla")], (0,), settings)
 

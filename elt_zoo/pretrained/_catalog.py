@@ -75,6 +75,13 @@ _TABLE: dict[str, Weights] = {
         loader=load,
         licence="Apache-2.0",
     ),
+    "mnist-dit": Weights(
+        network="Elastic DiT 2N×4L on MNIST, 14 × 14 pixels",
+        status=Status.OURS,
+        source="in this package",
+        loader=load,
+        licence="Apache-2.0",
+    ),
     "moving-digits": Weights(
         network="Elastic MaskGIT 2N×4L on clips of moving digits",
         status=Status.OURS,

@@ -1,0 +1,197 @@
+"""What loops and sampling steps are worth together: the distance of samples at every pair of them, beside its cost.
+
+    python -m reproduction.loops --data MNIST --mnist /data/mnist --steps 5500 --rates 0.004 0.008 0.016 \\
+        --models "2 unique layers" "the paper's, student × 1/4"
+    python -m reproduction.budgets --data MNIST --mnist /data/mnist
+
+A loop more and a step more both cost compute. This samples the models that the study of loops has left in its folder,
+the elastic one at every loop count and its layers without loops, with few and with many steps, and says which pairs no
+other beats in both distance and compute. Writes `budgets-<data>.csv`, `.md` and `.png`.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from tqdm import tqdm
+
+from elt_zoo.generator import Generator
+from elt_zoo.generator import load as load_generator
+from elt_zoo.profile import environment, profile
+
+from ._cases import FAMILIES, Case
+from ._data import CLASSES, Judge
+from ._options import ROOT
+from ._pool import MODEL
+from ._results import Spread
+from ._train import load
+from .loops import all_models
+
+STEPS = (2, 4, 8, 16, 32)
+MODELS = ("2 unique layers", "the paper's, student × 1/4")
+
+
+class Point(NamedTuple):
+    """One model at one budget: what a sample costs, and the distances of its seeds."""
+
+    model: str
+    steps: int
+    loops: int
+    flops: int
+    distances: tuple[float, ...]
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of(self.distances)
+
+
+def trained(runs: Path, case: Case) -> dict[int, Path]:
+    """The models that the study left of a case, at the rate that was best, by seed.
+
+    **Raises:** `FileNotFoundError` if there are none.
+    """
+    found = {}
+    for path in sorted(runs.glob(f"*/{MODEL}")):
+        record = json.loads(path.with_name("result.json").read_text())
+        if dataclasses.replace(Case(**record["case"]), learning_rate=None) == case:
+            found[record["seed"]] = path
+    if not found:
+        raise FileNotFoundError(f"{runs} holds no model of {case.name}: train it with `python -m reproduction.loops`.")
+    return found
+
+
+def measure(name: str, generators: Sequence[Generator], judge: Judge, *, steps: int, loops: int, count: int) -> Point:
+    """The distance of `count` samples of every seed's model."""
+    classes = np.tile(np.arange(CLASSES, dtype=np.int32), count // CLASSES)
+    samples = [
+        each.sample(classes, loops=loops, steps=steps, key=jax.random.key(1), batch_size=len(classes))
+        for each in generators
+    ]
+    flops = profile(generators[0].config, loops=loops, steps=steps).sample_flops
+    return Point(name, steps, loops, flops, tuple(judge(pixels, classes)["distance"] for pixels in samples))
+
+
+def front(points: Iterable[Point]) -> list[Point]:
+    """Those that no other beats in both, from the cheapest on."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.flops, point.spread.mean)):
+        if not kept or point.spread.mean < kept[-1].spread.mean:
+            kept.append(point)
+    return kept
+
+
+def table(points: Sequence[Point], on_front: Sequence[Point]) -> str:
+    """Distances by steps and loops, those on the front in bold, as Markdown."""
+    steps = list(dict.fromkeys(point.steps for point in points))
+    rows = list(dict.fromkeys((point.model, point.loops) for point in points))
+    lines = [
+        "| Model | Loops | " + " | ".join(f"{each} steps" for each in steps) + " |",
+        "|---" * (len(steps) + 2) + "|",
+    ]
+    for model, loops in rows:
+        mine = {point.steps: point for point in points if (point.model, point.loops) == (model, loops)}
+        texts = [mine[each].spread.text(2) for each in steps]
+        cells = [f"**{text}**" if mine[each] in on_front else text for each, text in zip(steps, texts, strict=True)]
+        lines.append(f"| {model} | {loops} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(path: Path, points: Sequence[Point], on_front: Sequence[Point]) -> None:
+    """Distance against compute, a curve for each model and loop count."""
+    figure = Figure(figsize=(8.0, 4.4), layout="constrained")
+    axes = figure.subplots()
+    looped = [point.loops for point in points if point.model != points[0].model]
+    for model, loops in dict.fromkeys((point.model, point.loops) for point in points):
+        mine = [point for point in points if (point.model, point.loops) == (model, loops)]
+        plain = model == points[0].model
+        axes.errorbar(
+            [point.flops / 1e9 for point in mine],
+            [point.spread.mean for point in mine],
+            [point.spread.deviation for point in mine],
+            marker="s" if plain else "o",
+            linestyle="--" if plain else "-",
+            color="0.45" if plain else f"C{loops - min(looped)}",
+            label=model if plain else f"elastic, L = {loops}",
+            capsize=2,
+        )
+    best = {"s": 110, "facecolors": "none", "edgecolors": "0.2", "label": "on the front", "zorder": 3}
+    axes.scatter([each.flops / 1e9 for each in on_front], [each.spread.mean for each in on_front], **best)
+    for point in points:
+        if point.loops == max(each.loops for each in points):
+            place = (point.flops / 1e9, point.spread.mean)
+            axes.annotate(f"{point.steps} steps", place, textcoords="offset points", xytext=(5, 6), fontsize=8)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(0.08)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
+    axes.set_xlabel("GFLOPs per sample")
+    axes.set_ylabel("distance, lower is better")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("digits", "MNIST", "CIFAR-10"), default="digits")
+    parser.add_argument("--mnist", help="the folder of t10k-images-idx3-ubyte.gz and its labels")
+    parser.add_argument("--cifar10", help="CIFAR-10: its official files, or a folder or archive of its images by class")
+    parser.add_argument("--family", choices=FAMILIES, default="dit")
+    parser.add_argument("--optimizer", default="muon", help="of the study's runs")
+    parser.add_argument("--models", nargs="+", metavar="NAME", default=MODELS, help="as the study's table names them")
+    parser.add_argument("--sampling-steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--runs", type=Path, default=Path("runs/loops"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reproduction")
+    arguments = parser.parse_args()
+    if arguments.samples < 100 or arguments.samples % CLASSES:
+        parser.error(f"--samples {arguments.samples} must be at least 100 and a multiple of the {CLASSES} classes.")
+    known = all_models(arguments.data, arguments.optimizer, arguments.family)
+    if unknown := set(arguments.models) - set(known):
+        parser.error(f"--models {', '.join(map(repr, sorted(unknown)))}: known are {', '.join(map(repr, known))}.")
+    place = {"MNIST": arguments.mnist, "CIFAR-10": arguments.cifar10}.get(arguments.data)
+    if arguments.data != "digits" and place is None:
+        parser.error(f"--data {arguments.data} needs --{arguments.data.lower().replace('-', '')}, where it lies.")
+    models = {name: trained(arguments.runs, known[name]) for name in arguments.models}
+    _, judge = load(arguments.data, place)
+    points = []
+    for name, paths in models.items():
+        generators = [load_generator(path) for path in paths.values()]
+        loops = range(1, known[name].max_loops + 1)
+        for steps, count in tqdm([(steps, count) for count in loops for steps in arguments.sampling_steps], desc=name):
+            points.append(measure(name, generators, judge, steps=steps, loops=count, count=arguments.samples))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    masked = "-masked" if arguments.family == "maskgit" else ""
+    stem = arguments.out / f"budgets-{arguments.data.lower()}{masked}"
+    on_front = front(points)
+    with stem.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("model", "steps", "loops", "flops_per_sample", "seed", "distance", "on_front"))
+        for point in points:
+            for seed, distance in zip(models[point.model], point.distances, strict=True):
+                writer.writerow((*point[:4], seed, f"{distance:.6g}", point in on_front))
+    seeds = ", ".join(map(str, next(iter(models.values()))))
+    note = (
+        f"Mean ± standard deviation over the models of seeds {seeds}; {arguments.samples:,} samples. {environment()}."
+    )
+    text = table(points, on_front) + f"\n{note}\n"
+    stem.with_suffix(".md").write_text(text)
+    plot(stem.with_suffix(".png"), points, on_front)
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None
