@@ -204,8 +204,8 @@ def test_from_fetching_cifar10_to_samples(sets, tmp_path):
 @pytest.mark.slow
 def test_training_on_mnist_in_both_families(tmp_path):
     write_mnist(tmp_path / "data", train=60)
-    run("train", "--data", "data", *SHORT, "--out", "pixels")
-    summary = check_run(tmp_path / "pixels", (28, 28, 1), "mnist")
+    run("train", "--data", "data", "--image-size", 14, "--preset", "mnist-dit", *SHORT, "--out", "pixels")
+    summary = check_run(tmp_path / "pixels", (14, 14, 1), "mnist")
     assert summary["config"]["flip"] is False
     run("train", "--data", "data", "--family", "maskgit", "--codebook-size", 16, *SHORT, "--out", "tokens")
     assert load(tmp_path / "tokens" / "model").config.example.shape == (7, 7)

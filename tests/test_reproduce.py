@@ -106,7 +106,7 @@ def test_loops_are_compared_at_the_rate_that_is_best_for_each():
     from reproduction._results import Results
     from reproduction.loops import at_rates, best, edges, looped_cases, table, unique_cases
 
-    models = unique_cases("digits") | looped_cases("digits")
+    models = unique_cases("digits", "dit") | looped_cases("digits", "dit")
     rates, runs = (0.1, 0.2), []
     for case in models.values():
         exits = 2 * case.max_loops if case.max_loops > 1 else 1

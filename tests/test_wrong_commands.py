@@ -105,6 +105,7 @@ TRAIN = """
 --data {here}/images --family maskgit --tokenizer {here}/kl   | needs a tokenizer of discrete tokens
 --data {here}/images --family maskgit --tokenizer {here}/vq3d | need a tokenizer of images
 --data {here}/images --preset elt-dit-8Nx4L      | the folder of an autoencoder
+--data {here}/images --preset mnist-dit          | has one channel, for grey images
 --data {here}/images --preset tiny-ucf101        | needs `--tokenizer`
 --data moving-digits --tokenizer {here}/vqgan    | need a tokenizer of video
 --data moving-digits --tokenizer {here}/kl       | need a tokenizer of video

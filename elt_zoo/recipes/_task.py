@@ -201,7 +201,8 @@ def image_task(
     **Raises:** `ValueError` if data, tokenizer and family do not go together, saying why; `DataError` if there is no
     such data.
     """
-    named, wanted = named_images(data), image_size(config, tokenizer)
+    named = named_images(data)
+    wanted = image_size(config, tokenizer, channels=3 if named is None else named.images.shape[-1])
     if named is not None:
         wanted, augmentation = _fit_to(named, tokenizer, wanted, augmentation)
     opened = open_images(
@@ -315,12 +316,12 @@ def takes_tokens(config: ModelConfig) -> bool:
     return jnp.issubdtype(config.example.dtype, jnp.integer)
 
 
-def image_size(config: ModelConfig, tokenizer: Tokenizer | None) -> int:
-    """Height and width of the images that a config and a tokenizer together want, in pixels.
+def image_size(config: ModelConfig, tokenizer: Tokenizer | None, *, channels: int = 3) -> int:
+    """Height and width of the images that a config and a tokenizer together want, in pixels. `channels`: of the images.
 
     **Raises:** `ValueError` if they do not go together.
     """
-    side, channels = config.example.shape[0], config.example.shape[-1]
+    side, taken = config.example.shape[0], config.example.shape[-1]
     if takes_tokens(config):
         if isinstance(tokenizer, AutoencoderKL):
             raise ValueError(
@@ -335,9 +336,14 @@ def image_size(config: ModelConfig, tokenizer: Tokenizer | None) -> int:
         raise ValueError(
             f"The family {config.family!r} takes an autoencoder or none, and this tokenizer has discrete tokens."
         )
-    if channels != 3:
+    if taken == 1 != channels:
         raise ValueError(
-            f"This preset diffuses over latents of {channels} channels: give `--tokenizer` the folder of an "
+            f"This preset has one channel, for grey images such as those of MNIST, and these have {channels}. Choose a "
+            "preset of colours such as tiny-dit."
+        )
+    if taken not in (3, channels):  # a preset of colours takes grey images too: it follows their shape
+        raise ValueError(
+            f"This preset diffuses over latents of {taken} channels: give `--tokenizer` the folder of an "
             "autoencoder, or choose a preset of pixels such as tiny-dit."
         )
     return side
