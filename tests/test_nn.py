@@ -15,6 +15,7 @@ from elt_zoo.nn import (
     SelfAttention,
     TimestepEmbedding,
     dropout,
+    look_up,
     sincos_positions,
 )
 from elt_zoo.nn._attention import _attend, _attend_on_cpu
@@ -166,3 +167,10 @@ def test_each_entry_is_dropped_at_the_rate_and_by_itself():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="Choose `num_heads` among the divisors of 12"):
         SelfAttention(12, 5, key=KEY)
+
+
+def test_the_gradient_of_a_row_counts_every_token_that_looks_it_up_in_bfloat16_too():
+    table, index = jnp.ones((3, 4), jnp.bfloat16), jnp.zeros(4096, jnp.int32)
+    gradient = jax.grad(lambda table: jnp.sum(look_up(table, index), dtype=jnp.float32))(table)
+    np.testing.assert_array_equal(np.asarray(gradient, np.float32), [[4096.0] * 4, [0.0] * 4, [0.0] * 4])
+    assert look_up(table, index).dtype == jnp.bfloat16

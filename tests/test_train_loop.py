@@ -18,6 +18,7 @@ from elt_zoo.diagnostics import exit_losses
 from elt_zoo.families import DiTConfig, MaskGITConfig
 from elt_zoo.objectives import DeepSupervisionLoss, MaskedCrossEntropy, RandomDepthLoss, SigmoidWeightedMSE, VanillaLoss
 from elt_zoo.sharding import data_mesh, replicate, shard_batch
+from elt_zoo.storage import named_arrays
 from elt_zoo.training import (
     Checkpoints,
     OptimizerConfig,
@@ -340,6 +341,30 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_times_and_parameters_in_float32
     assert {leaf.dtype for leaf in jax.tree.leaves(eqx.filter(state.model, eqx.is_array))} == {jnp.dtype("float32")}
     with pytest.raises(ValueError, match="must be float32 or bfloat16"):
         Precision(jnp.float16)
+
+
+@pytest.mark.slow
+def test_gradients_in_bfloat16_are_those_in_float32_however_many_tokens_share_a_row():
+    config = MaskGITConfig(dim=16, num_layers=1, max_loops=2, num_heads=2, num_classes=3, grid=(4, 4), codebook_size=8)
+    model, objective = config.build(key=jax.random.key(0)), VanillaLoss(config.loss(), max_loops=2)
+    ids, labels = jax.random.randint(jax.random.key(1), (256, 4, 4), 0, 8), jnp.arange(256) % 3
+    corrupted = config.corruption(label_drop=0.0)(ids, labels, key=jax.random.key(2))
+
+    def gradient(precision):
+        def loss_of(model):
+            inputs = precision.cast_inputs(corrupted.inputs)
+            weight = jnp.sum(corrupted.weight)
+            options = {"student_loops": jnp.asarray(1), "progress": jnp.asarray(0.0), "keys": None}
+            return batch_loss(
+                precision.cast(model), corrupted._replace(inputs=inputs), objective, total_weight=weight, **options
+            )[0]
+
+        with jax.numpy_dtype_promotion("standard"):
+            return eqx.filter_jit(eqx.filter_grad(loss_of))(model)
+
+    exact, rounded = (named_arrays(gradient(Precision(dtype))) for dtype in (jnp.float32, jnp.bfloat16))
+    for name, right in exact.items():
+        assert np.linalg.norm(rounded[name] - right) <= 0.1 * np.linalg.norm(right), name
 
 
 def test_the_time_that_a_bfloat16_network_is_told_is_the_targets():

@@ -124,4 +124,8 @@ def look_up(table: Float[Array, "rows dim"], index: Int[Array, "*shape"]) -> Flo
 
     **Returns:** the rows. An index outside the table, a negative one too, gives a row of NaN: it is never another row.
     """
-    return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    # The gradient of a row is a sum over all tokens that look it up, thousands for the mask. In bfloat16 such a sum
+    # stops growing at 256 times its terms.
+    wide = table.astype(jnp.float32) if table.dtype.itemsize < 4 else table
+    rows = wide.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    return rows.astype(table.dtype)
