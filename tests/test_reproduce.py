@@ -244,7 +244,7 @@ def test_a_run_measures_every_exit_and_repeats():
 
     settings = Settings(steps=6, milestones=2, samples=200, dim=16, diffusion_steps=2, masked_steps=2)
     case = exit_cases("digits", "maskgit")[0]
-    figures, pictures, generator = run(case, 0, settings)
+    figures, pictures, _ = run(case, 0, settings)
     assert list(figures["curve"]) == [3, 6]
     assert all(len(losses) == 2 * case.max_loops for losses in figures["curve"].values())
     assert sorted(figures["quality"]) == sorted(pictures) == [1, 2, 4, 8]
