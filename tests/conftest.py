@@ -10,6 +10,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Matrices are small here: threads that wait for each other slow their products down. It counts in workers and commands,
+# which start later; in this process plugins of pytest have imported NumPy already.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
@@ -28,6 +31,22 @@ with install_import_hook("elt_zoo", "beartype.beartype"):
 # Most of the time of these tests goes into compiling: XLA's slow passes are left out.
 _COMPILE_FAST = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 _PROGRAMS, _LARGEST = Path(__file__).parents[1] / "build" / "test-programs", 2**30
+# The files that take longest, longest first. Begun first, none of them is still going on when all others have ended.
+_LONGEST = (
+    "test_notebooks.py",
+    "test_docs.py",
+    "test_distributed.py",
+    "test_commands.py",
+    "test_evaluation.py",
+    "test_runs_on_files.py",
+    "test_reproduce.py",
+    "test_moving_digits.py",
+    "test_interruptions.py",
+    "test_split_states.py",
+    "test_looped.py",
+    "test_fetch.py",
+    "test_vq_training.py",
+)
 _MAPS, _MAPS_ALLOWED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 
 
@@ -35,6 +54,7 @@ def pytest_configure(config):
     # Before the first array: that is when XLA reads its flags.
     if not config.getoption("optimized"):
         os.environ["XLA_FLAGS"] += _COMPILE_FAST
+    config.option.loadscopereorder = False  # files come in the order of `pytest_collection_modifyitems`
     first = "PYTEST_XDIST_WORKER" not in os.environ
     if first and _PROGRAMS.is_dir() and sum(file.stat().st_size for file in _PROGRAMS.iterdir()) > _LARGEST:
         shutil.rmtree(_PROGRAMS)  # JAX's own bound would lock and read the whole folder for every program
@@ -43,6 +63,11 @@ def pytest_configure(config):
 def pytest_addoption(parser):
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails, unless it is marked `optional`")
     parser.addoption("--optimized", action="store_true", help="compile as users do, to fast programs: slower tests")
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: index for index, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

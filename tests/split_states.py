@@ -15,8 +15,8 @@ from elt_zoo.objectives import ILSDLoss
 from elt_zoo.sharding import Gather, Layout, make_mesh, shard_batch
 from elt_zoo.training import OptimizerConfig, TrainState, make_optimizer, make_train_step
 
-STEPS = 50
-OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, total_steps=STEPS))
+STEPS = 15
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=3e-3, total_steps=STEPS))
 
 
 def config(loops):
