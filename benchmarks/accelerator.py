@@ -175,7 +175,7 @@ def training(config: ModelConfig, batch: int, objective: AbstractObjective | Non
 def operations(config: ModelConfig, batch: int) -> Row:
     """The operations of the compiled step that take longest, as JAX's profiler sees them."""
     step, arrays, examples = step_of(config, batch, _ilsd(config))
-    arrays, _ = step(arrays, examples)
+    arrays, loss = step(arrays, examples)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(ROUNDS):
