@@ -60,14 +60,14 @@ def pytest_configure(config):
         shutil.rmtree(_PROGRAMS)  # JAX's own bound would lock and read the whole folder for every program
 
 
-def pytest_addoption(parser):
-    parser.addoption("--no-skips", action="store_true", help="a skipped test fails, unless it is marked `optional`")
-    parser.addoption("--optimized", action="store_true", help="compile as users do, to fast programs: slower tests")
-
-
 def pytest_collection_modifyitems(items):
     order = {name: index for index, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="a skipped test fails, unless it is marked `optional`")
+    parser.addoption("--optimized", action="store_true", help="compile as users do, to fast programs: slower tests")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
