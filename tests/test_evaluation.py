@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from made_up import evaluate_made_up
 
 import elt_zoo.evaluation._grid
-import elt_zoo.metrics._extractor
 from elt_zoo import load, save
 from elt_zoo.data import DigitImages
 from elt_zoo.evaluation import (
@@ -34,7 +33,6 @@ from elt_zoo.families import MaskGITConfig
 from elt_zoo.generator import Generator
 from elt_zoo.metrics import SampleWriter, pareto_front, read_images
 from elt_zoo.sampling import LoopBudget
-from elt_zoo.sharding import data_mesh
 from elt_zoo.tokenizers import VQ3DConfig
 
 FEW = ("--samples", 70, "--batch-size", 35, "--devices", 1, "--loops", 1, "--steps", 4, 6, "--no-diagnostics")
@@ -354,9 +352,6 @@ def test_clips_are_measured_in_several_sets(tmp_path, monkeypatch):
     from weight_files import write_safetensors
 
     monkeypatch.chdir(tmp_path)
-    # I3D is slow, and with one device a batch is of as few clips as a covariance needs.
-    one = data_mesh(jax.local_devices()[:1])
-    monkeypatch.setattr(elt_zoo.metrics._extractor, "data_mesh", lambda devices: one)
     sizes = {"channel_multipliers": (1, 1, 1, 1), "num_enc_res_blocks": 1, "num_dec_res_blocks": 1, "groups": 1}
     tokenizer = VQ3DConfig(filters=2, embedding_dim=2, codebook_size=4, **sizes).build(key=jax.random.key(0))
     config = MaskGITConfig(
@@ -364,15 +359,15 @@ def test_clips_are_measured_in_several_sets(tmp_path, monkeypatch):
     )
     save("model", Generator(config.build(key=jax.random.key(1)), config, tokenizer))
     write_safetensors(tmp_path / "i3d", weights(shapes_of("i3d"), 3, 1.2))
-    for index in range(2):
-        write_frames(tmp_path / "real" / f"class{index}" / f"{index}.avi", frames_of(index, 20, 128, 128))
-    real = ("--i3d", "i3d", "--reference-data", "real", "--extractor-batch", 2, "--allow-few", "--no-diagnostics")
-    cell = ("--loops", 1, "--steps", 2, "--samples", 2, "--repeats", 2)
+    for index in range(4):
+        write_frames(tmp_path / "real" / f"class{index % 2}" / f"{index}.avi", frames_of(index, 20, 128, 128))
+    real = ("--i3d", "i3d", "--reference-data", "real", "--extractor-batch", 4, "--allow-few", "--no-diagnostics")
+    cell = ("--loops", 1, "--steps", 2, "--samples", 4, "--repeats", 2)
     run("evaluate", "--model", "model", *real, *cell, "--out", "out")
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())
     first, second = result["sets"]
     assert first["FVD"] != second["FVD"] and min(first["FVD"], second["FVD"]) > 0
     assert result["figures"]["FVD"] == pytest.approx((first["FVD"] + second["FVD"]) / 2)
     assert result["protocol"]["repeats"] == 2 and result["protocol"]["evaluator"]["protocol"]["name"] == "magvit"
-    assert result["protocol"]["evaluator"]["reference"] == {"data": "real", "examples": 2}
+    assert result["protocol"]["evaluator"]["reference"] == {"data": "real", "examples": 4}
     assert len(list(Path().glob("reference-*.npz"))) == 1
