@@ -52,6 +52,7 @@ class ClassifierExtractor(AbstractExtractor):
         **Raises:** `ValueError` for fewer than two classes, or not one label per image.
         """
         from sklearn.neural_network import MLPClassifier
+        from threadpoolctl import threadpool_limits
 
         images, labels = np.asarray(images), np.asarray(labels)
         if len(images) != len(labels) or len(np.unique(labels)) < 2:
@@ -61,7 +62,9 @@ class ClassifierExtractor(AbstractExtractor):
             )
         self._shape = images.shape[1:]
         pixels = self._flat(images)
-        self._network: Any = MLPClassifier(HIDDEN, max_iter=1000, random_state=seed).fit(pixels, labels)
+        # The products are so small that threads would wait for each other longer than they compute.
+        with threadpool_limits(1, user_api="blas"):
+            self._network: Any = MLPClassifier(HIDDEN, max_iter=1000, random_state=seed).fit(pixels, labels)
         self.classes: np.ndarray = self._network.classes_
         content = hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + labels.astype(np.int64).tobytes())
         self.name = f"{dataset} classifier, {HIDDEN[-1]} features, data {content.hexdigest()[:8]}, seed {seed}"
