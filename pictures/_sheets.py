@@ -41,7 +41,7 @@ class Sheet:
 
 
 SHEETS = (
-    Sheet(model="mnist-dit", title="Diffusion, MNIST", steps=(2, 4, 8, 16)),
+    Sheet(model="mnist-dit", title="Diffusion, MNIST", steps=(1, 2, 4, 8, 16)),
     Sheet(model="digits-dit", title="Diffusion", steps=(1, 2, 4, 8, 16)),
     Sheet(model="digits-maskgit", title="Masked generation", steps=(1, 2, 4, 8, 12)),
 )
