@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import io
 import os
 import time
@@ -11,7 +12,9 @@ import numpy as np
 from elt_zoo.data import from_pixels
 from elt_zoo.generator import Generator, load
 from elt_zoo.profile import profile
-from elt_zoo.storage import atomic_write
+from elt_zoo.storage import atomic_write, write_json
+
+from ._sheets import hash_generator
 
 ELASTIC = "mnist-dit"
 _STEPS = 16
@@ -21,10 +24,15 @@ _MILLISECONDS, _LAST = 1200, 2400
 _COLOURS_OF_GIF = 64
 
 
+def describe(budgets: str | os.PathLike) -> dict[str, str]:
+    """What the film depends on: the elastic model and the distances. The model without loops is not in the repository."""
+    return {"sampled": hash_generator(load(ELASTIC)), "budgets": hashlib.sha256(Path(budgets).read_bytes()).hexdigest()}
+
+
 def write_loops_film(unlooped: str | os.PathLike, budgets: str | os.PathLike, path: str | os.PathLike) -> None:
     """Writes a GIF with one picture for every loop count: samples of the bundled elastic model and of the same layers
-    without loops, from the same noise; what a sample costs on this machine, which should be
-    idle; and distances over training seeds.
+    without loops, from the same noise; what a sample costs on this machine, which should be idle; and distances over
+    training seeds. A JSON file beside it says what the film depends on.
 
     **Arguments:** `unlooped`: the folder of the model without loops; `budgets`: the CSV of `reproduction.budgets`, the
     model without loops first; `path`: of the GIF.
@@ -51,6 +59,8 @@ def write_loops_film(unlooped: str | os.PathLike, budgets: str | os.PathLike, pa
     durations = [_MILLISECONDS] * len(others) + [_LAST]
     with atomic_write(path) as file:
         first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=True)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    write_json(Path(path).with_suffix(".json"), describe(budgets) | {"sha256": digest})
 
 
 def _milliseconds(generator: Generator, loops: int) -> float:

@@ -24,7 +24,7 @@ from ._sheets import SHEETS, write_sheets
 from ._strips import STRIPS, write_strips
 
 _FOLDER = Path(__file__).parents[1] / "docs" / "assets"
-_BUDGETS = _FOLDER.parent / "reproduction" / "budgets-mnist.csv"
+BUDGETS = _FOLDER.parent / "reproduction" / "budgets-mnist.csv"
 
 
 def main() -> None:
@@ -41,6 +41,6 @@ def main() -> None:
     made = [*(f"play/{sheet.model}.png" for sheet in SHEETS), *(f"strips/{strip.model}.png" for strip in STRIPS)]
     made += [f"films/{film.model}.gif" for film in FILMS]
     if arguments.film is not None:
-        write_loops_film(arguments.film, _BUDGETS, folder / "loops.gif")
+        write_loops_film(arguments.film, BUDGETS, folder / "loops.gif")
         made.append("loops.gif")
     print(f"Saved {', '.join(made)} in {folder}.")

@@ -30,10 +30,10 @@ from elt_zoo.profile import environment, profile
 from ._cases import FAMILIES, Case
 from ._data import CLASSES, Judge
 from ._options import ROOT
-from ._pool import MODEL
-from ._results import Spread
+from ._pool import MODEL, result_path
+from ._results import Results, Spread
 from ._train import load
-from .loops import all_models
+from .loops import best, stem_of, wanted_models
 
 STEPS = (2, 4, 8, 16, 32)
 MODELS = ("2 unique layers", "the paper's, student × 1/4")
@@ -54,18 +54,19 @@ class Point(NamedTuple):
 
 
 def trained(runs: Path, case: Case) -> dict[int, Path]:
-    """The models that the study left of a case, at the rate that was best, by seed.
+    """The models that the study left of a case by seed, at the rate that is best on the lowest of them.
 
     **Raises:** `FileNotFoundError` if there are none.
     """
-    found = {}
-    for path in sorted(runs.glob(f"*/{MODEL}")):
-        record = json.loads(path.with_name("result.json").read_text())
-        if dataclasses.replace(Case(**record["case"]), learning_rate=None) == case:
-            found[record["seed"]] = path
-    if not found:
-        raise FileNotFoundError(f"{runs} holds no model of {case.name}: train it with `python -m reproduction.loops`.")
-    return found
+    records = [json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))]
+    mine = [record for record in records if dataclasses.replace(Case(**record["case"]), learning_rate=None) == case]
+    if mine:
+        results, rates = Results(mine), [record["case"]["learning_rate"] for record in mine]
+        chosen = best(results, case, rates, min(record["seed"] for record in mine))
+        models = {seed: result_path(runs, chosen, seed).with_name(MODEL) for seed in results.seeds(chosen)}
+        if all(model.exists() for model in models.values()):
+            return models
+    raise FileNotFoundError(f"{runs} holds no model of {case.name}: train it with `python -m reproduction.loops`.")
 
 
 def measure(name: str, generators: Sequence[Generator], judge: Judge, *, steps: int, loops: int, count: int) -> Point:
@@ -92,10 +93,8 @@ def table(points: Sequence[Point], on_front: Sequence[Point]) -> str:
     """Distances by steps and loops, those on the front in bold, as Markdown."""
     steps = list(dict.fromkeys(point.steps for point in points))
     rows = list(dict.fromkeys((point.model, point.loops) for point in points))
-    lines = [
-        "| Model | Loops | " + " | ".join(f"{each} steps" for each in steps) + " |",
-        "|---" * (len(steps) + 2) + "|",
-    ]
+    header = ["Model", "Loops", *(f"{each} steps" for each in steps)]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for model, loops in rows:
         mine = {point.steps: point for point in points if (point.model, point.loops) == (model, loops)}
         texts = [mine[each].spread.text(2) for each in steps]
@@ -156,14 +155,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.samples < 100 or arguments.samples % CLASSES:
         parser.error(f"--samples {arguments.samples} must be at least 100 and a multiple of the {CLASSES} classes.")
-    known = all_models(arguments.data, arguments.optimizer, arguments.family)
-    if unknown := set(arguments.models) - set(known):
-        parser.error(f"--models {', '.join(map(repr, sorted(unknown)))}: known are {', '.join(map(repr, known))}.")
-    place = {"MNIST": arguments.mnist, "CIFAR-10": arguments.cifar10}.get(arguments.data)
-    if arguments.data != "digits" and place is None:
-        parser.error(f"--data {arguments.data} needs --{arguments.data.lower().replace('-', '')}, where it lies.")
-    models = {name: trained(arguments.runs, known[name]) for name in arguments.models}
-    _, judge = load(arguments.data, place)
+    known = wanted_models(parser, arguments)
+    models = {name: trained(arguments.runs, case) for name, case in known.items()}
+    _, judge = load(arguments.data, {"MNIST": arguments.mnist, "CIFAR-10": arguments.cifar10}.get(arguments.data))
     points = []
     for name, paths in models.items():
         generators = [load_generator(path) for path in paths.values()]
@@ -171,8 +165,7 @@ def main() -> None:
         for steps, count in tqdm([(steps, count) for count in loops for steps in arguments.sampling_steps], desc=name):
             points.append(measure(name, generators, judge, steps=steps, loops=count, count=arguments.samples))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    masked = "-masked" if arguments.family == "maskgit" else ""
-    stem = arguments.out / f"budgets-{arguments.data.lower()}{masked}"
+    stem = arguments.out / f"budgets-{stem_of(arguments)}"
     on_front = front(points)
     with stem.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -181,10 +174,8 @@ def main() -> None:
             for seed, distance in zip(models[point.model], point.distances, strict=True):
                 writer.writerow((*point[:4], seed, f"{distance:.6g}", point in on_front))
     seeds = ", ".join(map(str, next(iter(models.values()))))
-    note = (
-        f"Mean ± standard deviation over the models of seeds {seeds}; {arguments.samples:,} samples. {environment()}."
-    )
-    text = table(points, on_front) + f"\n{note}\n"
+    note = f"Mean ± standard deviation over models of seeds {seeds}; {arguments.samples:,} samples. Bold: on the front."
+    text = table(points, on_front) + f"\n{note} {environment()}.\n"
     stem.with_suffix(".md").write_text(text)
     plot(stem.with_suffix(".png"), points, on_front)
     print(text)

@@ -9,7 +9,8 @@ Every model is trained at each learning rate on the first seed, and on the other
 it, since one rate for all favours some. The looped models have two or four unique layers and an effective depth of
 eight. Each option of the trunk stands alone and with the others. Muon moves the matrices of all models' trunks, unless
 `--optimizer adamw` says otherwise. With `--together`, all rates and seeds of a model train in one program: for a GPU.
-Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit` `loops-<data>-masked-…`.
+Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit` `loops-<data>-masked-…`. `--report`
+trains nothing and writes them from the runs that are there.
 
 φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
 2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
@@ -29,7 +30,7 @@ from elt_zoo.training import OptimizerKind
 
 from ._cases import FAMILIES, Case
 from ._options import add_options, settings_of
-from ._pool import run_all, run_all_together
+from ._pool import check_settings, result_path, run_all, run_all_together
 from ._results import Results, Spread, read_results
 
 RATES = (0.004, 0.008, 0.016)
@@ -80,12 +81,36 @@ def at_rates(case: Case, rates: Sequence[float]) -> list[Case]:
 
 
 def best(results: Results, case: Case, rates: Sequence[float], seed: int) -> Case:
-    """The case at the rate that has the lowest loss at L_max on one seed."""
+    """The case at the rate that has the lowest loss at L_max on one seed.
+
+    **Raises:** `ValueError` if there is no run of it on that seed.
+    """
 
     def loss(each: Case) -> float:
         return float(results.last_exit(each)[results.seeds(each).index(seed)])
 
-    return min((each for each in at_rates(case, rates) if each in results), key=loss)
+    tried = [each for each in at_rates(case, rates) if each in results and seed in results.seeds(each)]
+    if not tried:
+        raise ValueError(f"There is no run of {case.name} on seed {seed}. Train it first: leave `--report` out.")
+    return min(tried, key=loss)
+
+
+def wanted_models(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Case]:
+    """The models that `--models` names, or all; an error of the parser for a name that is unknown, or for data whose
+    place was not given.
+    """
+    place = {"MNIST": arguments.mnist, "CIFAR-10": arguments.cifar10}.get(arguments.data)
+    if arguments.data != "digits" and place is None:
+        parser.error(f"--data {arguments.data} needs --{arguments.data.lower().replace('-', '')}, where it lies.")
+    models = all_models(arguments.data, str(arguments.optimizer), arguments.family)
+    if unknown := set(arguments.models or ()) - set(models):
+        parser.error(f"--models {', '.join(map(repr, sorted(unknown)))}: known are {', '.join(map(repr, models))}.")
+    return {name: models[name] for name in arguments.models or models}
+
+
+def stem_of(arguments: argparse.Namespace) -> str:
+    """The data and the family in the names of files."""
+    return arguments.data.lower() + ("-masked" if arguments.family == "maskgit" else "")
 
 
 def edges(chosen: Mapping[str, Case], rates: Sequence[float]) -> str:
@@ -182,18 +207,22 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--models", nargs="+", metavar="NAME", help="as the table names them; default all")
     parser.add_argument("--together", action="store_true", help="all rates and seeds of a model in one program")
+    parser.add_argument("--report", action="store_true", help="train nothing: tables of the runs that are there")
     parser.add_argument("--optimizer", choices=tuple(OptimizerKind), default=OptimizerKind.MUON)
     arguments = parser.parse_args()
     settings = settings_of(parser, arguments)
-    if arguments.data != "digits" and settings.place(arguments.data) is None:
-        parser.error(f"--data {arguments.data} needs --{arguments.data.lower().replace('-', '')}, where it lies.")
-    kind = str(arguments.optimizer)
-    models = all_models(arguments.data, kind, arguments.family)
-    if unknown := set(arguments.models or ()) - set(models):
-        parser.error(f"--models {', '.join(map(repr, sorted(unknown)))}: known are {', '.join(map(repr, models))}.")
-    models = {name: models[name] for name in arguments.models or models}
+    models = wanted_models(parser, arguments)
     first, others, runs = arguments.seeds[0], arguments.seeds[1:], arguments.runs
-    if arguments.together:
+    if arguments.report:
+        every = [
+            (case, seed)
+            for model in models.values()
+            for case in at_rates(model, arguments.rates)
+            for seed in arguments.seeds
+        ]
+        paths = [path for path in (result_path(runs, case, seed) for case, seed in every) if path.exists()]
+        check_settings(paths, settings)
+    elif arguments.together:
         groups = [at_rates(model, arguments.rates) for model in models.values()]
         paths = run_all_together(runs, groups, arguments.seeds, settings, jobs=arguments.jobs)
     else:
@@ -201,14 +230,13 @@ def main() -> None:
         paths = run_all(runs, sweep, settings, jobs=arguments.jobs)
     swept = read_results(paths)
     chosen = {name: best(swept, model, arguments.rates, first) for name, model in models.items()}
-    if not arguments.together:
+    if not (arguments.report or arguments.together):
         rest = [(case, seed) for case in chosen.values() for seed in others]
         paths += run_all(runs, rest, settings, jobs=arguments.jobs)
     results = read_results(paths)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = table(results, chosen) + (edges(chosen, arguments.rates) if len(arguments.rates) > 1 else "")
-    data = arguments.data.lower() + ("-masked" if arguments.family == "maskgit" else "")
-    stem = f"loops-{data}-{kind}-{settings.steps}"
+    stem = f"loops-{stem_of(arguments)}-{arguments.optimizer}-{settings.steps}"
     (arguments.out / f"{stem}.md").write_text(text)
     named = {name: at_rates(model, arguments.rates) for name, model in models.items()}
     write_rows(arguments.out / f"{stem}.csv", results, named)

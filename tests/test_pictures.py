@@ -63,6 +63,15 @@ def test_strips_are_those_of_the_models_and_settings_of_today():
         assert said == describe(strip, load(strip.model)), AGAIN
 
 
+def test_the_film_is_that_of_the_model_and_the_distances_of_today():
+    from pictures._loops_film import describe
+    from pictures._main import BUDGETS
+
+    said = json.loads((ASSETS / "loops.json").read_text())
+    assert said.pop("sha256") == hashlib.sha256((ASSETS / "loops.gif").read_bytes()).hexdigest(), AGAIN
+    assert said == describe(BUDGETS), AGAIN
+
+
 def test_the_film_has_a_picture_for_every_loop_count():
     with Image.open(ASSETS / "loops.gif") as film:
         assert getattr(film, "n_frames", 1) == load("mnist-dit").config.max_loops

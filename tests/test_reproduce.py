@@ -148,6 +148,22 @@ def test_the_front_has_the_budgets_that_no_other_beats_in_both(tmp_path):
         trained(tmp_path, Case("digits", "dit", 2, 4))
 
 
+def test_budgets_are_of_the_rate_that_is_best_though_others_left_models_too(tmp_path):
+    from reproduction._cases import Case
+    from reproduction.budgets import trained
+
+    case = Case("digits", "dit", 2, 1, "vanilla", optimizer="muon")
+    for rate, loss, seeds in ((0.004, 0.2, (0,)), (0.008, 0.1, (0, 1)), (0.016, 0.3, (0,))):
+        for seed in seeds:
+            at = dataclasses.replace(case, learning_rate=rate)
+            (tmp_path / f"{at.name}-seed{seed}" / "model").mkdir(parents=True)
+            (tmp_path / f"{at.name}-seed{seed}" / "result.json").write_text(json.dumps(record(at, seed, [loss])))
+    found = trained(tmp_path, case)
+    assert {seed: path.parent.name for seed, path in found.items()} == {
+        seed: f"digits-dit-2Nx1L-vanilla-muon-rate_0.008-seed{seed}" for seed in (0, 1)
+    }
+
+
 def test_an_advantage_is_told_in_standard_errors():
     from reproduction.loops import advantage
 
@@ -366,4 +382,9 @@ def test_the_command_for_loops_trains_what_is_missing(tmp_path):
     assert len(written["figures"]["train_losses"]) == 1
     assert "| all | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits-muon-2.md").read_text()
     lines = (tmp_path / "out" / "loops-digits-muon-2.csv").read_text().splitlines()
+    again = [*command, "--report", "--models", "all", "--out", str(tmp_path / "again")]
+    assert subprocess.run(again, capture_output=True, cwd=Path(__file__).parents[1]).returncode == 0
+    assert (tmp_path / "again" / "loops-digits-muon-2.md").read_text().count("| all |") == 1
+    lacking = subprocess.run([*again, "--seeds", "1"], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert lacking.returncode == 1 and "There is no run of" in lacking.stderr and "on seed 1" in lacking.stderr
     assert sum(line.startswith("all,") for line in lines) == 2 * models["all"].max_loops

@@ -123,6 +123,7 @@ def look_up(table: Float[Array, "rows dim"], index: Int[Array, "*shape"]) -> Flo
     **Arguments:** `table`: floating point; `index`: in [0, rows).
 
     **Returns:** the rows. An index outside the table, a negative one too, gives a row of NaN: it is never another row.
+    Their gradient is summed in float32 at least.
     """
     # The gradient of a row is a sum over all tokens that look it up, thousands for the mask. In bfloat16 such a sum
     # stops growing at 256 times its terms.
