@@ -25,7 +25,7 @@ _COLOURS_OF_GIF = 64
 
 
 def describe(budgets: str | os.PathLike) -> dict[str, str]:
-    """What the film depends on: the elastic model and the distances. The model without loops is not in the repository."""
+    """What the film depends on: the elastic model and the distances. The other model is not in the repository."""
     return {"sampled": hash_generator(load(ELASTIC)), "budgets": hashlib.sha256(Path(budgets).read_bytes()).hexdigest()}
 
 
