@@ -34,7 +34,7 @@ from elt_zoo.anytime import (
 from elt_zoo.anytime._quality import step_gaps, step_levels
 from elt_zoo.diagnostics import LevelLosses, held_out_level_losses, held_out_losses
 from elt_zoo.families import DiTConfig, MaskGITConfig
-from elt_zoo.sampling import constant_budget
+from elt_zoo.sampling import constant_budget, table_budget
 from elt_zoo.tokenizers import GreyLevels
 
 KEY = jax.random.key(0)
@@ -122,21 +122,27 @@ def test_timing_calls_takes_turns_and_one_program_for_each_number_of_steps():
     generator, _ = tiny("dit")
     ticks = itertools.count()
     latency = measure_latency(generator, steps=(2, 3), repeats=3, clock=lambda: float(next(ticks)))
-    # Two readings of the clock for each call: every call took one second.
+    # Two readings of the clock for each call: every call took one second. The first two of each are not counted.
     assert latency.fixed == pytest.approx(1.0) and latency.per_loop == pytest.approx(0.0, abs=1e-9)
-    assert next(ticks) == 2 * (3 + 1) * 4
+    assert next(ticks) == 2 * (3 + 2) * 4
+
+
+def test_slow_calls_are_timed_fifteen_times():
+    ticks = itertools.count()
+    measure_latency(tiny("dit")[0], steps=(2,), repeats=60, clock=lambda: float(next(ticks)))
+    assert next(ticks) == 2 * (15 + 2) * 2
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Timing(steps=2, loops=1, seconds=(1.0,)), "at least one loop for each step"),
+        (lambda: Timing(steps=2, loops=0, seconds=(1.0,)), "at least one step and one loop"),
         (lambda: Timing(steps=2, loops=2, seconds=()), "the seconds of one call or more, all positive"),
         (lambda: Timing(steps=2, loops=2, seconds=(math.nan,)), "all positive"),
         (lambda: fit_latency([Timing(steps=2, loops=2, seconds=(1.0,))], batch=1), r"got 1 timing\(s\)"),
         (lambda: latency_of(fixed=-1.0), r"`Latency\(fixed=-1.0\)` must be a number of at least 0"),
         (lambda: Latency(batch=0, fixed=1.0, per_loop=1.0, per_step=1.0, error=0.0, tail=1.0), "batch=0"),
-        (lambda: measure_latency(load("digits-dit"), steps=()), r"steps=\(\), repeats=15\)`: each must be at least 1"),
+        (lambda: measure_latency(load("digits-dit"), steps=()), r"steps=\(\), repeats=60\)`: each must be at least 1"),
         (lambda: Allocations([[]]), "has shape"),
         (lambda: Allocations([[math.nan]]), "a finite number for every step"),
         (lambda: Allocations([[1.0, 2.0]]).loops(3), "1 steps of 1 to 2 loops take 1 to 2"),
@@ -218,25 +224,73 @@ def test_gaps_of_steps_integrate_the_loss_over_levels():
     np.testing.assert_allclose(alike, [[0.5, 0.0], [0.5, 0.0]])
 
 
+def test_a_distance_lies_between_the_measured_ones():
+    # Two loops are best at the second step, three at the first: five in all.
+    by_steps = StepQuality(gaps=((0.4, 0.2, 0.0), (0.1, -0.1, 0.0)), one=4.0, least=2.0, full=1.0)
+    assert by_steps.least_loops == (3, 2)
+    assert by_steps.distance(0.5, 2) == pytest.approx((4.0, 1.0))
+    assert by_steps.distance(0.2, 3) == pytest.approx((3.0, 0.5))
+    assert by_steps.distance(-0.1, 5) == pytest.approx((2.0, 0.0))
+    assert by_steps.distance(0.0, 6) == pytest.approx((1.0, 1.0))
+    # Where one loop is best, only the loops tell.
+    useless = StepQuality(gaps=((-0.2, -0.1, 0.0),) * 2, one=4.0, least=4.0, full=2.0)
+    assert useless.least_loops == (1, 1)
+    assert [useless.distance(0.0, loops)[0] for loops in range(2, 7)] == pytest.approx([4.0, 3.5, 3.0, 2.5, 2.0])
+
+
 def test_quality_goes_from_one_loop_to_all(planned):
     generator, data, planner = planned
     for by_steps in planner.quality.by_steps:
-        assert by_steps.full <= by_steps.one and len(by_steps.gaps[0]) == 3
+        assert by_steps.least <= by_steps.one and len(by_steps.gaps[0]) == 3
         assert all(row[-1] == 0.0 for row in by_steps.gaps)
-        one = sum(row[0] for row in by_steps.gaps)
-        assert by_steps.share(0.0, 3 * by_steps.steps) == pytest.approx(0.0)
-        assert by_steps.share(one, by_steps.steps) == pytest.approx(1.0)
     options = {"samples": 6, "sets": 1, "steps": (2,)}
     once = measure_quality(generator, data, **options)
     assert once.error is None and once.by_steps[0].gaps == planner.quality.by_steps[0].gaps
     labels = np.arange(6) % generator.config.num_classes
     key = jax.random.fold_in(jax.random.key(0), 0)
-    ends = [
-        brightness(generator.sample(labels, key=key, loops=constant_budget(loops, 2), steps=2, batch_size=6), labels)
-        for loops in (3, 1)
-    ]
-    expected = ends if ends[0] <= ends[1] else [np.mean(ends)] * 2
-    np.testing.assert_allclose([once.by_steps[0].full, once.by_steps[0].one], expected, rtol=1e-6)
+    found = once.by_steps[0]
+    one, least, full = (
+        brightness(generator.sample(labels, key=key, loops=table_budget(loops), steps=2, batch_size=6), labels)
+        for loops in ((1, 1), found.least_loops, (3, 3))
+    )
+    expected = [one, least, full] if least <= one else [(one + least) / 2] * 2 + [full]
+    np.testing.assert_allclose([found.one, found.least, found.full], expected, rtol=1e-6)
+
+
+def test_a_planner_also_plans_steps_without_loops(tmp_path):
+    generator, data = tiny("dit")
+    data = dataclasses.replace(data, distance=brightness, measure="brightness")
+    planner = make_planner(generator, data, steps=(2, 5), every=2, samples=6, repeats=2)
+    kinds = [(by_steps.steps, by_steps.every, len(by_steps.gaps)) for by_steps in planner.quality.by_steps]
+    assert kinds == [(2, 1, 2), (5, 1, 5), (5, 2, 3)] and planner.every == 2
+    plain, cached = planner.quality.by_steps[1:]
+    # Each step that runs loops stands for those until the next: here the first for two fifths of the levels.
+    np.testing.assert_allclose(np.asarray(cached.gaps[0]), 2.0 * np.asarray(plain.gaps[0]), atol=1e-6)
+    labels = np.arange(6) % 10
+    at_five = {"key": jax.random.fold_in(jax.random.key(0), 0), "steps": 5, "batch_size": 6}
+    all_loops = brightness(generator.sample(labels, loops=table_budget([3, 0, 3, 0, 3]), **at_five), labels)
+    once = measure_quality(generator, data, steps=(2, 5), every=2, samples=6, sets=1).by_steps[2]
+    assert once.full == pytest.approx(all_loops, rel=1e-6)
+    # Let the cache be the best there is: plans say so, and are sampled so, from a file too.
+    best = dataclasses.replace(cached, one=0.1, least=0.05, full=0.0)
+    planner = dataclasses.replace(
+        planner, quality=dataclasses.replace(planner.quality, by_steps=(plain, best)), latencies=(latency_of(),)
+    )
+    chosen = load_planner(planner.save(tmp_path / "plan.json"), generator).plan(1e3)
+    assert chosen.loops == (3, 0, 3, 0, 3) and chosen.milliseconds == pytest.approx(2.0 + 9 * 1.0 + 5 * 0.5)
+    assert "5 steps of 3 0 3 0 3 loops" in str(chosen)
+    clocked = dataclasses.replace(generator, planner=planner)
+    by_hand = generator.sample([4], loops=table_budget([3, 0, 3, 0, 3]), steps=5, guidance=planner.guidance, key=KEY)
+    np.testing.assert_array_equal(clocked.sample([4], milliseconds=1e3, key=KEY), by_hand)
+    in_time = clocked.sample([4], milliseconds=1e6, deadline=True, key=KEY)
+    np.testing.assert_allclose(in_time, by_hand, atol=1e-4)
+
+
+def test_steps_and_gaps_must_fit():
+    rows = ((0.1, 0.0),) * 3
+    assert StepQuality(gaps=rows, one=1.0, least=0.5, full=0.5, steps=5, every=2).at_steps((1, 2, 1)) == (1, 0, 2, 0, 1)
+    with pytest.raises(ValueError, match=r"`StepQuality\(steps=8, every=2\)` needs gaps for as many .* and has 3"):
+        StepQuality(gaps=rows, one=1.0, least=0.5, full=0.5, steps=8, every=2)
 
 
 def test_without_a_distance_the_quality_is_the_gap_at_the_usual_steps():
@@ -260,8 +314,9 @@ def measured(draw):
     most, by_steps = draw(st.integers(1, 3)), []
     for steps in draw(st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True)):
         gaps = [draw(st.lists(st.floats(0.0, 1.0), min_size=most, max_size=most)) for _ in range(steps)]
-        ends = sorted(draw(st.lists(st.floats(0.0, 9.0), min_size=2, max_size=2)))
-        by_steps.append(StepQuality(gaps=tuple(map(tuple, gaps)), full=ends[0], one=ends[1]))
+        least, one = sorted(draw(st.lists(st.floats(0.0, 9.0), min_size=2, max_size=2)))
+        full = draw(st.floats(0.0, 9.0))
+        by_steps.append(StepQuality(gaps=tuple(map(tuple, gaps)), one=one, least=least, full=full))
     return planner_of(latency, by_steps, error=0.1)
 
 
@@ -286,7 +341,7 @@ def test_every_plan_is_predicted_within_its_budget_and_none_of_the_frontier_is_b
 
 
 def test_a_budget_below_the_fastest_plan_names_it():
-    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, full=1.0, one=2.0)])
+    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, one=2.0, least=1.0, full=1.0)])
     with pytest.raises(ValueError) as raised:
         planner.plan(4.9)
     said = str(raised.value)
@@ -296,7 +351,7 @@ def test_a_budget_below_the_fastest_plan_names_it():
 
 
 def test_headroom_is_kept_free():
-    planner = planner_of(latency_of(tail=1.5), [StepQuality(gaps=((0.2, 0.0),) * 2, full=1.0, one=2.0)])
+    planner = planner_of(latency_of(tail=1.5), [StepQuality(gaps=((0.2, 0.0),) * 2, one=2.0, least=1.0, full=1.0)])
     assert planner.plan(7.6).loops == (1, 1) and planner.plan(7.6, headroom=1.0).loops == (2, 2)
     with pytest.raises(ValueError, match=r"`headroom=0\.5` must be a number of at least 1"):
         planner.plan(10.0, headroom=0.5)
@@ -304,7 +359,7 @@ def test_headroom_is_kept_free():
 
 @pytest.mark.parametrize("milliseconds", [math.nan, math.inf, 0.0, -3.0])
 def test_budgets_that_are_no_time_are_refused(milliseconds):
-    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, full=1.0, one=2.0)])
+    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, one=2.0, least=1.0, full=1.0)])
     for call in (planner.plan, lambda given: plan("digits-dit", given)):
         with pytest.raises(ValueError, match="must be a positive number of milliseconds"):
             call(milliseconds)
@@ -397,7 +452,7 @@ def test_a_planner_is_saved_and_read(planned, tmp_path):
     ],
 )
 def test_a_file_of_other_conditions_is_refused(name, value, message, tmp_path):
-    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, full=1.0, one=2.0)])
+    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, one=2.0, least=1.0, full=1.0)])
     path = planner.save(tmp_path / "plan.json")
     content = json.loads(path.read_text())
     content["conditions"][name] = value
@@ -408,7 +463,7 @@ def test_a_file_of_other_conditions_is_refused(name, value, message, tmp_path):
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):
-    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, full=1.0, one=2.0)])
+    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, one=2.0, least=1.0, full=1.0)])
     path = planner.save(tmp_path / "plan.json")
     with pytest.raises(ValueError, match="under other conditions: its model is"):
         load_planner(path, load("digits-maskgit"))
@@ -417,7 +472,7 @@ def test_a_file_of_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format=7), "has the format 7, and this version of elt_zoo reads 1"),
+        (lambda content: content.update(format=7), "has the format 7, and this version of elt_zoo reads 2"),
         (lambda content: content.pop("guidance"), "is damaged: .*missing: guidance"),
         (lambda content: content["latencies"][0].update(fixed=-1.0), "is damaged: .*must be a number of at least 0"),
         (lambda content: content.update(latencies=[]), "is damaged: it holds no measurement"),
@@ -426,7 +481,7 @@ def test_a_file_of_another_model_is_refused(tmp_path):
     ],
 )
 def test_a_damaged_file_is_refused(change, message, tmp_path):
-    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, full=1.0, one=2.0)])
+    planner = planner_of(latency_of(), [StepQuality(gaps=((0.2, 0.0),) * 2, one=2.0, least=1.0, full=1.0)])
     path = planner.save(tmp_path / "plan.json")
     content = json.loads(path.read_text())
     change(content)
@@ -460,7 +515,8 @@ def test_a_family_of_ones_own_says_its_levels():
 
 def test_the_command_prints_and_plots_what_a_file_holds(tmp_path):
     by_steps = [
-        StepQuality(gaps=((0.1, 0.05, 0.0, 0.0),) * steps, full=3.0 / steps, one=4.0 / steps) for steps in (4, 16)
+        StepQuality(gaps=((0.1, 0.05, 0.0, 0.0),) * steps, one=4.0 / steps, least=3.0 / steps, full=3.0 / steps)
+        for steps in (4, 16)
     ]
     planner = planner_of(latency_of(tail=1.2), by_steps, error=0.02)
     path = planner.save(tmp_path / "plan.json")

@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 import elt_zoo
 from elt_zoo.anytime import calibrate_exit, changed_class, feature_change, risk_p_value, used_loops
-from elt_zoo.generator import ExitGuidance, SettledExit, divergence, doubt, flips, relative_change
+from elt_zoo.generator import EarlyExitPredict, ExitGuidance, SettledExit, divergence, doubt, flips, relative_change
 
 KEY = jax.random.key(3)
 LABELS = np.arange(4)
@@ -55,6 +55,23 @@ def test_a_rule_sits_between_the_two_and_examples_leave_by_themselves(generator)
     means = [each.mean() for each in loops]
     assert means[0] > means[-1]
     assert any(len(np.unique(step)) > 1 for each in loops for step in each), "all examples of a step leave together"
+
+
+def test_a_batch_that_leaves_together_leaves_by_its_mean(generator):
+    signal, predict = signal_of(generator), generator.sampler(steps=STEPS, guidance=1.0)
+    labels, most = jnp.asarray(LABELS), generator.config.max_loops
+    by_itself = EarlyExitPredict(generator.model, SettledExit(signal, 0.0))
+    asked = predict.step_inputs(by_itself, labels, loops=most, key=jax.random.fold_in(KEY, 0))
+    first = (*(leaf[0] for leaf in asked), labels)
+    exits = jax.vmap(lambda *example: generator.model.trajectory(*example, loops=most))(*first)
+    means = [np.mean(jax.vmap(signal)(exits[:, each - 1], exits[:, each])) for each in range(1, most)]
+    for threshold in (2.0 * float(max(means)), 1.01 * float(np.median(means)), 0.0):
+        rule = SettledExit(signal, threshold, together=True)
+        prediction, loops = EarlyExitPredict(generator.model, rule).exits(*first)
+        expected = next((index + 2 for index, mean in enumerate(means) if mean <= threshold), most)
+        assert loops.tolist() == [expected] * len(LABELS)
+        np.testing.assert_allclose(prediction, exits[:, expected - 1], atol=1e-4)
+    assert np.isfinite(sample(generator, exit_rule=rule)).all()
 
 
 def test_a_rule_and_another_choice_are_refused():

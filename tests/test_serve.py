@@ -60,7 +60,10 @@ def generator():
 
 def planner_of(generator: Any, latencies, *, steps=(STEPS,)):
     """More steps are better than fewer, and so are loops."""
-    qualities = [StepQuality(gaps=((0.2, 0.1, 0.0),) * count, full=8.0 - count, one=10.0 - count) for count in steps]
+    qualities = [
+        StepQuality(gaps=((0.2, 0.1, 0.0),) * count, one=10.0 - count, least=8.0 - count, full=8.0 - count)
+        for count in steps
+    ]
     quality = Quality(measure="distance", by_steps=tuple(qualities), error=None, samples=0, sets=0)
     return Planner(generator=generator, guidance=1.0, latencies=latencies, quality=quality)
 

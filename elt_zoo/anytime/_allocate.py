@@ -58,3 +58,8 @@ class Allocations:
             loops.append(int(choices[total]))
             total -= loops[-1]
         return tuple(reversed(loops))
+
+
+def spread_out(loops: Sequence[int], steps: int, every: int) -> tuple[int, ...]:
+    """Loops of every n-th step → of all steps, 0 at the others."""
+    return tuple(loops[step // every] if step % every == 0 else 0 for step in range(steps))

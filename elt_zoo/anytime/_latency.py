@@ -7,9 +7,15 @@ import jax
 import numpy as np
 
 from ..generator import Generator
-from ..sampling import constant_budget
+from ..sampling import table_budget
+from ._allocate import spread_out
 
-_TAIL = 0.95
+_TAIL = 0.995
+_IN_A_ROW = 5
+"""Calls of one way to sample before the next has its turn: like those of a user, most of them find warm caches."""
+
+_FEWEST, _LONGEST = 15, 5.0
+"""Timed calls of each way, and seconds of all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +24,7 @@ class Timing:
 
     **Fields:** `steps`: sampling steps; `loops`: their loops, summed over the steps; `seconds`: of every call.
 
-    **Raises:** `ValueError` for no calls, times that are not positive numbers, or fewer loops than steps.
+    **Raises:** `ValueError` for no calls, times that are not positive numbers, no steps or no loops.
     """
 
     steps: int
@@ -26,8 +32,8 @@ class Timing:
     seconds: tuple[float, ...]
 
     def __post_init__(self):
-        if not 1 <= self.steps <= self.loops:
-            raise ValueError(f"`Timing(steps={self.steps}, loops={self.loops})` needs at least one loop for each step.")
+        if min(self.steps, self.loops) < 1:
+            raise ValueError(f"`Timing(steps={self.steps}, loops={self.loops})` needs at least one step and one loop.")
         if not self.seconds or not all(0 < seconds < math.inf for seconds in self.seconds):
             raise ValueError(f"`Timing(seconds={self.seconds})` needs the seconds of one call or more, all positive.")
 
@@ -52,7 +58,7 @@ class Latency:
     - `per_loop`: a loop of the trunk, of all branches.
     - `per_step`: the rest of a step: embedding, head and the sampler's update.
     - `error`: the median relative error of the timings that it was fitted to.
-    - `tail`: the 95th percentile of a call's time over the predicted one.
+    - `tail`: the 99.5th percentile of a call's time over the predicted one.
     """
 
     batch: int
@@ -80,7 +86,7 @@ class Latency:
         fixed, loop, step = (f"{1e3 * part:.3g} ms" for part in (self.fixed, self.per_loop, self.per_step))
         return (
             f"{self.batch} at a time: {fixed} + {step} for each step + {loop} for each loop "
-            f"(median error {self.error:.1%}; one call in twenty takes over {self.tail:.2f} times as long)"
+            f"(median error {self.error:.1%}; one call in 200 takes over {self.tail:.2f} times as long)"
         )
 
 
@@ -118,24 +124,27 @@ def measure_latency(
     *,
     batch: int = 1,
     steps: Sequence[int],
+    every: int = 1,
     guidance: float | None = None,
-    repeats: int = 15,
+    repeats: int = 60,
     own_keys: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Times a generator on the first device, and fits the time of a call.
 
-    Each number of steps is timed with one loop and with L_max (with two, where L_max is one). The calls take turns, so
-    that a machine that is busy for a while slows all of them. Loops are traced: each number of steps is one compiled
-    program, which later calls of the same batch use again.
+    Each number of steps is timed with one loop and with L_max (with two, where L_max is one). They take turns of a few
+    calls, so that a machine that is busy for a while slows all of them. Loops are traced: each number of steps is one
+    compiled program, which later calls of the same batch use again.
 
     **Arguments:**
 
     - `generator`: what to time.
     - `batch`: samples of a call.
     - `steps`: numbers of sampling steps, about three.
+    - `every`: the largest of them is also timed with loops at every n-th step alone, unless n is 1.
     - `guidance`: the scale; default as the generator is sampled.
-    - `repeats`: timed calls of each.
+    - `repeats`: timed calls of each; fewer, but fifteen at least, where all together would take longer than five
+      seconds.
     - `own_keys`: time calls with a key for each label, which are other programs.
     - `clock`: seconds, as `time.perf_counter` tells them.
 
@@ -143,25 +152,32 @@ def measure_latency(
 
     **Raises:** `ValueError` for counts below 1, or steps that the sampler cannot take.
     """
-    if min(batch, repeats, len(steps), *steps) < 1:
+    if min(batch, repeats, every, len(steps), *steps) < 1:
         raise ValueError(
             f"`measure_latency(batch={batch}, steps={tuple(steps)}, repeats={repeats})`: each must be at least 1."
         )
     labels, key = np.arange(batch) % generator.config.num_classes, jax.random.key(0)
     key = jax.random.split(key, batch) if own_keys else key
-    settings = [(count, loops) for count in steps for loops in (1, max(generator.config.max_loops, 2))]
+    kinds = [(count, 1) for count in steps] + ([(max(steps), every)] if every > 1 else [])
+    budgets = [
+        spread_out((loops,) * count, count, apart)
+        for count, apart in kinds
+        for loops in (1, max(generator.config.max_loops, 2))
+    ]
 
-    def seconds(count: int, loops: int) -> float:
+    def seconds(loops: tuple[int, ...]) -> float:
         started = clock()
-        budget = constant_budget(loops, count)
-        generator.sample(labels, key=key, loops=budget, steps=count, guidance=guidance, batch_size=batch)
+        budget = table_budget(loops)
+        generator.sample(labels, key=key, loops=budget, steps=len(loops), guidance=guidance, batch_size=batch)
         return clock() - started
 
-    for count, loops in settings:  # compiles, and warms up
-        seconds(count, loops)
-    rounds = [[seconds(*setting) for setting in settings] for _ in range(repeats)]
-    timings = [
-        Timing(steps=count, loops=count * loops, seconds=times)
-        for (count, loops), times in zip(settings, zip(*rounds, strict=True), strict=True)
-    ]
+    for loops in budgets:  # compiles
+        seconds(loops)
+    once = sum(map(seconds, budgets))
+    repeats = min(repeats, max(_FEWEST, math.floor(_LONGEST / once)))
+    times: dict[tuple[int, ...], list[float]] = {loops: [] for loops in budgets}
+    for turn in range(0, repeats, _IN_A_ROW):
+        for loops in budgets:
+            times[loops] += [seconds(loops) for _ in range(min(_IN_A_ROW, repeats - turn))]
+    timings = [Timing(steps=len(loops), loops=sum(loops), seconds=tuple(took)) for loops, took in times.items()]
     return fit_latency(timings, batch=batch)

@@ -13,10 +13,10 @@ class Plan:
 
     - `batch`: samples at a time.
     - `steps`: sampling steps.
-    - `loops`: of each step.
+    - `loops`: of each step; 0 where it takes over what the loops of the last one added.
     - `guidance`: the scale; 1 is none.
     - `milliseconds`: the predicted median time of a call that samples one batch.
-    - `late_milliseconds`: the time that one call in twenty is predicted to exceed. It is within the budget.
+    - `late_milliseconds`: the time that one call in 200 is predicted to exceed. It is within the budget.
     - `quality`: the predicted distance; lower is better.
     - `error`: the standard error of `quality`; `None` if it is not known.
     - `measure`: the name of the distance.
@@ -40,7 +40,7 @@ class Plan:
     def __str__(self) -> str:
         return (
             f"{self.steps} steps of {loops_text(self.loops)} loops: {self.milliseconds:.3g} ms "
-            f"(one in twenty over {self.late_milliseconds:.3g} ms), {self.measure} {quality_text(self)}"
+            f"(one in 200 over {self.late_milliseconds:.3g} ms), {self.measure} {quality_text(self)}"
         )
 
 

@@ -15,7 +15,7 @@ from ._latency import Latency, measure_latency
 from ._plan import Plan
 from ._quality import Quality, StepQuality, measure_quality
 
-_FORMAT = 1
+_FORMAT = 2
 _DIGITS = "digits"
 
 
@@ -25,11 +25,8 @@ class _Way(NamedTuple):
     by_steps: StepQuality
     allocations: Allocations
     total: int
+    quality: float
     share: float
-
-    @property
-    def quality(self) -> float:
-        return self.by_steps.full + (self.by_steps.one - self.by_steps.full) * self.share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +39,8 @@ class Planner:
         generator = dataclasses.replace(generator, planner=planner)
         generator.sample(labels, milliseconds=40, key=key)
 
-    All plans of a batch size use the programs that were compiled for the measurements, one for each number of steps.
+    All plans of a batch size use the programs that were compiled for the measurements: one for each number of steps,
+    and one for the largest with a cache.
 
     **Fields:**
 
@@ -56,6 +54,11 @@ class Planner:
     guidance: float
     latencies: tuple[Latency, ...]
     quality: Quality
+
+    @property
+    def every(self) -> int:
+        """n, where it also plans to run the loops at every n-th step alone; 1 where it does not."""
+        return max(by_steps.every for by_steps in self.quality.by_steps)
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -82,8 +85,8 @@ class Planner:
 
         - `milliseconds`: for the call, decoding to pixels included.
         - `batch`: samples, one of `batches`.
-        - `headroom`: how many times the predicted median must fit into the budget; default as many as 19 calls of 20
-          were measured to take at most. 1 plans by the median.
+        - `headroom`: how many times the predicted median must fit into the budget; default as many as 199 calls of
+          200 were measured to take at most. 1 plans by the median.
 
         **Returns:** the [`Plan`][elt_zoo.anytime.Plan]; of equally good ones the fastest.
 
@@ -156,7 +159,7 @@ class Planner:
         return Plan(
             batch=batch,
             steps=way.by_steps.steps,
-            loops=way.allocations.loops(way.total),
+            loops=way.by_steps.at_steps(way.allocations.loops(way.total)),
             guidance=self.guidance,
             milliseconds=milliseconds,
             late_milliseconds=milliseconds * _headroom(latency, headroom),
@@ -177,10 +180,11 @@ def make_planner(
     *,
     batches: Sequence[int] = (1,),
     steps: Sequence[int] | None = None,
+    every: int = 3,
     guidance: float | None = None,
     samples: int = 1000,
     sets: int = 2,
-    repeats: int = 15,
+    repeats: int = 60,
     seed: int = 0,
 ) -> Planner:
     """Measures how long a generator takes on this machine and how good its samples are, for any steps and loops.
@@ -193,6 +197,7 @@ def make_planner(
     - `batches`: the batch sizes to plan for.
     - `steps`: the numbers of sampling steps to choose from, each a compiled program; default those of the generator's
       settings, half and a quarter of them; without a distance those of the settings alone.
+    - `every`: with the largest of them, also plan to run the loops at every n-th step alone; 1 never does.
     - `guidance`: the scale; default as the generator is sampled.
     - `samples`, `sets`, `seed`: as for [`measure_quality`][elt_zoo.anytime.measure_quality].
     - `repeats`: as for [`measure_latency`][elt_zoo.anytime.measure_latency].
@@ -215,12 +220,16 @@ def make_planner(
     steps, batches = tuple(dict.fromkeys(steps)), tuple(dict.fromkeys(batches))
     for count in steps:  # refuses what the sampler cannot take before anything takes long
         generator.sampler(steps=count, guidance=guidance)
-    quality = measure_quality(generator, data, steps=steps, guidance=guidance, samples=samples, sets=sets, seed=seed)
-    latencies = tuple(
-        measure_latency(generator, batch=batch, steps=steps, guidance=guidance, repeats=repeats) for batch in batches
+    quality = measure_quality(
+        generator, data, steps=steps, every=every, guidance=guidance, samples=samples, sets=sets, seed=seed
     )
     scale = generator.settings.guidance if guidance is None else float(guidance)
-    return Planner(generator=generator, guidance=scale, latencies=latencies, quality=quality)
+    planner = Planner(generator=generator, guidance=scale, latencies=(), quality=quality)
+    latencies = tuple(
+        measure_latency(generator, batch=batch, steps=steps, every=planner.every, guidance=guidance, repeats=repeats)
+        for batch in batches
+    )
+    return dataclasses.replace(planner, latencies=latencies)
 
 
 def plan(
@@ -298,8 +307,8 @@ class _Measured:
 def _ways(by_steps: StepQuality) -> Iterator[_Way]:
     """The best loops for every total, of one number of steps."""
     allocations = Allocations(by_steps.gaps)
-    for total, gap in enumerate(allocations.least.tolist(), start=by_steps.steps):
-        yield _Way(by_steps, allocations, total, by_steps.share(gap, total))
+    for total, gap in enumerate(allocations.least.tolist(), start=len(by_steps.gaps)):
+        yield _Way(by_steps, allocations, total, *by_steps.distance(gap, total))
 
 
 def _headroom(latency: Latency, given: float | None) -> float:

@@ -6,12 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..diagnostics import LevelLosses, held_out_level_losses
 from ..generator import Generator
 from ..models import BatchedPredict, ElasticModel
-from ..sampling import constant_budget
+from ..sampling import table_budget
+from ._allocate import spread_out
 from ._data import PlanningData
 
 GAP = "held-out gap to L_max"
@@ -21,43 +22,69 @@ _LARGEST_BATCH = 250
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepQuality:
-    r"""How good samples of one number of steps are, for any loops at each step.
+    r"""How good samples of one number of steps are, for any loops at the steps that run them: all steps, or every n-th,
+    with [steps without loops][elt_zoo.models.CachedPredict] in between.
 
-    The gaps say which loops are best, and how far their samples are on the way from those of L_max to those of one
-    loop, whose distances are measured:
+    The gaps say which loops are best for every total. Distances are known of three of these: one loop at every step
+    that runs them, the loops of the least gap, and L_max. In between they are interpolated: from one loop to those of
+    the least gap along the gap,
 
-    $$\text{distance} = \text{full} + (\text{one} - \text{full}) \cdot \text{gap} / \text{gap of one loop}$$
+    $$\text{distance} = \text{least} + (\text{one} - \text{least}) \cdot
+    \frac{\text{gap} - \text{least gap}}{\text{gap of one loop} - \text{least gap}}$$
+
+    and from there to L_max, where the held-out loss has nothing more to say, along the loops.
 
     **Fields:**
 
-    - `gaps`: for every step, what is lost with 1, …, L_max loops against L_max.
-    - `full`, `one`: the distance with L_max loops at every step, and with one.
+    - `gaps`: for every step that runs loops, what is lost with 1, …, L_max of them against L_max.
+    - `one`, `least`, `full`: the distance with one loop at each of these, with `least_loops`, and with L_max.
+    - `every`: n; 1 runs the loops at all steps.
+    - `steps`: sampling steps; default as many as run loops.
+
+    **Raises:** `ValueError` for rows of unlike lengths, or other than one for each step that runs loops.
     """
 
     gaps: tuple[tuple[float, ...], ...]
-    full: float
     one: float
+    least: float
+    full: float
+    every: int = 1
+    steps: int = 0
 
     def __post_init__(self):
+        if not self.steps:
+            object.__setattr__(self, "steps", len(self.gaps))
         widths = {len(row) for row in self.gaps}
         if len(widths) != 1 or 0 in widths:
             raise ValueError("`StepQuality(gaps)` needs as many numbers for every step, one for each number of loops.")
+        if self.every < 1 or len(self.gaps) != -(-self.steps // self.every):
+            raise ValueError(
+                f"`StepQuality(steps={self.steps}, every={self.every})` needs gaps for as many steps as run loops, and "
+                f"has {len(self.gaps)}."
+            )
+
+    def at_steps(self, loops: Sequence[int]) -> tuple[int, ...]:
+        """Loops of the steps that run them → of all steps, 0 at the others."""
+        return spread_out(loops, self.steps, self.every)
 
     @property
-    def steps(self) -> int:
-        """Sampling steps."""
-        return len(self.gaps)
+    def least_loops(self) -> tuple[int, ...]:
+        """The loops that have the least gap at each step that runs them, of equal ones the fewest."""
+        return least_loops(self.gaps)
 
-    def share(self, gap: float, loops: int) -> float:
-        """How far samples are from those of L_max to those of one loop, in [0, 1].
+    def distance(self, gap: float, loops: int) -> tuple[float, float]:
+        """The distance with the best loops of a total, and how far it is from one of the two measured ones that it lies
+        between to the other, in [0, 1].
 
-        **Arguments:** `gap`: the summed gap of their loops; `loops`: their sum. It decides where the held-out loss says
-        nothing, since one loop is no worse than L_max.
+        **Arguments:** `gap`: the summed gap of the loops; `loops`: their sum.
         """
-        most, one = self.steps * len(self.gaps[0]), sum(row[0] for row in self.gaps)
-        if one <= 0:
-            return (most - loops) / max(most - self.steps, 1)
-        return min(max(gap / one, 0.0), 1.0)
+        most, fewest = len(self.gaps) * len(self.gaps[0]), sum(self.least_loops)
+        if loops > fewest:
+            share = (loops - fewest) / (most - fewest)
+            return self.least + (self.full - self.least) * share, share
+        one, least = sum(row[0] for row in self.gaps), sum(min(row) for row in self.gaps)
+        share = min(max((gap - least) / (one - least), 0.0), 1.0) if one > least else 0.0
+        return self.least + (self.one - self.least) * share, share
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +94,7 @@ class Quality:
     **Fields:**
 
     - `measure`: the name of the distance; lower is better.
-    - `by_steps`: for each number of steps.
+    - `by_steps`: for each number of steps, and for the largest also with a cache.
     - `error`: the standard error of each measured distance; `None` if it is not known.
     - `samples`, `sets`: how many samples a distance is measured on, and how many times; 0 without a distance.
     """
@@ -84,6 +111,7 @@ def measure_quality(
     data: PlanningData,
     *,
     steps: Sequence[int],
+    every: int = 3,
     guidance: float | None = None,
     samples: int = 1000,
     sets: int = 2,
@@ -100,8 +128,9 @@ def measure_quality(
     (\text{loss}_l(\text{level}_k) - \text{loss}_{L_{max}}(\text{level}_k))$$
 
     For masked generation that is the loss in nats over the share of tokens that the step reveals; for diffusion the
-    training loss over the times that it crosses. Distances are then measured for two cells of each number of steps,
-    L_max loops and one.
+    training loss over the times that it crosses. Distances are then measured with one loop and with L_max for each
+    number of steps, and for the largest also with the loops of the least gap, and with a cache: where only every n-th
+    step runs loops, it answers for those until the next. Of the others the least gap is taken to be as good as L_max.
 
     **Arguments:**
 
@@ -109,6 +138,7 @@ def measure_quality(
     - `data`: held-out examples, and a distance. Without a distance, the quality is the summed gap, which cannot be
       compared between numbers of steps.
     - `steps`: numbers of sampling steps; one without a distance.
+    - `every`: n; 1 leaves the cache out, as does a missing distance.
     - `guidance`: the scale; default as the generator is sampled.
     - `samples`, `sets`: samples of a distance, the classes in turn, and sets of them, each from its own noise.
     - `copies`: how many times each held-out example is corrupted.
@@ -119,10 +149,10 @@ def measure_quality(
     **Raises:** `ValueError` for counts below 1, examples that do not fit, several numbers of steps without a distance,
     or a distance that is not finite.
     """
-    if min(samples, sets, copies, len(steps), *steps) < 1:
+    if min(samples, sets, copies, every, len(steps), *steps) < 1:
         raise ValueError(
-            f"`measure_quality(steps={tuple(steps)}, samples={samples}, sets={sets}, copies={copies})`: each must be "
-            "at least 1."
+            f"`measure_quality(steps={tuple(steps)}, every={every}, samples={samples}, sets={sets}, copies={copies})`: "
+            "each must be at least 1."
         )
     if data.distance is None and len(steps) > 1:
         raise ValueError(
@@ -143,34 +173,68 @@ def measure_quality(
         batch_size=_even_batch(copies * len(data.labels)),
         key=key,
     )
-    gaps = {count: step_gaps(losses, levels=step_levels(generator, count), steps=count) for count in steps}
+    kinds = [(count, 1) for count in steps]
+    if data.distance is not None and 1 < every < max(steps):
+        kinds.append((max(steps), every))
+    gaps = {}
+    for count, apart in kinds:
+        levels = step_levels(generator, count)
+        gaps[count, apart] = step_gaps(losses, levels=levels and levels[::apart], steps=-(-count // apart))
     if data.distance is None:
-        count = steps[0]
-        only = StepQuality(gaps=gaps[count], full=0.0, one=max(sum(row[0] for row in gaps[count]), 0.0))
-        return Quality(measure=GAP, by_steps=(only,), error=None, samples=0, sets=0)
-    cells = [(count, loops) for count in steps for loops in (config.max_loops, 1)]
-    labels = np.arange(samples, dtype=np.int32) % config.num_classes
-    distances = np.empty((len(cells), sets))
-    for index, (count, loops) in enumerate(cells):
+        (only,) = gaps.values()
+        one, least = sum(row[0] for row in only), sum(min(row) for row in only)
+        by_steps = StepQuality(gaps=only, one=one, least=least, full=0.0)
+        return Quality(measure=GAP, by_steps=(by_steps,), error=None, samples=0, sets=0)
+    cells = [(kind, (loops,) * len(gaps[kind])) for kind in kinds for loops in (1, config.max_loops)]
+    largest = (max(steps), 1)
+    cells = list(dict.fromkeys([*cells, (largest, least_loops(gaps[largest]))]))
+    budgets = [spread_out(loops, *kind) for kind, loops in cells]
+    distances = _distances(generator, data, budgets, guidance=guidance, samples=samples, sets=sets, key=key)
+    found, by_kind = dict(zip(cells, distances.mean(axis=1).tolist(), strict=True)), []
+    for kind in kinds:
+        rows = gaps[kind]
+        one, full = (found[kind, (loops,) * len(rows)] for loops in (1, config.max_loops))
+        least = found.get((kind, least_loops(rows)), full)
+        # The loops of the least gap are no worse than one: where they seem to be, the two differ by their noise.
+        one, least = (one, least) if least <= one else ((one + least) / 2,) * 2
+        by_kind.append(StepQuality(gaps=rows, one=one, least=least, full=full, every=kind[1], steps=kind[0]))
+    error = None if sets == 1 else float(np.sqrt(distances.var(axis=1, ddof=1).mean() / sets))
+    return Quality(measure=data.measure, by_steps=tuple(by_kind), error=error, samples=samples, sets=sets)
+
+
+def _distances(
+    generator: Generator,
+    data: PlanningData,
+    budgets: Sequence[Sequence[int]],
+    *,
+    guidance: float | None,
+    samples: int,
+    sets: int,
+    key: PRNGKeyArray,
+) -> Float[np.ndarray, "budgets sets"]:
+    """Of samples with the loops of each step that each budget says, from the same noises."""
+    assert data.distance is not None
+    labels = np.arange(samples, dtype=np.int32) % generator.config.num_classes
+    distances = np.empty((len(budgets), sets))
+    for index, loops in enumerate(budgets):
         for number in range(sets):
             pixels = generator.sample(
                 labels,
                 key=jax.random.fold_in(key, number),
-                loops=constant_budget(loops, count),
-                steps=count,
+                loops=table_budget(loops),
+                steps=len(loops),
                 guidance=guidance,
                 batch_size=min(samples, _LARGEST_BATCH),
             )
             distances[index, number] = data.distance(pixels, labels)
     if not np.isfinite(distances).all():
         raise ValueError(f"`measure_quality`: the {data.measure} of the samples is not finite: {distances.tolist()}.")
-    by_steps = []
-    for count, (full, one) in zip(steps, distances.mean(axis=1).reshape(-1, 2).tolist(), strict=True):
-        # Fewer loops are no gain: where they seem to be, the two differ by their noise.
-        full, one = (full, one) if full <= one else ((full + one) / 2,) * 2
-        by_steps.append(StepQuality(gaps=gaps[count], full=full, one=one))
-    error = None if sets == 1 else float(np.sqrt(distances.var(axis=1, ddof=1).mean() / sets))
-    return Quality(measure=data.measure, by_steps=tuple(by_steps), error=error, samples=samples, sets=sets)
+    return distances
+
+
+def least_loops(gaps: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """The loops of each step that have the least gap, of equal ones the fewest."""
+    return tuple(1 + int(np.argmin(row)) for row in gaps)
 
 
 def step_levels(generator: Generator, steps: int) -> tuple[float, ...] | None:

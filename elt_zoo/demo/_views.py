@@ -115,7 +115,7 @@ def planned(studio: Studio, choice: Choice, milliseconds: float) -> str:
     image = _html.pictures(samples.pixels, "Samples of the plan", columns=-(-len(samples.pixels) // 2))
     said = (
         f"{plan.steps} steps with these loops: {loops_text(plan.loops)}. Predicted {plan.milliseconds:.3g} ms, one "
-        f"call in twenty over {plan.late_milliseconds:.3g} ms; this call took {1e3 * samples.seconds:.3g} ms. "
+        f"call in 200 over {plan.late_milliseconds:.3g} ms; this call took {1e3 * samples.seconds:.3g} ms. "
         f"{plan.measure}: {plan.quality:.3g}."
     )
     return f'<div class="elt-large">{image}</div>{_html.text(said)}'

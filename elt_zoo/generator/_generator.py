@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from ..families import ModelConfig, SamplerSettings
-from ..models import BatchedPredict, ElasticModel
+from ..models import BatchedPredict, CachedPredict, ElasticModel
 from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops, Predict, total_loops
 from ..sharding import data_mesh, replicate, shard_batch
 from ..tokenizers import Tokenizer
@@ -105,7 +105,8 @@ class Generator:
           the others nor on the batch.
         - `loops`: L, in any form that a sampler takes: a count, a count for each step, or a
           [`LoopBudget`][elt_zoo.sampling.LoopBudget] for the branches of guidance; default the `max_loops` of the
-          config.
+          config. After the first step a count may be 0: such a step takes over what the loops of the last one added,
+          see [`CachedPredict`][elt_zoo.models.CachedPredict].
         - `steps`, `guidance`: as for [`sampler`][elt_zoo.Generator.sampler].
         - `exit_guidance`: guidance by an early exit, alone or with the other; default none.
         - `exit_rule`: instead of `loops`: each example leaves the loops of each step once the rule holds, after two
@@ -122,9 +123,9 @@ class Generator:
         **Returns:** pixels in [−1, 1], float32, channels last.
 
         **Raises:** `ValueError` for no labels, labels out of range, loops or steps that the sampler cannot take, a
-        missing tokenizer, an exit rule with loops or guidance by an exit, milliseconds without a planner, with other
-        choices, or too few for any plan, a deadline without milliseconds or with a key for each label, or other than
-        one key or as many as labels;
+        missing tokenizer, an exit rule with loops or guidance by an exit, guidance by an exit with a step of no loops,
+        milliseconds without a planner, with other choices, or too few for any plan, a deadline without milliseconds or
+        with a key for each label, or other than one key or as many as labels;
         `FloatingPointError` for samples that are not finite.
         """
         batches = self.batches(
@@ -200,8 +201,11 @@ class Generator:
         loops = self.config.max_loops if loops is None else loops
         total_loops(loops, sampler.steps, guidance=sampler.guidance)  # refuses wrong counts before any work
         by_exit = exit_rule if exit_guidance is None else exit_guidance
+        cached = any(np.min(count) < 1 for count in jax.tree.leaves(loops))
+        if cached and exit_guidance is not None:
+            raise ValueError("`exit_guidance` needs loops at every step, and `loops` has steps without.")
         sampler, budget, key, by_exit = replicate((sampler, _traced(loops), key, by_exit), mesh)
-        return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh, clock)
+        return self._drawn(sampler, (*network, by_exit, cached), labels, budget, key, size, mesh, clock)
 
     def _batch_of_plans(self, count: int, batch_size: int | None) -> tuple[Planner, int]:
         """The planner, and the batch size for so many labels."""
@@ -341,9 +345,9 @@ def _draw_until(
 
 
 def _predict(config: ModelConfig, sampler: AbstractSampler, network: Any) -> Predict:
-    model, _, by_exit = network
+    model, _, by_exit, cached = network
     if by_exit is None:
-        return BatchedPredict(model)
+        return CachedPredict(model) if cached else BatchedPredict(model)
     if isinstance(by_exit, SettledExit):
         return EarlyExitPredict(model, by_exit)
     return ExitGuidedPredict(model, by_exit, config.level, sampler.guide)

@@ -10,6 +10,8 @@ from .._checks import checked
 from ..looped import LoopCount
 from ..models import ElasticModel
 
+_BATCH = "examples of a batch"
+"""The name of the axis over which signals are averaged."""
 ExitSignal = Callable[[Array, Array], Float[Array, ""]]
 """Called with the predictions of one example at two exits in a row: how much is still happening, at least 0."""
 
@@ -51,16 +53,18 @@ class SettledExit(eqx.Module):
     It is called with the predictions of two exits in a row, and says whether the signal has come down to the threshold.
     [`calibrate_exit`][elt_zoo.anytime.calibrate_exit] finds a threshold that keeps a promise.
 
-    **Fields:** `signal`; `threshold`: an array, so that one program serves all.
+    **Fields:** `signal`; `threshold`: an array, so that one program serves all; `together`.
     """
 
     signal: ExitSignal = eqx.field(static=True)
     threshold: Float[Array, ""]
+    together: bool = eqx.field(static=True)
 
-    def __init__(self, signal: ExitSignal, threshold: float):
+    def __init__(self, signal: ExitSignal, threshold: float, *, together: bool = False):
         """**Arguments:** `signal`: such as [`relative_change`][elt_zoo.generator.relative_change] for diffusion and
         [`divergence`][elt_zoo.generator.divergence] for masked generation; `threshold`: the largest signal of a settled
-        prediction, at least 0.
+        prediction, at least 0; `together`: the examples of a batch leave together, once the mean of their signals has
+        come down to the threshold. Default each by itself.
 
         **Raises:** `ValueError` for a threshold that is negative or not finite.
         """
@@ -68,14 +72,15 @@ class SettledExit(eqx.Module):
             raise ValueError(f"`SettledExit(threshold={threshold})` must be a finite number, 0 or more.")
         self.signal = signal
         self.threshold = jnp.asarray(threshold, jnp.float32)
+        self.together = together
 
     def __call__(self, previous: PyTree[Array], prediction: PyTree[Array]) -> Bool[Array, ""]:
-        """Whether `prediction` is the result."""
+        """Whether `prediction` is the result. Of an example by itself."""
         return self.signal(previous, prediction) <= self.threshold
 
 
 class EarlyExitPredict(eqx.Module):
-    """A model as the `predict` function that samplers call, where each example of a batch leaves the loops by a rule.
+    """A model as the `predict` function that samplers call, where the examples of a batch leave the loops by a rule.
 
     Two exits must be there to be compared, so that every example runs at least two loops, and at most L_max.
 
@@ -95,9 +100,16 @@ class EarlyExitPredict(eqx.Module):
     @checked
     def exits(self, *inputs: Any) -> tuple[PyTree[Array], Int[Array, " batch"]]:
         """Batched predictions, and the loops that each example took."""
-        most = self.model.max_loops
+        most, together = self.model.max_loops, self.rule.together
+
+        def settled(previous: PyTree[Array], prediction: PyTree[Array]) -> Bool[Array, ""]:
+            if not together:
+                return self.rule(previous, prediction)
+            return jax.lax.pmean(self.rule.signal(previous, prediction), _BATCH) <= self.rule.threshold
 
         def one(*example: Any) -> tuple[PyTree[Array], Int[Array, ""]]:
-            return self.model.early_exit(*example, rule=self.rule, max_loops=most, min_loops=min(2, most))
+            return self.model.early_exit(
+                *example, rule=settled, max_loops=most, min_loops=min(2, most), together=together
+            )
 
-        return jax.vmap(one)(*inputs)
+        return jax.vmap(one, axis_name=_BATCH)(*inputs)

@@ -348,6 +348,7 @@ class LoopedTransformer(eqx.Module):
         max_loops: StaticCount,
         min_loops: StaticCount = 1,
         watch: Callable[[Float[Array, "tokens dim"]], PyTree[Array]] | None = None,
+        together: bool = False,
         differentiable: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "tokens dim"], Int[Array, ""]]:
@@ -367,6 +368,8 @@ class LoopedTransformer(eqx.Module):
         - `differentiable`: false stops as soon as the rule holds; in a batch under `jax.vmap`, each loop runs those
           examples that have not left (with one `jax.vmap`: two nested ones run more than they need). True runs all
           `max_loops` and keeps the state of the exit, so that the result can be differentiated. Both return the same.
+        - `together`: promises that under `jax.vmap` the rule says the same for all examples, as one that averages over
+          the named axis does. Then nothing is gathered.
 
         **Returns:** the exit's state and the number of loops it took.
 
@@ -397,7 +400,7 @@ class LoopedTransformer(eqx.Module):
         if differentiable:
             state, _, used, _ = self._scan(body, start, max_loops)[0]
         else:
-            state, _, used, _ = while_any(
+            state, _, used, _ = (jax.lax.while_loop if together else while_any)(
                 lambda carry: jnp.logical_and(carry[2] < max_loops, jnp.logical_not(carry[3])), advance, start
             )
         return leave(state), used

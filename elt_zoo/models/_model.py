@@ -3,7 +3,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .._checks import checked
 from ..heads import Head
@@ -87,6 +88,7 @@ class ElasticModel(eqx.Module):
         max_loops: StaticCount,
         min_loops: StaticCount = 1,
         on_states: bool = False,
+        together: bool = False,
         differentiable: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> tuple[PyTree[Array], Int[Array, ""]]:
@@ -101,7 +103,7 @@ class ElasticModel(eqx.Module):
         - `max_loops`: the most loops to run.
         - `min_loops`: the loops to run before the exit may be taken, in [1, `max_loops`].
         - `on_states`: the rule is called with states of the trunk instead, which saves the head in every loop.
-        - `differentiable`: as for [`LoopedTransformer.early_exit`][elt_zoo.LoopedTransformer.early_exit].
+        - `together`, `differentiable`: as for [`LoopedTransformer.early_exit`][elt_zoo.LoopedTransformer.early_exit].
 
         **Returns:** the prediction at the exit and the number of loops it took.
 
@@ -114,6 +116,7 @@ class ElasticModel(eqx.Module):
             max_loops=max_loops,
             min_loops=min_loops,
             watch=None if on_states else read,
+            together=together,
             differentiable=differentiable,
             key=key,
         )
@@ -146,3 +149,47 @@ class BatchedPredict(eqx.Module):
         predictions.
         """
         return jax.vmap(lambda *example: self.model(*example, loops=loops))(*inputs)
+
+
+class CachedPredict(eqx.Module):
+    """A model as the `predict` function that samplers call, which at steps of no loops takes over what the loops of the
+    last other step added to the tokens: a [`RecallingPredict`][elt_zoo.sampling.RecallingPredict].
+
+    Such a step costs the embedding and the head. Caches of features across steps do the same for diffusion transformers
+    (FORA, [2407.01425](https://arxiv.org/abs/2407.01425); TeaCache, [2411.19108](https://arxiv.org/abs/2411.19108)).
+    They need no training.
+    """
+
+    model: ElasticModel
+
+    def __call__(self, *inputs: Any, loops: LoopCount) -> PyTree[Array]:
+        """As of [`BatchedPredict`][elt_zoo.models.BatchedPredict]: nothing is remembered."""
+        return self.recall(self.blank(*inputs), *inputs, loops=loops)[0]
+
+    @checked
+    def blank(self, *inputs: Any) -> Float[Array, "batch tokens dim"]:
+        """**Arguments:** the model's inputs with a batch axis each. **Returns:** the memory before the first step: NaN,
+        since there is nothing to take over.
+        """
+        tokens = jax.eval_shape(lambda *inputs: jax.vmap(self.model.head.embed)(*inputs)[0], *inputs)
+        return jnp.full(tokens.shape, jnp.nan, tokens.dtype)
+
+    @checked
+    def recall(
+        self, memory: Float[Array, "batch tokens dim"], *inputs: Any, loops: LoopCount
+    ) -> tuple[PyTree[Array], Float[Array, "batch tokens dim"]]:
+        """**Arguments:** `memory`: what the last loops added; the model's inputs with a batch axis each, and the loop
+        count, which may be 0 if it is traced.
+
+        **Returns:** batched predictions, and the memory for the next step.
+        """
+        tokens, conditioning = jax.vmap(self.model.head.embed)(*inputs)
+
+        def added() -> Array:
+            return jax.vmap(lambda *example: self.model.trunk(*example, loops=loops))(tokens, conditioning) - tokens
+
+        if isinstance(loops, jax.Array):
+            memory = jax.lax.cond(loops > 0, added, lambda: memory)
+        else:
+            memory = added()
+        return jax.vmap(self.model.head)(tokens + memory, conditioning), memory

@@ -15,9 +15,10 @@ from ._guidance import IntervalGuidance as IntervalGuidance
 from ._guidance import LinearGuidance as LinearGuidance
 from ._guidance import apply_guidance as apply_guidance
 from ._masked import MaskedSampler as MaskedSampler
+from ._predict import Predict as Predict
+from ._predict import RecallingPredict as RecallingPredict
 from ._progress import ProgressCallback as ProgressCallback
 from ._sampler import AbstractSampler as AbstractSampler
-from ._sampler import Predict as Predict
 from ._updates import DDIM as DDIM
 from ._updates import DDPM as DDPM
 from ._updates import AbstractUpdate as AbstractUpdate

@@ -54,6 +54,8 @@ def linear_budget(start: int | np.integer, stop: int | np.integer, steps: int | 
     """
     if steps < 1:
         raise ValueError(f"`linear_budget(steps={steps})` needs at least one step.")
+    if min(start, stop) < 1:
+        raise ValueError(f"`linear_budget({start}, {stop})` draws nothing with 0 loops: use at least one.")
     return table_budget([math.floor(value + 0.5) for value in np.linspace(start, stop, steps).tolist()])
 
 
@@ -61,18 +63,17 @@ def linear_budget(start: int | np.integer, stop: int | np.integer, steps: int | 
 def table_budget(counts: Sequence[int | np.integer] | np.ndarray) -> Int[Array, " steps"]:
     """Any counts, one per sampling step, as an array.
 
-    **Arguments:** `counts`: each at least 1. **Returns:** them as int32.
+    **Arguments:** `counts`: each at least 1, or 0 after the first: such a step takes over what the loops of the last
+    one added, see [`CachedPredict`][elt_zoo.models.CachedPredict]. **Returns:** them as int32.
 
-    **Raises:** `ValueError` for none, or one below 1; `TypeError` for anything but integers.
+    **Raises:** `ValueError` for none, a negative one, or 0 at the first step; `TypeError` for anything but integers.
     """
     if len(counts) == 0:
         raise ValueError("`table_budget([])` is empty: give one loop count per sampling step.")
     if any(isinstance(count, bool) or not isinstance(count, int | np.integer) for count in counts):
         raise TypeError(f"`table_budget({list(counts)})` holds what is no integer: give numbers of loops.")
-    if min(counts) < 1:
-        raise ValueError(
-            f"A budget of {min(counts)} loops draws nothing: every step needs at least one. Got {list(counts)}."
-        )
+    if min(counts) < 0 or counts[0] < 1:
+        raise ValueError(f"A budget starts with at least one loop, and none is negative. Got {list(counts)}.")
     return jnp.asarray(counts, jnp.int32)
 
 
@@ -86,7 +87,7 @@ def total_loops(loops: Loops, steps: int, *, guidance: AbstractGuidance | None =
 
     **Raises:** what the sampler raises for such `loops`.
     """
-    conditional, unconditional = resolve_loops(loops, steps=steps, guided=guidance is not None)
+    conditional, unconditional = resolve_loops(loops, steps=steps, guidance=guidance, cached=True)
     total = int(_per_step(conditional, steps).sum())
     if guidance is not None:
         unconditional = conditional if unconditional is None else unconditional
@@ -117,23 +118,42 @@ class BranchLoops(NamedTuple):
         return jax.tree.map(lambda count: count if isinstance(count, int) else count[step], self)
 
 
-def resolve_loops(loops: Loops, *, steps: int, guided: bool) -> BranchLoops:
-    """Checks `loops` and brings it to one form. Traced counts cannot be checked."""
+def resolve_loops(loops: Loops, *, steps: int, guidance: AbstractGuidance | None, cached: bool = False) -> BranchLoops:
+    """Checks `loops` and brings it to one form. Traced counts cannot be checked.
+
+    **Arguments:** `cached`: whether a step may have no loops.
+    """
+    where = np.ones(steps, bool) if guidance is None else guidance.guided(steps)
     if not isinstance(loops, LoopBudget):
-        return BranchLoops(_resolve_count(loops, "loops", steps), None)
-    if not guided:
+        count = _resolve_count(loops, "loops", steps, cached)
+        _check_first(count, "loops", where)
+        return BranchLoops(count, None)
+    if guidance is None:
         raise ValueError(
             "`loops` has an unconditional budget, but this sampler has no guidance and never runs that branch. Pass "
             "the conditional count alone, or set `guidance`."
         )
-    conditional = _resolve_count(loops.conditional, "loops.conditional", steps)
-    unconditional = _resolve_count(loops.unconditional, "loops.unconditional", steps)
+    conditional = _resolve_count(loops.conditional, "loops.conditional", steps, cached)
+    unconditional = _resolve_count(loops.unconditional, "loops.unconditional", steps, cached)
+    _check_first(unconditional, "loops.unconditional", where)
     if isinstance(conditional, int) and isinstance(unconditional, int) and conditional == unconditional:
         return BranchLoops(conditional, None)
     return BranchLoops(conditional, unconditional)
 
 
-def _resolve_count(count: Count, name: str, steps: int) -> int | Array:
+def _check_first(count: int | Array, name: str, where: np.ndarray) -> None:
+    """Refuses counts without a loop at the first step of the unconditional branch, which knows nothing before it."""
+    if isinstance(count, int | Tracer) or not where.any():
+        return
+    first = int(np.flatnonzero(where)[0])
+    if np.asarray(count)[first] < 1:
+        raise ValueError(
+            f"`{name}` has no loop at step {first}, the first with guidance: the unconditional branch has nothing to "
+            f"take over there. Got {np.asarray(count).tolist()}."
+        )
+
+
+def _resolve_count(count: Count, name: str, steps: int, cached: bool) -> int | Array:
     if isinstance(count, bool | np.bool_):
         raise TypeError(f"`{name}={count}` is a bool: pass a number of loops.")
     if isinstance(count, int | np.integer):
@@ -147,11 +167,15 @@ def _resolve_count(count: Count, name: str, steps: int) -> int | Array:
             f"`{name}` has shape {count.shape}, but this sampler takes {steps} steps: pass one count, or an array of "
             f"shape ({steps},) with one per step."
         )
-    if not isinstance(count, Tracer) and np.min(count) < 1:
-        raise ValueError(
-            f"`{name}` asks for fewer than one loop at a step; every step needs at least one. Got "
-            f"{np.asarray(count).tolist()}."
-        )
+    if not isinstance(count, Tracer):
+        known = np.asarray(count)
+        if known.min() < 0 or known.flat[0] < 1:
+            raise ValueError(f"`{name}` starts with at least one loop, and none is negative. Got {known.tolist()}.")
+        if not cached and known.min() < 1:
+            raise ValueError(
+                f"`{name}` asks for no loop at a step, which needs a `predict` that remembers the step before, such as "
+                f"`CachedPredict(model)`. Got {known.tolist()}."
+            )
     return jnp.broadcast_to(jnp.asarray(count).astype(jnp.int32), (steps,))
 
 

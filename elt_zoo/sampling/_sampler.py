@@ -1,6 +1,6 @@
 import abc
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,20 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 from .._checks import checked
 from ._budgets import BranchLoops, Loops, resolve_loops
 from ._guidance import AbstractGuidance, apply_guidance
+from ._predict import Predict, RecallingPredict
 from ._progress import ProgressCallback, report
-
-
-@runtime_checkable
-class Predict(Protocol):
-    """What a sampler asks at every step: a function, or a module such as
-    [`BatchedPredict(model)`][elt_zoo.models.BatchedPredict].
-
-    `predict(*inputs, labels, loops=…) -> prediction`: the sampler's inputs and the labels, all with a batch axis, and
-    the loop count, a Python int or a traced scalar. The sampler says what its inputs are and what prediction it
-    expects. Where the branches of guidance share a call, its batch is twice as large.
-    """
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Array: ...
 
 
 class AbstractSampler(eqx.Module):
@@ -140,7 +128,8 @@ class AbstractSampler(eqx.Module):
         - `labels`: the classes.
         - `loops`: an integer, an integer scalar array, an integer array with one count per step, or a
           [`LoopBudget`][elt_zoo.sampling.LoopBudget] with one of these for each branch. `predict` gets a Python int for
-          an integer, and else a traced scalar. Where a count that the caller traces is below 1, predictions are NaN.
+          an integer, and else a traced scalar. Where a count that the caller traces is below 1, predictions are NaN. A
+          `predict` that remembers may be asked for no loops after the first step.
         - `key`: PRNG key; the same key gives the same samples.
         - `initial`: where to start, if not from pure noise or masks.
         - `callback`: called on the host as `callback(step, steps)` after every step; without it the program holds no
@@ -150,7 +139,7 @@ class AbstractSampler(eqx.Module):
 
         **Raises:** `ValueError`/`TypeError` for wrong loops, initial values or predictions.
         """
-        return self._run(_Call(predict, labels, self._resolve(loops), key, initial, callback), _nothing)[0]
+        return self._run(_Call(predict, labels, self._resolve(predict, loops), key, initial, callback), _nothing)[0]
 
     @checked
     def until(
@@ -176,14 +165,14 @@ class AbstractSampler(eqx.Module):
 
         **Raises:** as a call.
         """
-        call = _Call(predict, labels, self._resolve(loops), key, initial, None)
+        call = _Call(predict, labels, self._resolve(predict, loops), key, initial, None)
         if initial is not None:
             self.check_initial(initial, labels)
-        state, done = _begin(self, call), 0
+        run, done = _begin(self, call), 0
         while (part := min(fits(done), self.steps - 1 - done)) > 0:
-            state = jax.block_until_ready(_advance(self, call, state, jnp.asarray(done), jnp.asarray(done + part)))
+            run = jax.block_until_ready(_advance(self, call, run, jnp.asarray(done), jnp.asarray(done + part)))
             done += part
-        samples = _finish(self, call, state, jnp.asarray(done))
+        samples = _finish(self, call, run, jnp.asarray(done))
         self.check_samples(samples)
         return samples, done + 1
 
@@ -202,7 +191,7 @@ class AbstractSampler(eqx.Module):
 
         **Arguments**, **Raises:** as a call.
         """
-        return self._run(_Call(predict, labels, self._resolve(loops), key, initial, callback), _samples)[1]
+        return self._run(_Call(predict, labels, self._resolve(predict, loops), key, initial, callback), _samples)[1]
 
     @checked
     def step_inputs(
@@ -218,10 +207,11 @@ class AbstractSampler(eqx.Module):
 
         **Arguments**, **Raises:** as a call. **Returns:** the inputs of `predict` before the labels.
         """
-        return self._run(_Call(predict, labels, self._resolve(loops), key, initial, None), _inputs)[1]
+        return self._run(_Call(predict, labels, self._resolve(predict, loops), key, initial, None), _inputs)[1]
 
-    def _resolve(self, loops: Loops) -> BranchLoops:
-        return resolve_loops(loops, steps=self.steps, guided=self.guidance is not None)
+    def _resolve(self, predict: Predict, loops: Loops) -> BranchLoops:
+        cached = isinstance(predict, RecallingPredict)
+        return resolve_loops(loops, steps=self.steps, guidance=self.guidance, cached=cached)
 
     def _run(self, call: "_Call", keep: "_Keep") -> tuple[Array, Any]:
         if call.initial is not None:
@@ -265,43 +255,60 @@ def _run(sampler: AbstractSampler, call: _Call, keep: _Keep) -> tuple[Shaped[Arr
     steps = sampler.steps
 
     def one_step(carry, xs):
-        state, reported = carry
+        run, reported = carry
         index, (now, step_key, scale) = xs
-        inputs = sampler.inputs(state, now)
-        state = sampler.step(state, _predict(sampler, call, inputs, index, scale), now, step_key)
+        inputs = sampler.inputs(run.state, now)
+        prediction, memories = _predict(sampler, call, inputs, run.memories, index, scale)
+        state = sampler.step(run.state, prediction, now, step_key)
         samples = sampler.output(state)
-        return (state, report(call.callback, index, steps, reported, samples)), keep(inputs, samples)
+        reported = report(call.callback, index, steps, reported, samples)
+        return (_Run(state, memories), reported), keep(inputs, samples)
 
     start = (_start(sampler, call), jnp.zeros((), jnp.int32))
-    (state, _), kept = jax.lax.scan(one_step, start, (jnp.arange(steps), _steps(sampler, call)))
-    return sampler.output(state), kept
+    (run, _), kept = jax.lax.scan(one_step, start, (jnp.arange(steps), _steps(sampler, call)))
+    return sampler.output(run.state), kept
 
 
-def _start(sampler: AbstractSampler, call: _Call) -> Any:
-    """The state before the first step."""
-    return sampler.init(call.labels, sampler.split_key(call.key)[0], call.initial)
+class _Run(NamedTuple):
+    """What one step leaves to the next."""
+
+    state: Any
+    memories: tuple[Any, Any]
+    """Of the conditional and the unconditional branch; empty where nothing is remembered."""
+
+
+def _start(sampler: AbstractSampler, call: _Call) -> _Run:
+    """What there is before the first step."""
+    state = sampler.init(call.labels, sampler.split_key(call.key)[0], call.initial)
+    if not isinstance(call.predict, RecallingPredict):
+        return _Run(state, ((), ()))
+    inputs = sampler.inputs(state, _entry(sampler.table(), jnp.asarray(0)))
+    blank = call.predict.blank(*inputs, call.labels)
+    return _Run(state, (blank, () if sampler.guidance is None else blank))
 
 
 _begin = eqx.filter_jit(_start)
 
 
 @eqx.filter_jit
-def _advance(sampler: AbstractSampler, call: _Call, state: Any, start: Int[Array, ""], stop: Int[Array, ""]) -> Any:
-    """The state after the steps from `start` on, before `stop`."""
+def _advance(sampler: AbstractSampler, call: _Call, run: _Run, start: Int[Array, ""], stop: Int[Array, ""]) -> _Run:
+    """What there is after the steps from `start` on, before `stop`."""
     steps = _steps(sampler, call)
 
-    def one_step(index: Int[Array, ""], state: Any) -> Any:
+    def one_step(index: Int[Array, ""], run: _Run) -> _Run:
         now, key, scale = _entry(steps, index)
-        return sampler.step(state, _predict(sampler, call, sampler.inputs(state, now), index, scale), now, key)
+        prediction, memories = _predict(sampler, call, sampler.inputs(run.state, now), run.memories, index, scale)
+        return _Run(sampler.step(run.state, prediction, now, key), memories)
 
-    return jax.lax.fori_loop(start, stop, one_step, state)
+    return jax.lax.fori_loop(start, stop, one_step, run)
 
 
 @eqx.filter_jit
-def _finish(sampler: AbstractSampler, call: _Call, state: Any, index: Int[Array, ""]) -> Shaped[Array, "batch *sample"]:
+def _finish(sampler: AbstractSampler, call: _Call, run: _Run, index: Int[Array, ""]) -> Shaped[Array, "batch *sample"]:
     """The samples with this step as the last."""
     now, key, scale = _entry(_steps(sampler, call), index)
-    return sampler.finish(state, _predict(sampler, call, sampler.inputs(state, now), index, scale), now, key)
+    prediction, _ = _predict(sampler, call, sampler.inputs(run.state, now), run.memories, index, scale)
+    return sampler.finish(run.state, prediction, now, key)
 
 
 def _steps(sampler: AbstractSampler, call: _Call) -> tuple[Any, Shaped[Array, "steps ..."], Any]:
@@ -318,31 +325,49 @@ def _predict(
     sampler: AbstractSampler,
     call: _Call,
     inputs: tuple[Array, ...],
+    memories: tuple[Any, Any],
     index: Int[Array, ""],
     scale: Float[Array, ""] | None,
-) -> Float[Array, "batch *out"]:
-    """What the network says at one step, guided where there is guidance, in float32."""
+) -> tuple[Float[Array, "batch *out"], tuple[Any, Any]]:
+    """What the network says at one step, guided where there is guidance, in float32; and what it remembers of each
+    branch.
+    """
     labels, loops = call.labels, call.loops.at(index)
+    of_condition, of_none = memories
 
-    def ask(inputs: tuple[Array, ...], labels: Int[Array, " batch"], count: int | Int[Array, ""]) -> Array:
-        prediction = call.predict(*inputs, labels, loops=count).astype(jnp.float32)
-        return prediction if isinstance(count, int) else jnp.where(count < 1, jnp.nan, prediction)
+    def ask(
+        inputs: tuple[Array, ...], labels: Int[Array, " batch"], count: int | Int[Array, ""], memory: Any
+    ) -> tuple[Array, Any]:
+        if isinstance(call.predict, RecallingPredict):
+            prediction, memory = call.predict.recall(memory, *inputs, labels, loops=count)
+        else:
+            prediction = call.predict(*inputs, labels, loops=count)
+        prediction = prediction.astype(jnp.float32)
+        least = 0 if isinstance(call.predict, RecallingPredict) else 1
+        return prediction if isinstance(count, int) else jnp.where(count < least, jnp.nan, prediction), memory
 
-    def conditional() -> Array:
-        return ask(inputs, labels, loops.conditional)
+    def conditional() -> tuple[Array, tuple[Any, Any]]:
+        prediction, memory = ask(inputs, labels, loops.conditional, of_condition)
+        return prediction, (memory, of_none)
 
     if sampler.guidance is None:
         return conditional()
     assert sampler.null_label is not None and scale is not None
     nulls = jnp.full_like(labels, sampler.null_label)
 
-    def guided() -> Array:
+    def guided() -> tuple[Array, tuple[Any, Any]]:
         if loops.unconditional is None:
-            doubled = tuple(jnp.concatenate([each, each]) for each in inputs)
-            cond, uncond = jnp.split(ask(doubled, jnp.concatenate([labels, nulls]), loops.conditional), 2)
+            doubled, both = jax.tree.map(
+                lambda one, other: jnp.concatenate([one, other]), (inputs, of_condition), (inputs, of_none)
+            )
+            answer = ask(doubled, jnp.concatenate([labels, nulls]), loops.conditional, both)
+            (cond, now), (uncond, now_none) = (
+                jax.tree.map(lambda leaf, half=half: jnp.split(leaf, 2)[half], answer) for half in (0, 1)
+            )
         else:
-            cond, uncond = conditional(), ask(inputs, nulls, loops.unconditional)
-        return sampler.guide(cond, uncond, scale)
+            cond, now = ask(inputs, labels, loops.conditional, of_condition)
+            uncond, now_none = ask(inputs, nulls, loops.unconditional, of_none)
+        return sampler.guide(cond, uncond, scale), (now, now_none)
 
     where = sampler.guidance.guided(sampler.steps)
     if where.all():

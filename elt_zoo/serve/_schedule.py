@@ -14,7 +14,7 @@ class Option(NamedTuple):
 
     way: Way
     seconds: float
-    """What one batch in twenty exceeds."""
+    """What one batch in 200 exceeds."""
     quality: float
     """The predicted distance; lower is better. 0 where there is no choice."""
 
@@ -35,7 +35,7 @@ class Menu:
         return self._frontiers[size] if way is None else (Option(way, self.seconds(way, size), 0.0),)
 
     def seconds(self, way: Way, size: int) -> float:
-        """What one batch in twenty exceeds."""
+        """What one batch in 200 exceeds."""
         latency = self._latencies[size]
         return latency.tail * latency.predict(steps=way.steps, loops=sum(way.loops))
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -163,7 +164,7 @@ def make_service(
     batches: Sequence[int] = (1, 4, 16),
     queue: int = 64,
     patience: float = 1.0,
-    repeats: int = 15,
+    repeats: int = 60,
 ) -> Service:
     """Compiles all that a server will need, and times it.
 
@@ -173,7 +174,7 @@ def make_service(
     - `batches`: the sizes that batches are padded to. The largest is the most labels of a request.
     - `queue`: requests that may wait.
     - `patience`: seconds after which it is the turn of a request without a deadline, though others are more urgent.
-    - `repeats`: timed calls of each of six ways to sample, for every batch size.
+    - `repeats`: as for [`measure_latency`][elt_zoo.anytime.measure_latency], for every batch size.
 
     **Returns:** the [`Service`][elt_zoo.serve.Service].
 
@@ -187,19 +188,23 @@ def make_service(
             "at least 1, and the patience a positive number of seconds."
         )
     planner = generator.planner
-    steps, guidance = (generator.settings.steps,), None
+    options: dict[str, Any] = {"steps": (generator.settings.steps,)}
     if isinstance(planner, Planner):
-        steps = tuple(sorted(by_steps.steps for by_steps in planner.quality.by_steps))
-        guidance = planner.guidance
+        steps = sorted({by_steps.steps for by_steps in planner.quality.by_steps})
+        options = {"steps": tuple(steps), "every": planner.every, "guidance": planner.guidance}
     latencies = [
-        measure_latency(generator, batch=batch, steps=steps, guidance=guidance, repeats=repeats, own_keys=True)
-        for batch in batches
+        measure_latency(generator, batch=batch, repeats=repeats, own_keys=True, **options) for batch in batches
     ]
     if isinstance(planner, Planner):
         # The programs of a server are others than those that the planner has timed.
         generator = dataclasses.replace(generator, planner=dataclasses.replace(planner, latencies=tuple(latencies)))
     service = Service(
-        generator, latencies, steps=steps, queue=queue, patience=patience, reserve=_reserve(generator, batches[-1])
+        generator,
+        latencies,
+        steps=options["steps"],
+        queue=queue,
+        patience=patience,
+        reserve=_reserve(generator, batches[-1]),
     )
     for batch in batches:
         jax.block_until_ready(_keys(np.zeros(batch, np.uint32), np.zeros(batch, np.uint32)))
