@@ -3,11 +3,17 @@
     python benchmarks/digits_quality.py --runs runs/quality          # trains the models
     python benchmarks/exit_guidance.py --runs runs/quality           # about a minute a model on two CPU cores
 
+Models with deep supervision are trained when they are not in the folder yet. With `--objectives` only those models are
+sampled, and the rows of the others are kept.
+
 Writes `exit-guidance.csv` (every set of samples) and `exit-guidance.md` (means, and what a seed changes).
 """
 
 import argparse
+import csv
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -20,10 +26,20 @@ from elt_zoo.metrics import DigitsEvaluator
 from elt_zoo.profile import environment
 
 ROOT = Path(__file__).parents[1]
-FAMILIES, OBJECTIVES = ("dit", "maskgit"), ("ilsd", "vanilla")
-MODELS = {"ilsd": "model", "vanilla": "model-vanilla"}
+FAMILIES, OBJECTIVES = ("dit", "maskgit"), ("ilsd", "deep_supervision", "vanilla")
 CLASS_SCALES, EXIT_SCALES = (1.0, 1.5), (1.0, 1.25, 1.5, 2.0)
 LABELS = np.tile(np.arange(10, dtype=np.int32), 100)
+
+
+def trained(runs: Path, family: str, seed: int, objective: str) -> Generator:
+    """The model of a run. Its vanilla baseline lies beside that with ILSD."""
+    if objective != "deep_supervision":
+        return load(runs / f"{family}-{seed}" / ("model" if objective == "ilsd" else "model-vanilla"))
+    folder = runs / f"{family}-{seed}-{objective}"
+    if not (folder / "summary.json").exists():
+        arguments = ["--family", family, "--objective", objective, "--no-compare", "--seed", str(seed)]
+        subprocess.run([sys.executable, "-m", "elt_zoo", "train", *arguments, "--out", str(folder)], check=True)
+    return load(folder / "model")
 
 
 def measured(generator: Generator, evaluate: DigitsEvaluator, class_scale: float, exit_scale: float, seed: int) -> dict:
@@ -37,6 +53,17 @@ def measured(generator: Generator, evaluate: DigitsEvaluator, class_scale: float
     )
     quality = evaluate(pixels, LABELS)
     return {"distance": quality.frechet_distance, "accuracy": quality.accuracy}
+
+
+def known(path: Path) -> list[dict]:
+    """The rows of an earlier run."""
+    numbers = {"training_seed": int, "sample_seed": int, "class_scale": float, "exit_scale": float}
+    numbers |= {"distance": float, "accuracy": float}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {name: numbers.get(name, str)(value) for name, value in row.items() if name != "environment"} for row in rows
+    ]
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -57,7 +84,7 @@ def table(rows: list[dict]) -> list[str]:
             cells.append(f"{np.mean(means):.2f} ± {np.std(means, ddof=1):.2f} ({accuracy:.3f})")
         name = {"dit": "diffusion", "maskgit": "masked"}[family]
         guided = "none" if class_scale == 1.0 else f"s = {class_scale:g}"
-        lines.append(f"| {name}, {objective} | {guided} | {' | '.join(cells)} |")
+        lines.append(f"| {name}, {objective.replace('_', ' ')} | {guided} | {' | '.join(cells)} |")
     return lines
 
 
@@ -65,14 +92,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds, at least two")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--sample-seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     if len(arguments.seeds) < 2 or arguments.sample_seeds < 1:
         parser.error("--seeds needs two training seeds or more, and --sample-seeds at least 1.")
     evaluate, rows = DigitsEvaluator(), []
-    for family, seed, objective in itertools.product(FAMILIES, arguments.seeds, OBJECTIVES):
-        generator = load(arguments.runs / f"{family}-{seed}" / MODELS[objective])
+    if set(arguments.objectives) != set(OBJECTIVES):
+        rows = [
+            row for row in known(arguments.out / "exit-guidance.csv") if row["objective"] not in arguments.objectives
+        ]
+    for family, seed, objective in itertools.product(FAMILIES, arguments.seeds, arguments.objectives):
+        generator = trained(arguments.runs, family, int(seed), objective)
         settings = itertools.product(CLASS_SCALES, EXIT_SCALES, range(arguments.sample_seeds))
         for class_scale, exit_scale, sample_seed in settings:
             about = {"family": family, "objective": objective, "training_seed": seed, "sample_seed": sample_seed}
