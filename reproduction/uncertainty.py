@@ -90,7 +90,7 @@ def _mean(values: Array, where: Array) -> Array:
 
 def measure(generator: Generator, heldout: Batch, *, copies: int) -> dict[str, np.ndarray]:
     """Of every example and corruption, shape (copies, examples); the loops that a rule takes among them."""
-    keys = jax.random.split(jax.random.key(0), copies)
+    heldout, keys = jax.tree.map(jnp.asarray, heldout), jax.random.split(jax.random.key(0), copies)
     each = [jax.device_get(look(generator.model, generator.config, heldout, key)) for key in keys]
     found = {name: np.stack([one[name] for one in each]).astype(np.float64) for name in each[0]}
     changes = found.pop("changes")

@@ -60,6 +60,13 @@ class Allocations:
         return tuple(reversed(loops))
 
 
+def cached_steps(steps: Sequence[int], every: int) -> tuple[int, ...]:
+    """The numbers of steps that are worth running loops at every n-th step alone: all but the smallest, if they have
+    more steps than that.
+    """
+    return tuple(count for count in steps if 1 < every < count and (count > min(steps) or len(steps) == 1))
+
+
 def spread_out(loops: Sequence[int], steps: int, every: int) -> tuple[int, ...]:
     """Loops of every n-th step → of all steps, 0 at the others."""
     return tuple(loops[step // every] if step % every == 0 else 0 for step in range(steps))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..generator import Generator
 from ..sampling import table_budget
-from ._allocate import spread_out
+from ._allocate import cached_steps, spread_out
 
 _TAIL = 0.995
 _IN_A_ROW = 5
@@ -141,7 +141,7 @@ def measure_latency(
     - `generator`: what to time.
     - `batch`: samples of a call.
     - `steps`: numbers of sampling steps, about three.
-    - `every`: the largest of them is also timed with loops at every n-th step alone, unless n is 1.
+    - `every`: all but the smallest of them are also timed with loops at every n-th step alone, unless n is 1.
     - `guidance`: the scale; default as the generator is sampled.
     - `repeats`: timed calls of each; fewer, but fifteen at least, where all together would take longer than five
       seconds.
@@ -158,7 +158,7 @@ def measure_latency(
         )
     labels, key = np.arange(batch) % generator.config.num_classes, jax.random.key(0)
     key = jax.random.split(key, batch) if own_keys else key
-    kinds = [(count, 1) for count in steps] + ([(max(steps), every)] if every > 1 else [])
+    kinds = [(count, 1) for count in steps] + [(count, every) for count in cached_steps(steps, every)]
     budgets = [
         spread_out((loops,) * count, count, apart)
         for count, apart in kinds

@@ -39,8 +39,7 @@ class Planner:
         generator = dataclasses.replace(generator, planner=planner)
         generator.sample(labels, milliseconds=40, key=key)
 
-    All plans of a batch size use the programs that were compiled for the measurements: one for each number of steps,
-    and one for the largest with a cache.
+    All plans of a batch size use the programs that were compiled for the measurements, one for each number of steps.
 
     **Fields:**
 
@@ -182,7 +181,7 @@ def make_planner(
     steps: Sequence[int] | None = None,
     every: int = 3,
     guidance: float | None = None,
-    samples: int = 1000,
+    samples: int = 500,
     sets: int = 2,
     repeats: int = 60,
     seed: int = 0,
@@ -197,7 +196,7 @@ def make_planner(
     - `batches`: the batch sizes to plan for.
     - `steps`: the numbers of sampling steps to choose from, each a compiled program; default those of the generator's
       settings, half and a quarter of them; without a distance those of the settings alone.
-    - `every`: with the largest of them, also plan to run the loops at every n-th step alone; 1 never does.
+    - `every`: n, to also plan loops at every n-th step alone, but for the smallest number of steps; 1 never does.
     - `guidance`: the scale; default as the generator is sampled.
     - `samples`, `sets`, `seed`: as for [`measure_quality`][elt_zoo.anytime.measure_quality].
     - `repeats`: as for [`measure_latency`][elt_zoo.anytime.measure_latency].

@@ -12,7 +12,7 @@ from ..diagnostics import LevelLosses, held_out_level_losses
 from ..generator import Generator
 from ..models import BatchedPredict, ElasticModel
 from ..sampling import table_budget
-from ._allocate import spread_out
+from ._allocate import cached_steps, spread_out
 from ._data import PlanningData
 
 GAP = "held-out gap to L_max"
@@ -94,7 +94,7 @@ class Quality:
     **Fields:**
 
     - `measure`: the name of the distance; lower is better.
-    - `by_steps`: for each number of steps, and for the largest also with a cache.
+    - `by_steps`: for each number of steps, all but the smallest also with loops at every n-th step alone.
     - `error`: the standard error of each measured distance; `None` if it is not known.
     - `samples`, `sets`: how many samples a distance is measured on, and how many times; 0 without a distance.
     """
@@ -113,7 +113,7 @@ def measure_quality(
     steps: Sequence[int],
     every: int = 3,
     guidance: float | None = None,
-    samples: int = 1000,
+    samples: int = 500,
     sets: int = 2,
     copies: int = 4,
     seed: int = 0,
@@ -128,9 +128,11 @@ def measure_quality(
     (\text{loss}_l(\text{level}_k) - \text{loss}_{L_{max}}(\text{level}_k))$$
 
     For masked generation that is the loss in nats over the share of tokens that the step reveals; for diffusion the
-    training loss over the times that it crosses. Distances are then measured with one loop and with L_max for each
-    number of steps, and for the largest also with the loops of the least gap, and with a cache: where only every n-th
-    step runs loops, it answers for those until the next. Of the others the least gap is taken to be as good as L_max.
+    training loss over the times that it crosses. A step that runs loops for those after it answers for all of them.
+
+    Distances are then measured with one loop and with L_max, for each number of steps and, but for the smallest, also
+    with loops at every n-th step alone; for the largest also with the loops of the least gap. Of the others these are
+    taken to be as good as L_max.
 
     **Arguments:**
 
@@ -174,20 +176,21 @@ def measure_quality(
         key=key,
     )
     kinds = [(count, 1) for count in steps]
-    if data.distance is not None and 1 < every < max(steps):
-        kinds.append((max(steps), every))
+    if data.distance is not None:
+        kinds += [(count, every) for count in cached_steps(steps, every)]
+    levels = {count: step_levels(generator, count) for count in steps}
     gaps = {}
     for count, apart in kinds:
-        levels = step_levels(generator, count)
-        gaps[count, apart] = step_gaps(losses, levels=levels and levels[::apart], steps=-(-count // apart))
+        at = levels[count]
+        gaps[count, apart] = step_gaps(losses, levels=at and at[::apart], steps=-(-count // apart))
     if data.distance is None:
         (only,) = gaps.values()
         one, least = sum(row[0] for row in only), sum(min(row) for row in only)
         by_steps = StepQuality(gaps=only, one=one, least=least, full=0.0)
         return Quality(measure=GAP, by_steps=(by_steps,), error=None, samples=0, sets=0)
     cells = [(kind, (loops,) * len(gaps[kind])) for kind in kinds for loops in (1, config.max_loops)]
-    largest = (max(steps), 1)
-    cells = list(dict.fromkeys([*cells, (largest, least_loops(gaps[largest]))]))
+    cells += [(kind, least_loops(gaps[kind])) for kind in kinds if kind[0] == max(steps)]
+    cells = list(dict.fromkeys(cells))
     budgets = [spread_out(loops, *kind) for kind, loops in cells]
     distances = _distances(generator, data, budgets, guidance=guidance, samples=samples, sets=sets, key=key)
     found, by_kind = dict(zip(cells, distances.mean(axis=1).tolist(), strict=True)), []
@@ -244,9 +247,14 @@ def step_levels(generator: Generator, steps: int) -> tuple[float, ...] | None:
     """
     config, sampler = generator.config, generator.sampler(steps=steps, guidance=1.0)
     labels = jnp.zeros(1, jnp.int32)
-    asked = sampler.step_inputs(_Zeros(generator.model), labels, loops=1, key=jax.random.key(0))
-    levels = [config.level(*(leaf[step, 0] for leaf in asked), labels[0]) for step in range(steps)]
-    known = tuple(float(level) for level in levels if level is not None)
+
+    # It runs once, so that the program had better be compiled fast than be fast.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def ask() -> list[Array | None]:
+        asked = sampler.step_inputs(_Zeros(generator.model), labels, loops=1, key=jax.random.key(0))
+        return [config.level(*(leaf[step, 0] for leaf in asked), labels[0]) for step in range(steps)]
+
+    known = tuple(float(level) for level in ask() if level is not None)
     return known if len(known) == steps else None
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from ..families import ModelConfig, SamplerSettings
-from ..models import BatchedPredict, CachedPredict, ElasticModel
+from ..models import CachedPredict, ElasticModel
 from ..sampling import AbstractGuidance, AbstractSampler, LoopBudget, Loops, Predict, total_loops
 from ..sharding import data_mesh, replicate, shard_batch
 from ..tokenizers import Tokenizer
@@ -201,11 +201,10 @@ class Generator:
         loops = self.config.max_loops if loops is None else loops
         total_loops(loops, sampler.steps, guidance=sampler.guidance)  # refuses wrong counts before any work
         by_exit = exit_rule if exit_guidance is None else exit_guidance
-        cached = any(np.min(count) < 1 for count in jax.tree.leaves(loops))
-        if cached and exit_guidance is not None:
+        if exit_guidance is not None and any(np.min(count) < 1 for count in jax.tree.leaves(loops)):
             raise ValueError("`exit_guidance` needs loops at every step, and `loops` has steps without.")
         sampler, budget, key, by_exit = replicate((sampler, _traced(loops), key, by_exit), mesh)
-        return self._drawn(sampler, (*network, by_exit, cached), labels, budget, key, size, mesh, clock)
+        return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh, clock)
 
     def _batch_of_plans(self, count: int, batch_size: int | None) -> tuple[Planner, int]:
         """The planner, and the batch size for so many labels."""
@@ -345,9 +344,9 @@ def _draw_until(
 
 
 def _predict(config: ModelConfig, sampler: AbstractSampler, network: Any) -> Predict:
-    model, _, by_exit, cached = network
+    model, _, by_exit = network
     if by_exit is None:
-        return CachedPredict(model) if cached else BatchedPredict(model)
+        return CachedPredict(model)
     if isinstance(by_exit, SettledExit):
         return EarlyExitPredict(model, by_exit)
     return ExitGuidedPredict(model, by_exit, config.level, sampler.guide)

@@ -185,11 +185,12 @@ class CachedPredict(eqx.Module):
         """
         tokens, conditioning = jax.vmap(self.model.head.embed)(*inputs)
 
-        def added() -> Array:
-            return jax.vmap(lambda *example: self.model.trunk(*example, loops=loops))(tokens, conditioning) - tokens
+        def run() -> tuple[Array, Array]:
+            states = jax.vmap(lambda *example: self.model.trunk(*example, loops=loops))(tokens, conditioning)
+            return states, states - tokens
 
-        if isinstance(loops, jax.Array):
-            memory = jax.lax.cond(loops > 0, added, lambda: memory)
-        else:
-            memory = added()
-        return jax.vmap(self.model.head)(tokens + memory, conditioning), memory
+        def take_over() -> tuple[Array, Array]:
+            return tokens + memory, memory
+
+        states, memory = jax.lax.cond(loops > 0, run, take_over) if isinstance(loops, jax.Array) else run()
+        return jax.vmap(self.model.head)(states, conditioning), memory
