@@ -81,8 +81,8 @@ class PinballLoss(AbstractLoss):
         return jnp.mean(jnp.maximum(quantile * error, (quantile - 1.0) * error))
 
     def distillation(self, student: Array, teacher: Array, target: Array) -> Array:
-        """The squared difference. The absolute one, several times as large as the loss itself, drowns it: the exits then
-        agree, and none of them forecasts.
+        """The squared difference. The absolute one, several times as large as the loss, drowns it: exits then agree,
+        and none of them forecasts.
         """
         return jnp.mean(jnp.square(student - teacher))
 

@@ -70,7 +70,7 @@ def test_a_warm_start_changes_all_but_the_first_step():
 def test_correlations_leave_out_what_is_given():
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 400))
-    assert correlation(one, other) == pytest.approx(spearmanr(one, other).statistic)
+    assert correlation(one, other) == pytest.approx(spearmanr(one, other)[0])
     level = rng.uniform(size=400)
     follow, too = level + 0.01 * one, level + 0.01 * other
     assert correlation(follow, too) > 0.99 and abs(correlation(follow, too, level)) < 0.2

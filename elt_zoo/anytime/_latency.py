@@ -152,12 +152,36 @@ def measure_latency(
 
     **Raises:** `ValueError` for counts below 1, or steps that the sampler cannot take.
     """
+    timings = time_calls(
+        generator,
+        batch=batch,
+        steps=steps,
+        every=every,
+        guidance=guidance,
+        repeats=repeats,
+        own_keys=own_keys,
+        clock=clock,
+    )
+    return fit_latency(timings, batch=batch)
+
+
+def time_calls(
+    generator: Generator,
+    *,
+    batch: int,
+    steps: Sequence[int],
+    every: int,
+    guidance: float | None,
+    repeats: int,
+    own_keys: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
+    """The timings of [`measure_latency`][elt_zoo.anytime.measure_latency], which says what the arguments are."""
     if min(batch, repeats, every, len(steps), *steps) < 1:
         raise ValueError(
             f"`measure_latency(batch={batch}, steps={tuple(steps)}, repeats={repeats})`: each must be at least 1."
         )
-    labels, key = np.arange(batch) % generator.config.num_classes, jax.random.key(0)
-    key = jax.random.split(key, batch) if own_keys else key
+    labels = np.arange(batch) % generator.config.num_classes
     kinds = [(count, 1) for count in steps] + [(count, every) for count in cached_steps(steps, every)]
     budgets = [
         spread_out((loops,) * count, count, apart)
@@ -167,7 +191,8 @@ def measure_latency(
 
     def seconds(loops: tuple[int, ...]) -> float:
         started = clock()
-        budget = table_budget(loops)
+        budget, key = table_budget(loops), jax.random.key(0)  # as every call of a user makes them
+        key = jax.random.split(key, batch) if own_keys else key
         generator.sample(labels, key=key, loops=budget, steps=len(loops), guidance=guidance, batch_size=batch)
         return clock() - started
 
@@ -179,5 +204,4 @@ def measure_latency(
     for turn in range(0, repeats, _IN_A_ROW):
         for loops in budgets:
             times[loops] += [seconds(loops) for _ in range(min(_IN_A_ROW, repeats - turn))]
-    timings = [Timing(steps=len(loops), loops=sum(loops), seconds=tuple(took)) for loops, took in times.items()]
-    return fit_latency(timings, batch=batch)
+    return [Timing(steps=len(loops), loops=sum(loops), seconds=tuple(took)) for loops, took in times.items()]

@@ -4,14 +4,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..generator import Generator, load
 from ..storage import from_json, read_json, write_json
 from ._allocate import Allocations
 from ._conditions import Conditions
 from ._data import PlanningData, digits_data
-from ._latency import Latency, measure_latency
+from ._latency import Latency, Timing, fit_latency, time_calls
 from ._plan import Plan
 from ._quality import Quality, StepQuality, measure_quality
 
@@ -183,7 +183,7 @@ def make_planner(
     guidance: float | None = None,
     samples: int = 500,
     sets: int = 2,
-    repeats: int = 60,
+    repeats: int = 40,
     seed: int = 0,
 ) -> Planner:
     """Measures how long a generator takes on this machine and how good its samples are, for any steps and loops.
@@ -199,7 +199,8 @@ def make_planner(
     - `every`: n, to also plan loops at every n-th step alone, but for the smallest number of steps; 1 never does.
     - `guidance`: the scale; default as the generator is sampled.
     - `samples`, `sets`, `seed`: as for [`measure_quality`][elt_zoo.anytime.measure_quality].
-    - `repeats`: as for [`measure_latency`][elt_zoo.anytime.measure_latency].
+    - `repeats`: as for [`measure_latency`][elt_zoo.anytime.measure_latency]; calls are timed at the beginning and once
+      more at the end.
 
     **Returns:** the [`Planner`][elt_zoo.anytime.Planner].
 
@@ -219,16 +220,21 @@ def make_planner(
     steps, batches = tuple(dict.fromkeys(steps)), tuple(dict.fromkeys(batches))
     for count in steps:  # refuses what the sampler cannot take before anything takes long
         generator.sampler(steps=count, guidance=guidance)
+    scale = generator.settings.guidance if guidance is None else float(guidance)
+    apart = 1 if data.distance is None else every
+
+    def time_all() -> list[list[Timing]]:
+        options: dict[str, Any] = {"steps": steps, "every": apart, "guidance": guidance, "repeats": repeats}
+        return [time_calls(generator, batch=batch, **options) for batch in batches]
+
+    # Before and after the rest: a machine is not as fast at one time as at another.
+    before = time_all()
     quality = measure_quality(
         generator, data, steps=steps, every=every, guidance=guidance, samples=samples, sets=sets, seed=seed
     )
-    scale = generator.settings.guidance if guidance is None else float(guidance)
-    planner = Planner(generator=generator, guidance=scale, latencies=(), quality=quality)
-    latencies = tuple(
-        measure_latency(generator, batch=batch, steps=steps, every=planner.every, guidance=guidance, repeats=repeats)
-        for batch in batches
-    )
-    return dataclasses.replace(planner, latencies=latencies)
+    timings = zip(batches, before, time_all(), strict=True)
+    latencies = tuple(fit_latency([*first, *second], batch=batch) for batch, first, second in timings)
+    return Planner(generator=generator, guidance=scale, latencies=latencies, quality=quality)
 
 
 def plan(
