@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -480,6 +481,27 @@ def test_a_client_that_goes_while_its_batch_fails_takes_nobody_along(generator):
 def test_wrong_options_are_said_in_one_line(arguments, said):
     finished = run("serve", *arguments, check=False)
     assert finished.code == 2 and said in finished.errors and finished.errors.count("\n") == 1
+
+
+def test_an_answer_need_not_wait_for_the_acknowledgement_of_its_first_packet():
+    from elt_zoo.serve import bind
+
+    async def connected():
+        """What asyncio does to the server's end of a connection."""
+        seen = asyncio.get_running_loop().create_future()
+
+        def accepted(reader, writer):
+            sock = writer.get_extra_info("socket")
+            seen.set_result(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(accepted, sock=bind("127.0.0.1", 0)) as server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            found = await seen
+            writer.close()
+            return found
+
+    assert asyncio.run(connected()) != 0
 
 
 def test_a_port_that_is_taken_is_said_in_one_line():

@@ -70,7 +70,9 @@ def bind(host: str, port: int) -> socket.socket:
     **Raises:** `OSError` if it is taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    # With the protocol named, asyncio sends what there is at once. Without, the second packet of an answer may wait for
+    # the client's acknowledgement of the first, 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
