@@ -130,8 +130,9 @@ def measure_quality(
     For masked generation that is the loss in nats over the share of tokens that the step reveals; for diffusion the
     training loss over the times that it crosses. A step that runs loops for those after it answers for all of them.
 
-    Distances are then measured with one loop, with the loops of the least gap and with L_max, for each number of steps
-    and, but for the smallest, also with loops at every n-th step alone.
+    Distances are then measured with one loop and with L_max, for each number of steps and, but for the smallest, also
+    with loops at every n-th step alone; for the largest also with the loops of the least gap. Of the others these are
+    taken to be as good as L_max.
 
     **Arguments:**
 
@@ -188,14 +189,15 @@ def measure_quality(
         by_steps = StepQuality(gaps=only, one=one, least=least, full=0.0)
         return Quality(measure=GAP, by_steps=(by_steps,), error=None, samples=0, sets=0)
     cells = [(kind, (loops,) * len(gaps[kind])) for kind in kinds for loops in (1, config.max_loops)]
-    cells = list(dict.fromkeys([*cells, *((kind, least_loops(gaps[kind])) for kind in kinds)]))
+    cells += [(kind, least_loops(gaps[kind])) for kind in kinds if kind[0] == max(steps)]
+    cells = list(dict.fromkeys(cells))
     budgets = [spread_out(loops, *kind) for kind, loops in cells]
     distances = _distances(generator, data, budgets, guidance=guidance, samples=samples, sets=sets, key=key)
     found, by_kind = dict(zip(cells, distances.mean(axis=1).tolist(), strict=True)), []
     for kind in kinds:
         rows = gaps[kind]
         one, full = (found[kind, (loops,) * len(rows)] for loops in (1, config.max_loops))
-        least = found[kind, least_loops(rows)]
+        least = found.get((kind, least_loops(rows)), full)
         # The loops of the least gap are no worse than one: where they seem to be, the two differ by their noise.
         one, least = (one, least) if least <= one else ((one + least) / 2,) * 2
         by_kind.append(StepQuality(gaps=rows, one=one, least=least, full=full, every=kind[1], steps=kind[0]))
