@@ -279,6 +279,8 @@ def main() -> None:
         if path.exists():
             with path.open(newline="") as file:
                 found += comparisons(list(csv.DictReader(file)))
+    if not found:
+        raise FileNotFoundError(f"{arguments.out} holds no plans-<model>.csv to report: leave `--report` out.")
     note = f"Over {len(found[0].distances[0])} sampling seeds of one trained model. {environment()}."
     text = f"{table(found)}\n{note}\n"
     (arguments.out / "plans.md").write_text(text)

@@ -142,7 +142,10 @@ def test_slow_calls_are_timed_fifteen_times():
         (lambda: fit_latency([Timing(steps=2, loops=2, seconds=(1.0,))], batch=1), r"got 1 timing\(s\)"),
         (lambda: latency_of(fixed=-1.0), r"`Latency\(fixed=-1.0\)` must be a number of at least 0"),
         (lambda: Latency(batch=0, fixed=1.0, per_loop=1.0, per_step=1.0, error=0.0, tail=1.0), "batch=0"),
-        (lambda: measure_latency(load("digits-dit"), steps=()), r"steps=\(\), repeats=60\)`: each must be at least 1"),
+        (
+            lambda: measure_latency(load("digits-dit"), steps=()),
+            r"steps=\(\), every=1, repeats=60\)`: each must be at least 1",
+        ),
         (lambda: Allocations([[]]), "has shape"),
         (lambda: Allocations([[math.nan]]), "a finite number for every step"),
         (lambda: Allocations([[1.0, 2.0]]).loops(3), "1 steps of 1 to 2 loops take 1 to 2"),

@@ -137,7 +137,7 @@ def test_steps_that_nothing_comes_before_are_refused():
         sample(generator, loops=counts, guidance=late)
     with pytest.raises(ValueError, match=r"`loops.unconditional` has no loop at step 2"):
         sample(generator, loops=LoopBudget(3, counts), guidance=late)
-    with pytest.raises(ValueError, match="`exit_guidance` needs loops at every step"):
+    with pytest.raises(ValueError, match="and `exit_guidance` needs loops at every step"):
         sample(generator, loops=counts, exit_guidance=ExitGuidance(2.0))
     sampler, predict = generator.sampler(steps=STEPS), BatchedPredict(generator.model)
     with pytest.raises(ValueError, match="needs a `predict` that remembers the step before"):

@@ -179,7 +179,8 @@ def time_calls(
     """The timings of [`measure_latency`][elt_zoo.anytime.measure_latency], which says what the arguments are."""
     if min(batch, repeats, every, len(steps), *steps) < 1:
         raise ValueError(
-            f"`measure_latency(batch={batch}, steps={tuple(steps)}, repeats={repeats})`: each must be at least 1."
+            f"`measure_latency(batch={batch}, steps={tuple(steps)}, every={every}, repeats={repeats})`: each must be "
+            "at least 1."
         )
     labels = np.arange(batch) % generator.config.num_classes
     kinds = [(count, 1) for count in steps] + [(count, every) for count in cached_steps(steps, every)]

@@ -202,7 +202,9 @@ class Generator:
         total_loops(loops, sampler.steps, guidance=sampler.guidance)  # refuses wrong counts before any work
         by_exit = exit_rule if exit_guidance is None else exit_guidance
         if exit_guidance is not None and any(np.min(count) < 1 for count in jax.tree.leaves(loops)):
-            raise ValueError("`exit_guidance` needs loops at every step, and `loops` has steps without.")
+            raise ValueError(
+                "`loops` has a step of 0 loops, and `exit_guidance` needs loops at every step: leave one out."
+            )
         sampler, budget, key, by_exit = replicate((sampler, _traced(loops), key, by_exit), mesh)
         return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh, clock)
 
