@@ -47,22 +47,26 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
     """Models of effective depth 8, each option alone and together."""
     plain, around = Case(data, family, 2, 4), Case(data, family, 2, 3, prelude=1, coda=1)
     four = Case(data, family, 4, 2)
+    lighter, light_around = (
+        dataclasses.replace(plain, student_weight=0.25),
+        dataclasses.replace(around, student_weight=0.25),
+    )
     both = {"residual_scale": 0.5, "loop_embedding": True}
     return {
         "the paper's": plain,
         "the paper's, vanilla": dataclasses.replace(plain, objective="vanilla"),
-        "the paper's, student × 1/4": dataclasses.replace(plain, student_weight=0.25),
+        "the paper's, student × 1/4": lighter,
         "the paper's, four layers": four,
         "the paper's, four layers, student × 1/4": dataclasses.replace(four, student_weight=0.25),
-        "branches × 1/4": dataclasses.replace(plain, residual_scale=0.25),
-        "told its loop": dataclasses.replace(plain, loop_embedding=True),
-        "vectors of each loop": dataclasses.replace(plain, loop_vectors=True),
-        "prelude and coda": around,
-        "prelude and coda, branches × 1/2": dataclasses.replace(around, residual_scale=0.5),
-        "prelude and coda, told its loop": dataclasses.replace(around, loop_embedding=True),
-        "prelude and coda, student × 1/4": dataclasses.replace(around, student_weight=0.25),
-        "all": dataclasses.replace(around, **both),
-        "all, student × 1/4": dataclasses.replace(around, student_weight=0.25, **both),
+        "branches × 1/2": dataclasses.replace(lighter, residual_scale=0.5),
+        "branches × 1/4": dataclasses.replace(lighter, residual_scale=0.25),
+        "told its loop": dataclasses.replace(lighter, loop_embedding=True),
+        "vectors of each loop": dataclasses.replace(lighter, loop_vectors=True),
+        "told its loop, branches × 1/2": dataclasses.replace(lighter, **both),
+        "prelude and coda": light_around,
+        "prelude and coda, branches × 1/2": dataclasses.replace(light_around, residual_scale=0.5),
+        "prelude and coda, told its loop": dataclasses.replace(light_around, loop_embedding=True),
+        "all": dataclasses.replace(light_around, **both),
         "all, vanilla": dataclasses.replace(around, objective="vanilla", **both),
         "all, deep supervision": dataclasses.replace(around, objective="deep_supervision", **both),
     }

@@ -21,6 +21,9 @@ class ILSDLoss(AbstractObjective):
     The student is an early exit of the forward pass that makes the teacher, so the extra cost is one kept state, one
     more application of the head and two loss terms. The distillation term has no gradient through the teacher's
     prediction (sg), only through the student's.
+
+    Measure both losses of your own in the same units. Where `distillation` is several times as large as `ground_truth`
+    for the same error, its gradient wins, and all exits learn to agree instead of to predict (`examples/forecast.py`).
     """
 
     exits: ClassVar[Exits] = Exits.STUDENT_AND_TEACHER
