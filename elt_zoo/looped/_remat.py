@@ -4,6 +4,10 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 
+from ..nn import save_fused_attention
+
+_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(jax.checkpoint_policies.dots_saveable, save_fused_attention)
+
 
 class Remat(enum.StrEnum):
     """What the backward pass recomputes instead of storing. Values and gradients do not depend on it.
@@ -12,7 +16,7 @@ class Remat(enum.StrEnum):
     |---|---|---|
     | `AUTO` | as `ELEMENTWISE` where loops are scanned, as `NONE` in a single loop or unrolled ones | the same |
     | `NONE` | every activation | nothing |
-    | `ELEMENTWISE` | the results of all matrix products | what lies between them: norms, softmax, activations |
+    | `ELEMENTWISE` | results of matrix products and fused attention | what lies between: norms, softmax, activations |
     | `LAYER` | the state before every layer | one layer at a time |
     | `LOOP` | the state before every loop | one loop at a time |
 
@@ -44,12 +48,12 @@ class Remat(enum.StrEnum):
 
 
 def recompute(function: Callable, *, in_loop: bool, store_products: bool = False) -> Callable:
-    """A function whose activations the backward pass recomputes, matrix products excepted if they are stored.
+    """A function whose activations the backward pass recomputes; `store_products` spares matrix products and fused
+    attention.
 
     **Arguments:** `in_loop`: whether the function runs inside a scan of at least two steps.
     """
     # Forward and backward pass of a scan are two separate loops. In straight-line code XLA merges the recomputation
     # with the forward pass and stores the activations after all; `prevent_cse` puts a barrier between them, which
     # accelerators respect and CPUs ignore (jaxlib 0.10). Inside a scan the barrier would only hinder fusion.
-    policy = jax.checkpoint_policies.dots_saveable if store_products else None
-    return eqx.filter_checkpoint(function, prevent_cse=not in_loop, policy=policy)
+    return eqx.filter_checkpoint(function, prevent_cse=not in_loop, policy=_PRODUCTS if store_products else None)

@@ -1,10 +1,18 @@
+import copy
+import dataclasses
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._checks import checked
+from ._attention_kernel import AttentionChoice, AttentionDevice, AttentionKernel, attention_kernel
+from ._fused_attention import attend_by_cudnn, attend_by_pallas
 from ._linear import Initializer, Linear
 
 
@@ -12,14 +20,18 @@ class SelfAttention(eqx.Module):
     """Full (bidirectional) multi-head self-attention over one sequence of tokens
     ([1706.03762](https://arxiv.org/abs/1706.03762)).
 
-    Built on `jax.nn.dot_product_attention`, so that accelerator kernels are used where the hardware has them. On a CPU,
-    where its batched form is several times slower than two matrix products, it is those. The softmax is computed in
-    float32.
+    On a GPU or TPU one fused kernel computes it where there is one for the dtype and the sizes:
+    [`choice`][elt_zoo.nn.SelfAttention.choice] says which and why, [`with_attention`][elt_zoo.nn.with_attention] asks
+    for another. Elsewhere it is `jax.nn.dot_product_attention`, two matrix products with a softmax between them; on a
+    CPU, where its batched form is several times slower, they are written out. All compute the softmax in float32. The
+    choice is made where the module is called, for JAX's default device, and is in no file.
     """
 
     qkv: Linear
     out: Linear
     num_heads: int = eqx.field(static=True)
+    kernel: AttentionKernel = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
 
     def __init__(self, dim: int, num_heads: int, *, init: Initializer | None = None, key: PRNGKeyArray):
         """**Arguments:**
@@ -48,6 +60,18 @@ class SelfAttention(eqx.Module):
         self.qkv = Linear(dim, 3 * dim, init=init_each, key=qkv_key)
         self.out = Linear(dim, dim, init=init, key=out_key)
         self.num_heads = num_heads
+        self.kernel = AttentionKernel.AUTO
+        self.mesh = None
+
+    @checked
+    def choice(self, tokens: int, dtype: DTypeLike) -> AttentionChoice:
+        """Which kernel attends to so many tokens of a dtype on JAX's default device, and why.
+
+        **Raises:** `ValueError` if the kernel that [`with_attention`][elt_zoo.nn.with_attention] asked for cannot.
+        """
+        return _choose(
+            dtype, tokens, self.qkv.weight.shape[-1] // self.num_heads, kernel=self.kernel, split=self.mesh is not None
+        )
 
     @checked
     def __call__(self, x: Float[Array, "tokens dim"]) -> Float[Array, "tokens dim"]:
@@ -55,7 +79,14 @@ class SelfAttention(eqx.Module):
         query, key, value = rearrange(
             self.qkv(x), "tokens (three heads head_dim) -> three tokens heads head_dim", three=3, heads=self.num_heads
         )
-        attended = (_attend_on_cpu if jax.default_backend() == "cpu" else _attend)(query, key, value)
+        choice = self.choice(x.shape[0], x.dtype)
+        match choice.kernel:
+            case AttentionKernel.CUDNN:
+                attended = attend_by_cudnn(query, key, value, choice)
+            case AttentionKernel.PALLAS:
+                attended = attend_by_pallas(query, key, value, choice, mesh=self.mesh)
+            case _:
+                attended = (_attend_on_cpu if AttentionDevice.here().platform == "cpu" else _attend)(query, key, value)
         return self.out(rearrange(attended, "tokens heads head_dim -> tokens (heads head_dim)"))
 
 
@@ -74,3 +105,50 @@ def _attend_on_cpu(query: Heads, key: Heads, value: Heads) -> Heads:
     scores = jnp.matmul(query, jnp.swapaxes(key, 1, 2), preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
     return jnp.swapaxes(jnp.matmul(weights, value), 0, 1)
+
+
+@checked
+def with_attention(model: PyTree, kernel: AttentionKernel, *, mesh: Mesh | None = None) -> PyTree:
+    """A model whose attention is computed by another kernel. The parameters are the same arrays.
+
+    The choice belongs to a program and not to the model: no file holds it. Ask for `XLA` where a program does not run
+    on JAX's default device, such as a bfloat16 model that was put on the CPU of a machine with a GPU.
+
+    **Arguments:** `model`: a tree with [`SelfAttention`][elt_zoo.nn.SelfAttention] in it; `kernel`: for all of them;
+    `mesh`: devices, on all axes of which the batch is split. Call the model under `jax.vmap` with the names of these
+    axes as `spmd_axis_name`; then the Pallas kernel can be used on several devices.
+
+    **Returns:** the changed model.
+    """
+    kernel = AttentionKernel(kernel)
+
+    def replaced(node):
+        if not isinstance(node, SelfAttention):
+            return node
+        new = copy.copy(node)
+        object.__setattr__(new, "kernel", kernel)  # as Equinox itself fills a frozen module
+        object.__setattr__(new, "mesh", mesh)
+        return new
+
+    return jax.tree.map(replaced, model, is_leaf=lambda node: isinstance(node, SelfAttention))
+
+
+def _choose(dtype: DTypeLike, tokens: int, head_dim: int, *, kernel: AttentionKernel, split: bool) -> AttentionChoice:
+    choice = attention_kernel(AttentionDevice.here(), dtype, tokens, head_dim, kernel=kernel, split=split)
+    if choice.kernel == AttentionKernel.CUDNN:
+        # Whether cuDNN is there and new enough for the GPU, JAX knows. It says so at once, before anything is compiled.
+        shape = jax.ShapeDtypeStruct((tokens, 1, head_dim), dtype)
+        try:
+            jax.eval_shape(functools.partial(attend_by_cudnn, choice=choice), shape, shape, shape)
+        except (NotImplementedError, RuntimeError) as error:
+            said = f"JAX refuses cuDNN's fused kernel: {error}"
+            if kernel == AttentionKernel.CUDNN:
+                raise ValueError(f"The attention kernel 'cudnn' cannot be used: {said} Use 'auto' or 'xla'.") from error
+            return dataclasses.replace(
+                choice,
+                kernel=AttentionKernel.XLA,
+                reason=said.rstrip("."),
+                padded_tokens=tokens,
+                padded_head_dim=head_dim,
+            )
+    return choice

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..corruption import AbstractCorruption, Corrupted
+from ..nn import AttentionDevice, AttentionKernel, with_attention
 from ..objectives import AbstractObjective, Exits
 from ..sharding import Gather, Layout
 from ._ema import update_ema
@@ -92,6 +93,7 @@ def batch_loss(
     progress: Float[Array, ""],
     keys: PRNGKeyArray | None = None,
     total_weight: Float[Array, ""] | None = None,
+    split_axes: tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The objective over a batch: the sum of the examples' losses over the sum of their weights, and so each term.
 
@@ -105,6 +107,8 @@ def batch_loss(
     - `keys`: turn dropout on; one per example.
     - `total_weight`: what the sums are divided by; default the batch's own sum of weights. With that of a larger batch,
       the losses of its parts add up to its loss.
+    - `split_axes`: axes of the mesh that splits the batch, for what each device does with its own examples alone
+      ([`with_attention`][elt_zoo.nn.with_attention]).
 
     **Returns:** the loss and its terms.
     """
@@ -117,7 +121,9 @@ def batch_loss(
 
     # An exit that all examples share stays unbatched: selecting it then costs one comparison.
     axes = (0, 0, 0 if student_loops.ndim else None, None if keys is None else 0)
-    losses, terms = jax.vmap(one, in_axes=axes)(corrupted.inputs, corrupted.target, student_loops, keys)
+    losses, terms = jax.vmap(one, in_axes=axes, spmd_axis_name=split_axes)(
+        corrupted.inputs, corrupted.target, student_loops, keys
+    )
     total = jnp.sum(corrupted.weight) if total_weight is None else total_weight
     if "lambda" in terms:
         # A coefficient and not a sum over what is masked: its weighted mean.
@@ -137,6 +143,7 @@ def make_train_step(
     accumulation: int = 1,
     prepare: Callable[[Any, PRNGKeyArray], LabelledBatch] | None = None,
     layout: Layout | None = None,
+    attention: AttentionKernel = AttentionKernel.AUTO,
 ) -> TrainStep:
     """The training step as a pure function of state and batch; wrap it in [`jit_step`][elt_zoo.training.jit_step].
 
@@ -158,6 +165,8 @@ def make_train_step(
     - `prepare`: `(batch, key) -> batch`, the first part of the compiled step, such as turning bytes into pixels
       ([`to_pixels`][elt_zoo.data.to_pixels]) or sampling latents ([`sample_latents`][elt_zoo.data.sample_latents]).
     - `layout`: how the state lies on several devices, see [`Layout`][elt_zoo.sharding.Layout].
+    - `attention`: the kernel of all self-attention; default what suits the device and the sizes, see
+      [`attention_kernel`][elt_zoo.nn.attention_kernel].
 
     **Returns:** `train_step(state, batch) -> (state, metrics)`, `batch` after `prepare` with fields `examples` and
     `labels`. Metrics are float32 scalars: `loss`, the objective's terms and `gradient_norm`.
@@ -172,6 +181,8 @@ def make_train_step(
         )
     precision = Precision() if precision is None else precision
     at_once = layout is None or layout.gather == Gather.STEP
+    # The one kernel that XLA cannot split over devices is that of TPUs.
+    mesh = None if layout is None or AttentionDevice.here().platform != "tpu" else layout.mesh
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         _refuse_multi_steps(state.optimizer_state)
@@ -190,13 +201,14 @@ def make_train_step(
             if layout is not None and not at_once:
                 model = gather_in_loops(model, layout)
             return batch_loss(
-                precision.cast(model),
+                precision.cast(with_attention(model, attention, mesh=mesh)),
                 corrupted._replace(inputs=precision.cast_inputs(corrupted.inputs)),
                 objective,
                 student_loops=student_loops,
                 progress=progress,
                 keys=dropout_keys,
                 total_weight=total_weight,
+                split_axes=None if mesh is None else mesh.axis_names,
             )
 
         (loss, metrics), gradient = _value_and_gradient(
