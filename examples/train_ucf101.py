@@ -73,7 +73,7 @@ def main(config: Config) -> None:
     )
 
     experiment = Run.of(config, task)
-    print(where_to_watch(experiment.folder), flush=True)
+    print(f"{experiment.computing}\n{where_to_watch(experiment.folder)}", flush=True)
     results = train(experiment, on_evaluate=watch(experiment))
     if not all(trained.finished for trained in results.values()):
         print(f"Stopped on request; the state is saved. Run the same command again to resume {experiment.folder}.")

@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import run
 from jax._src.cudnn import fused_attention_stablehlo
 
 from elt_zoo import ILSDLoss, Remat
 from elt_zoo.data import Batch
-from elt_zoo.families import DiTConfig, MaskGITConfig
+from elt_zoo.families import DiTConfig, MaskGITConfig, preset
 from elt_zoo.nn import AttentionDevice, AttentionKernel, SelfAttention, attention_kernel, with_attention
 from elt_zoo.nn._attention import _attend_on_cpu
 from elt_zoo.nn._fused_attention import attend_by_cudnn, attend_by_pallas
+from elt_zoo.profile import profile
+from elt_zoo.recipes import Run, TrainingOptions, digits_task, train
 from elt_zoo.sharding import Layout, make_mesh
 from elt_zoo.training import OptimizerConfig, Precision, TrainState, make_optimizer, make_train_step
 
@@ -46,9 +49,9 @@ def run_on(monkeypatch):
 @pytest.mark.parametrize(
     "device, dtype, tokens, head_dim, kernel, padded, reason",
     [
-        (CPU, "float32", 257, 64, "xla", (257, 64), "there is no fused kernel for 'cpu'"),
-        (CPU, "bfloat16", 257, 64, "xla", (257, 64), "there is no fused kernel for 'cpu'"),
-        (AttentionDevice(platform="rocm"), "bfloat16", 257, 64, "xla", (257, 64), "no fused kernel for 'rocm'"),
+        (CPU, "float32", 257, 64, "xla", (257, 64), "there is no fused kernel for CPUs"),
+        (CPU, "bfloat16", 257, 64, "xla", (257, 64), "there is no fused kernel for CPUs"),
+        (AttentionDevice(platform="rocm"), "bfloat16", 257, 64, "xla", (257, 64), "no fused kernel for ROCm"),
         (H100, "bfloat16", 256, 72, "cudnn", (256, 72), "bfloat16 on a GPU of compute capability 9.0"),
         (H100, "float16", 256, 48, "cudnn", (256, 48), "float16 on a GPU"),
         (H100, "bfloat16", 257, 48, "cudnn", (258, 48), "bfloat16"),
@@ -196,8 +199,8 @@ def test_padding_for_cudnn_changes_no_value(monkeypatch, tokens, head_dim):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * float(jnp.max(jnp.abs(other))))
 
 
-def lowered_step(config, platform, *, layout=None, attention=AttentionKernel.AUTO, precision=jnp.bfloat16):
-    """The program of a whole ILSD step for a platform that need not be here."""
+def traced_step(config, *, layout=None, precision=jnp.bfloat16):
+    """A whole ILSD step, traced."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4, total_steps=10))
     loss = config.loss()
     step = make_train_step(
@@ -207,7 +210,6 @@ def lowered_step(config, platform, *, layout=None, attention=AttentionKernel.AUT
         total_steps=10,
         precision=Precision(precision),
         layout=layout,
-        attention=attention,
     )
 
     def start(key):
@@ -224,11 +226,16 @@ def lowered_step(config, platform, *, layout=None, attention=AttentionKernel.AUT
         batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), batch)
     arrays, static = eqx.partition(state, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
-    def run(arrays, batch):
+    def one_step(arrays, batch):
         state, metrics = step(eqx.combine(arrays, static), batch)
         return eqx.filter(state, eqx.is_array), metrics
 
-    return jax.jit(run).trace(arrays, batch).lower(lowering_platforms=(platform,)).as_text()
+    return jax.jit(one_step).trace(arrays, batch)
+
+
+def lowered_step(config, platform, **options):
+    """The program of a whole ILSD step for a platform that need not be here."""
+    return traced_step(config, **options).lower(lowering_platforms=(platform,)).as_text()
 
 
 def calls(program):
@@ -271,3 +278,95 @@ def test_a_step_split_over_devices_is_fused_too(run_on):
 def test_float32_is_not_fused(run_on, device, platform):
     run_on(device)
     assert not calls(lowered_step(DIFFUSION, platform, precision=jnp.float32))
+
+
+@pytest.mark.parametrize("remat", [Remat.NONE, Remat.ELEMENTWISE])
+@pytest.mark.parametrize("device", [H100, TPU])
+def test_the_memory_of_a_profile_has_no_scores_where_attention_is_fused(run_on, device, remat):
+    plain = profile(MASKED, dtype=jnp.bfloat16)
+    run_on(device)
+    fused = profile(MASKED, dtype=jnp.bfloat16)
+    assert plain.attention is not None and fused.attention is not None and fused.attention.fused
+    assert str(fused.attention) in str(fused) and str(plain.attention) in str(plain)
+    scores = 2 * 257**2
+    assert plain.layer.saved_bytes - fused.layer.saved_bytes > 4 * scores  # at least as wide as float32 once
+    assert fused.training_activation_bytes(remat) < plain.training_activation_bytes(remat)
+    # What padding adds is beside the model's own operations.
+    assert (fused.layer.macs, fused.forward_macs) == (plain.layer.macs, plain.forward_macs)
+    padded = fused.attention.padded_tokens
+    extra = 2 * 96 * (padded**2 - 257**2) * fused.effective_depth
+    assert fused.padding_share == pytest.approx(extra / fused.forward_macs) and plain.padding_share == 0.0
+    # On paper: the products of all linear maps, the output of attention and its log-sums.
+    linear = 2 * 257 * (3 + 1 + 4 + 1) * 96
+    assert fused.layer.product_bytes == linear + padded * (96 * 2 + 2 * 4)
+
+
+def test_the_memory_of_a_split_step_is_that_of_the_split_kernel(run_on):
+    run_on(dataclasses.replace(TPU, devices=4))
+    alone = profile(MASKED, dtype=jnp.bfloat16).attention
+    split = profile(MASKED, dtype=jnp.bfloat16, mesh=make_mesh(2, 2))
+    assert alone is not None and alone.kernel == AttentionKernel.XLA
+    assert split.attention is not None and split.attention.kernel == AttentionKernel.PALLAS
+    run_on(TPU)
+    one = profile(MASKED, dtype=jnp.bfloat16)
+    assert abs(one.layer.saved_bytes - split.layer.saved_bytes) < 100  # a scalar or two
+    assert dataclasses.replace(split.layer, saved_bytes=one.layer.saved_bytes) == one.layer
+
+
+def test_a_profile_of_a_kernel_that_is_not_here_is_refused():
+    with pytest.raises(ValueError, match="'cudnn' needs an NVIDIA GPU"):
+        profile(MASKED, dtype=jnp.bfloat16, attention=AttentionKernel.CUDNN)
+
+
+def test_a_run_says_which_kernel_it_has_and_refuses_one_that_is_not_here(run_on, tmp_path):
+    task = digits_task(dataclasses.replace(preset("digits-maskgit"), dim=32))
+    options = TrainingOptions(out=tmp_path, precision="bfloat16", compare=False)
+    experiment = Run.of(options, task)
+    assert (
+        experiment.computing == "Computing in bfloat16 on 4 × cpu; attention: XLA (there is no fused kernel for CPUs)"
+    )
+    run_on(H100)
+    assert "attention: cuDNN, fused (bfloat16 on a GPU" in experiment.computing
+    run_on(CPU)
+    asked = dataclasses.replace(options, attention=AttentionKernel.PALLAS)
+    with pytest.raises(ValueError, match="'pallas' needs a TPU, and this program runs on 'cpu'"):
+        train(Run.of(asked, task))
+    assert not list(tmp_path.iterdir())
+    # A run goes on where another kernel is at hand.
+    assert Run.of(asked, task).config("ilsd") == experiment.config("ilsd")
+
+
+def test_the_commands_say_which_kernel_there_is():
+    finished = run("profile", "--preset", "digits-maskgit", "--precision", "bfloat16")
+    assert "attention                                XLA (there is no fused kernel for CPUs)" in finished.output
+    refused = run("profile", "--attention", "pallas", check=False)
+    assert refused.code == 2 and refused.errors.count("\n") == 1
+    assert refused.errors.startswith(
+        "error: The attention kernel 'pallas' needs a TPU, and this program runs on 'cpu'."
+    )
+
+
+def of_bfloat16(jaxpr):
+    """The primitives of a program and of those inside it that take bfloat16."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if any(getattr(variable.aval, "dtype", None) == jnp.bfloat16 for variable in equation.invars):
+            found.add(equation.primitive.name)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            found |= of_bfloat16(inner) if hasattr(inner, "eqns") else set()
+    return found
+
+
+@pytest.mark.parametrize("config", [MASKED, DIFFUSION])
+def test_softmax_norms_losses_and_the_average_are_float32_in_bfloat16(config):
+    program = traced_step(config).jaxpr
+    taken = of_bfloat16(program.jaxpr)
+    # Activations compute in bfloat16 as the products do. A softmax, a norm or a loss would take one of the others.
+    assert {"dot_general", "tanh"} <= taken
+    assert not taken & {"exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "div", "reduce_max", "erf", "logsumexp", "pow"}
+    # The state, with the average of the parameters, its gradient's norm and the losses.
+    results = [
+        variable.aval.dtype for variable in program.jaxpr.outvars if jnp.issubdtype(variable.aval.dtype, jnp.floating)
+    ]
+    assert set(results) == {jnp.dtype("float32")}

@@ -31,6 +31,8 @@ def trained(request, tmp_path_factory):
     command = ["train", "--family", request.param, *TINY, "--evaluate-every", 4, "--out", folder]
     command += ["--no-compare"] * (request.param == "dit")
     finished = run(*command, "--steps", 8)
+    assert finished.output.startswith("Computing in float32 on ")
+    assert "; attention: XLA (there is no fused kernel for CPUs)\n" in finished.output
     assert finished.output.count(f"tensorboard --logdir {folder / 'tensorboard'}") == 2
     assert "compiling" in finished.errors and f"Pictures, table, metrics and model are in {folder}" in finished.output
     return folder, command

@@ -5,6 +5,7 @@ from typing import Literal
 from ..families import preset
 from ..generator import load
 from ..looped import Remat
+from ..nn import AttentionKernel
 from ..profile import profile as count_costs
 
 
@@ -23,6 +24,8 @@ class ProfileOptions:
     guidance: bool = False
     """Whether a sample also runs the unconditional branch."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    attention: AttentionKernel = AttentionKernel.AUTO
+    """The kernel of self-attention; by default what suits this device, the precision and the sizes."""
     remat: Remat | None = None
     """What the backward pass computes again; all kinds are shown, and this one is named."""
 
@@ -44,6 +47,7 @@ def profile(options: ProfileOptions) -> None:
         steps=options.steps or config.sampler_settings().steps,
         guidance=options.guidance,
         dtype=options.precision,
+        attention=options.attention,
     )
     print(costs)
     print(f"training activations with remat {config.remat}: {costs.training_activation_bytes() / 2**20:,.1f} MiB")

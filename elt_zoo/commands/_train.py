@@ -6,7 +6,6 @@ from typing import Literal
 from ..distributed import agree, is_first, start, together
 from ..evaluation import ReportOptions, report_run, watch
 from ..families import ModelConfig
-from ..profile import profile
 from ..recipes import (
     DIGITS,
     MOVING_DIGITS,
@@ -153,7 +152,7 @@ def train(options: TrainOptions) -> None:
         return
     run = Run.of(options, task)
     if is_first():
-        print(where_to_watch(run.folder), flush=True)
+        print(f"{run.computing}\n{where_to_watch(run.folder)}", flush=True)
     results = train_run(run, on_evaluate=watch(run))
     if not is_first():
         return
@@ -178,13 +177,7 @@ def describe(options: TrainOptions, task: Task) -> str:
     for name in run.objectives:
         make_objective(name, run)
     config.sampler(settings)
-    costs = profile(
-        config,
-        batch=options.batch_size,
-        steps=settings.steps,
-        guidance=settings.guidance != 1.0,
-        dtype=options.precision,
-    )
+    costs = run.costs
     activations = costs.training_activation_bytes() / options.accumulation / 2**20
     return (
         f"{costs}\ndata: {data}\nsampler: {settings}\nprecision: {options.precision}, remat: {config.remat}, "

@@ -65,7 +65,8 @@ class SelfAttention(eqx.Module):
 
     @checked
     def choice(self, tokens: int, dtype: DTypeLike) -> AttentionChoice:
-        """Which kernel attends to so many tokens of a dtype on JAX's default device, and why.
+        """Which kernel attends to so many tokens of a dtype on JAX's default device, and why. Call it on one layer's
+        module or on a stack of them.
 
         **Raises:** `ValueError` if the kernel that [`with_attention`][elt_zoo.nn.with_attention] asked for cannot.
         """

@@ -166,7 +166,7 @@ def attention_kernel(
         case AttentionKernel.PALLAS:
             refused = _refused_by_pallas(device, dtype, tokens, head_dim, split=split, insisted=insisted)
         case _:
-            refused = f"there is no fused kernel for {device.platform!r}"
+            refused = f"there is no fused kernel for {_PLATFORMS.get(device.platform, device.platform)}"
     if fused is None or refused is not None:
         if insisted:
             raise ValueError(f"The attention kernel {kernel.value!r} cannot be used: {refused}. Use 'auto' or 'xla'.")
@@ -178,6 +178,7 @@ def attention_kernel(
     return choice(fused, f"{dtype} on a TPU", token_block=_PALLAS_BLOCK)
 
 
+_PLATFORMS = {"cpu": "CPUs", "rocm": "ROCm"}
 _NEEDS = {AttentionKernel.CUDNN: "an NVIDIA GPU", AttentionKernel.PALLAS: "a TPU"}
 
 

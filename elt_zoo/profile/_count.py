@@ -145,8 +145,12 @@ def workspace(jaxpr: Jaxpr, parameters: set) -> int:
 
 
 def _inner(equation: Any) -> list[Jaxpr]:
-    """The programs inside an equation: the body of a scan or a call, the branches of a `cond`."""
+    """The programs inside an equation: the body of a scan or a call, the branches of a `cond`. A kernel has none: what
+    it does with blocks stays on the chip.
+    """
     found = []
+    if equation.primitive.name == "pallas_call":
+        return found
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, ClosedJaxpr):

@@ -4,12 +4,14 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from .._checks import checked
 from ..families import ModelConfig
 from ..looped import Remat
+from ..nn import AttentionChoice, AttentionKernel, SelfAttention, with_attention
 from ._count import Costs, aval_bytes, costs_of
 from ._text import count, num_bytes, operations
 
@@ -36,6 +38,7 @@ class Profile:
     - `embed`, `condition`, `layer`, `head`: [`Costs`][elt_zoo.profile.Costs] of the parts for one example. `condition`
       is the work of all layers that does not depend on the loop, `layer` is one layer of one loop.
     - `state_bytes`: memory of the state of one example.
+    - `attention`: the kernel of the layers' self-attention on this device, and why; `None` for layers without it.
     """
 
     config: ModelConfig
@@ -51,6 +54,7 @@ class Profile:
     layer: Costs
     head: Costs
     state_bytes: int
+    attention: AttentionChoice | None = None
 
     @property
     def loop(self) -> Costs:
@@ -91,6 +95,16 @@ class Profile:
         """
         ends = self.embed.elementwise + self.condition.elementwise + self.head.elementwise
         return ends + self.effective_depth * self.layer.elementwise
+
+    @property
+    def padding_share(self) -> float:
+        """Operations that the attention kernel's padding adds to a forward pass, over the operations of the pass. They
+        are in none of the other figures.
+        """
+        if self.attention is None:
+            return 0.0
+        attention = 2 * self.attention.tokens**2 * self.config.dim
+        return self.effective_depth * attention * self.attention.padding / self.forward_macs
 
     def training_flops(self, *, exits: int = 1) -> int:
         """Floating-point operations of matrix products that training on one example takes: forward, and twice as many
@@ -137,7 +151,8 @@ class Profile:
         Embedding, conditioning and prelude come on top, and at two exits (student and teacher; one if L = 1) the coda
         and the head; prelude and coda count as loops of their own, with L = 1. XLA fuses
         some of these arrays away and adds buffers: on a CPU and small models it allocates within 15% of the estimate
-        without rematerialisation, and within a factor of two with it.
+        without rematerialisation, and within a factor of two with it. Fused attention saves no scores: then $r$ and $p$
+        have its output and one number for each query and head in their place.
 
         **Arguments:** `remat`: the rematerialisation; default the config's.
         """
@@ -178,6 +193,7 @@ class Profile:
         rows = [
             ("model", f"{config.family}, {_layers(config, self.loops)}, width {config.dim}"),
             ("tokens", f"{config.num_tokens}"),
+            *([] if self.attention is None else [("attention", str(self.attention))]),
             ("effective depth", f"{self.effective_depth} layers"),
             ("unique parameters", count(self.parameters)),
             ("  trunk", count(self.trunk_parameters)),
@@ -186,6 +202,7 @@ class Profile:
             ("forward, one example", operations(self.forward_macs)),
             ("  one loop", operations(self.loop.macs)),
             ("  the rest", operations(self.forward_macs - self.loops * self.loop.macs)),
+            *([("  padding for attention", f"{self.padding_share:+.1%}")] if self.padding_share else []),
             (f"sample, {per_sample}", operations(self.sample_macs)),
             ("training state (float32)", num_bytes(self.training_state_bytes)),
             *(
@@ -208,6 +225,8 @@ def profile(
     steps: int = 1,
     guidance: bool = False,
     dtype: DTypeLike = jnp.float32,
+    attention: AttentionKernel = AttentionKernel.AUTO,
+    mesh: Mesh | None = None,
 ) -> Profile:
     """Counts the parameters, operations and memory of a model without allocating it.
 
@@ -222,10 +241,12 @@ def profile(
     - `steps`: sampling steps.
     - `guidance`: whether sampling runs an unconditional branch as well.
     - `dtype`: of compute, for memory; parameters are float32.
+    - `attention`: the kernel of self-attention, for memory; default what is chosen for JAX's default device.
+    - `mesh`: devices over which a training step splits the batch, on which the choice depends.
 
     **Returns:** a [`Profile`][elt_zoo.profile.Profile].
 
-    **Raises:** `ValueError` if a count is below 1.
+    **Raises:** `ValueError` if a count is below 1, or this device cannot use the kernel.
     """
     loops = config.max_loops if loops is None else loops
     if min(loops, batch, steps) < 1:
@@ -245,7 +266,13 @@ def profile(
         condition = costs_of(lambda layer, given: layer.condition(given), layer, conditioning)
         condition = _saving(condition, modulation)
     given = (tokens,) if modulation is None else (tokens, modulation)
-    step = costs_of(lambda layer, given: layer(*given), layer, given)
+    # JAX counts what a split kernel saves for one example once for each device. One device counts it once.
+    alone = None if mesh is None else Mesh(mesh.devices.flatten()[:1], mesh.axis_names[:1])
+    layer = with_attention(layer, attention, mesh=alone)
+    choice = _choice(layer, tokens)
+    step = costs_of(lambda layer, given: layer(*given), with_attention(layer, AttentionKernel.XLA), given)
+    if choice is not None and choice.fused:
+        step = _fused(step, costs_of(lambda layer, given: layer(*given), layer, given), choice, tokens)
     return Profile(
         config=config,
         loops=loops,
@@ -260,6 +287,25 @@ def profile(
         layer=_saving(step, tokens),
         head=costs_of(lambda head, given: head(*given), model.head, (tokens, conditioning)),
         state_bytes=_nbytes(tokens),
+        attention=choice,
+    )
+
+
+def _choice(layer: PyTree, tokens: jax.ShapeDtypeStruct) -> AttentionChoice | None:
+    """The kernel of a layer's attention."""
+    nodes = jax.tree.leaves(layer, is_leaf=lambda node: isinstance(node, SelfAttention))
+    found = [node.choice(tokens.shape[0], tokens.dtype) for node in nodes if isinstance(node, SelfAttention)]
+    return found[0] if found else None
+
+
+def _fused(plain: Costs, fused: Costs, choice: AttentionChoice, tokens: jax.ShapeDtypeStruct) -> Costs:
+    """The operations of a layer and the memory of its fused form, in whose products attention's results are missing:
+    its output, and the log-sum of each query's softmax in float32.
+    """
+    heads = tokens.shape[1] // choice.head_dim
+    results = heads * choice.padded_tokens * (choice.padded_head_dim * tokens.dtype.itemsize + 4)
+    return dataclasses.replace(
+        fused, macs=plain.macs, elementwise=plain.elementwise, product_bytes=fused.product_bytes + results
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from ..families import ModelConfig, preset
 from ..looped import Remat
+from ..nn import AttentionKernel
 from ..sharding import Gather
 from ..training import OptimizerConfig, OptimizerKind
 from ._open import DIGITS, MOVING_DIGITS
@@ -14,7 +15,7 @@ ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 _COSMETIC = frozenset(
     {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
     | {"fall_back", "evaluate_every", "sampler", "samples", "sample_seeds"}
-    | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb", "trace_steps"}
+    | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb", "trace_steps", "attention"}
 )
 
 
@@ -144,6 +145,9 @@ class TrainingOptions(SizeOptions):
     """Of the student's terms in ILSD, in (0, 1]; less than the paper's 1 favours the last exit over the early ones."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters stay float32."""
+    attention: AttentionKernel = AttentionKernel.AUTO
+    """The kernel of self-attention; by default what suits the device, the precision and the sizes. The run says which
+    it is."""
     init_from: str | None = None
     """A saved or bundled model to start from: its parameters, where names and shapes agree."""
     new_classes: bool = False

@@ -18,7 +18,7 @@ from ..distributed import agree, first_says, is_first, together
 from ..generator import load
 from ..models import ElasticModel
 from ..objectives import AbstractObjective, DeepSupervisionLoss, ILSDLoss, RandomDepthLoss, VanillaLoss
-from ..profile import peak_flops, profile
+from ..profile import Profile, peak_flops, profile
 from ..sharding import Layout, make_mesh, one_copy, shard_batch
 from ..storage import FolderLock, read_json, write_json
 from ..trackers import AbstractTracker, Trackers
@@ -86,6 +86,48 @@ class Run:
         objective = self.options.objective
         compared = self.options.compare and self.task.data in (DIGITS, MOVING_DIGITS)
         return (objective, "vanilla") if compared and objective != "vanilla" else (objective,)
+
+    @property
+    def layout(self) -> Layout | None:
+        """How a training lies on several devices; `None` where it has one.
+
+        **Raises:** `ValueError` for a mesh that does not fit the devices.
+        """
+        options = self.options
+        # Two runs at once have a device each; several processes, or a mesh that was asked for, take one after another.
+        alone = len(self.objectives) == 1 or jax.process_count() > 1 or options.mesh != MeshOptions()
+        mesh = make_mesh(options.mesh.data, options.mesh.fsdp)
+        return Layout(mesh, options.mesh.gather) if mesh.size > 1 and alone else None
+
+    @property
+    def devices(self) -> list[Any]:
+        """The devices of one training."""
+        layout = self.layout
+        return jax.devices()[:1] if layout is None else layout.mesh.devices.flatten().tolist()
+
+    @property
+    def costs(self) -> Profile:
+        """What the model costs, with the run's batch, precision and attention on the devices here.
+
+        **Raises:** `ValueError` for a mesh or an attention kernel that these devices do not have.
+        """
+        options, layout = self.options, self.layout
+        return profile(
+            self.task.config,
+            batch=options.batch_size,
+            steps=self.task.settings.steps,
+            guidance=self.task.settings.guidance != 1.0,
+            dtype=options.precision,
+            attention=options.attention,
+            mesh=None if layout is None else layout.mesh,
+        )
+
+    @property
+    def computing(self) -> str:
+        """One line: the devices of a training, its precision, and which kernel computes attention, and why."""
+        devices, attention = self.devices, self.costs.attention
+        said = f"Computing in {self.options.precision} on {len(devices)} × {devices[0].device_kind}"
+        return said if attention is None else f"{said}; attention: {attention}"
 
     def config(self, objective: ObjectiveName) -> dict[str, Any]:
         """What two runs must share for one to resume the other: everything but what is known not to matter."""
@@ -176,14 +218,13 @@ class Prepared:
                 f"`--batch-size {options.batch_size}` cannot be filled: there are {len(task.train):,} training "
                 "examples. Use at most as many."
             )
-        # Two runs at once have a device each; several processes, or a mesh that was asked for, take one after another.
-        alone = len(run.objectives) == 1 or jax.process_count() > 1 or options.mesh != MeshOptions()
-        mesh = make_mesh(options.mesh.data, options.mesh.fsdp)
-        self.layout = Layout(mesh, options.mesh.gather) if mesh.size > 1 and alone else None
-        if self.layout is not None and options.batch_size % mesh.size:
+        self.layout = run.layout
+        mesh = None if self.layout is None else self.layout.mesh
+        if mesh is not None and options.batch_size % mesh.size:
             raise ValueError(
                 f"`--batch-size {options.batch_size}` cannot be split over {mesh.size} devices; use a multiple."
             )
+        self.speed = self.throughput()
         self.optimizer = make_optimizer(recipe.optimizer(task.config))
         self.step = make_train_step(
             self.optimizer,
@@ -196,6 +237,7 @@ class Prepared:
             accumulation=options.accumulation,
             prepare=task.representation.prepare,
             layout=self.layout,
+            attention=options.attention,
         )
         self.batches = training_batches(
             task.train,
@@ -205,7 +247,7 @@ class Prepared:
             process_count=jax.process_count(),
             workers=options.workers,
             unreadable=UnreadableLog(options.max_unreadable),
-            put=None if self.layout is None else functools.partial(shard_batch, mesh=mesh),
+            put=None if mesh is None else functools.partial(shard_batch, mesh=mesh),
         )
         self.source = None if options.init_from is None else load(options.init_from).model
         shapes = eqx.filter_eval_shape if self.layout is None else self.layout.abstract
@@ -235,7 +277,7 @@ class Prepared:
         else:
             state, position = checkpoints.restore(self.abstract)
             self.batches.set_state(position)
-        taken, speed = int(state.step), self.throughput()
+        taken, speed = int(state.step), self.speed
         bar = progress_bar(self.name, steps=steps, taken=taken, show=_SHOWN, row=row, throughput=speed)
         with (
             self.trackers(taken) as tracker,
@@ -276,9 +318,9 @@ class Prepared:
     def throughput(self) -> Throughput:
         """What a report's examples per second mean in operations."""
         exits = {"ilsd": 2, "deep_supervision": self.run.task.config.max_loops}.get(self.name, 1)
-        devices = jax.devices()[:1] if self.layout is None else self.layout.mesh.devices.flatten().tolist()
+        devices = self.run.devices
         peak = peak_flops(devices[0].device_kind) if self.run.options.precision == "bfloat16" else None
-        flops = profile(self.run.task.config).training_flops(exits=exits)
+        flops = self.run.costs.training_flops(exits=exits)
         return Throughput(flops, None if peak is None else peak * len(devices))
 
     @property
