@@ -9,6 +9,8 @@ Parts, each a table:
 
 - **Values**: predictions of all exits, the loss and the norm of the gradient of a training step, and whole samples, in
   float32 and in bfloat16, beside a CPU in float32.
+- **Attention**: every kernel that the device has, at 257 tokens and heads of 48 and 72: its values and gradients in
+  bfloat16 beside a CPU in float32, and the time and memory of a training step with it.
 - **Training**: milliseconds of an ILSD step in bfloat16 with every rematerialisation, the share of the device's peak
   (model FLOP utilisation), and the memory that the program takes beside what `elt_zoo.profile` estimates.
 - **Sampling**: the paper's looped models beside unique depth of equal compute, batch 8.
@@ -43,6 +45,7 @@ from elt_zoo import ElasticModel, Generator, ILSDLoss, Remat, load
 from elt_zoo.data import Batch, digits_to_pixels, load_digits
 from elt_zoo.families import ModelConfig, preset
 from elt_zoo.models import BatchedPredict
+from elt_zoo.nn import AttentionDevice, AttentionKernel, SelfAttention, with_attention
 from elt_zoo.objectives import AbstractObjective, VanillaLoss
 from elt_zoo.profile import environment, peak_flops, profile
 from elt_zoo.recipes import takes_tokens
@@ -55,7 +58,7 @@ BFLOAT16 = Precision(jnp.bfloat16)
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 """Of the largest difference, over the largest value."""
 
-PARTS = ("Values", "Training", "Sampling", "Latency", "ILSD", "Operations", "A real training")
+PARTS = ("Values", "Attention", "Training", "Sampling", "Latency", "ILSD", "Operations", "A real training")
 
 Row = dict[str, Any]
 
@@ -125,13 +128,52 @@ def values(name: str, what: str, dtype: str) -> Row:
     return {"largest difference": float(f"{difference:.3g}"), **within}
 
 
+def kernels() -> list[AttentionKernel]:
+    """What can compute attention on this device."""
+    fused = {"cuda": AttentionKernel.CUDNN, "tpu": AttentionKernel.PALLAS}.get(AttentionDevice.here().platform)
+    return [AttentionKernel.XLA] if fused is None else [AttentionKernel.XLA, fused]
+
+
+def attention_values(tokens: int, head_dim: int, kernel: AttentionKernel) -> Row:
+    """The largest differences of attention and its gradient in bfloat16 from a CPU in float32, of the same numbers."""
+    rounded = BFLOAT16.cast(SelfAttention(4 * head_dim, 4, key=jax.random.key(0)))
+    x, weight = jax.random.normal(jax.random.key(1), (2, 8, tokens, 4 * head_dim), jnp.bfloat16)
+
+    def results(dtype: Any, kernel: AttentionKernel) -> list[np.ndarray]:
+        module = with_attention(Precision(dtype).cast(rounded), kernel)
+
+        def total(given: Any, weight: Any) -> Any:
+            module, x = given
+            attended = jax.vmap(module)(x)
+            return jnp.sum(attended.astype(jnp.float32) * weight.astype(jnp.float32)), attended
+
+        found = eqx.filter_jit(eqx.filter_grad(total, has_aux=True))((module, x.astype(dtype)), weight)
+        return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(eqx.filter(found, eqx.is_array))]
+
+    ours = results(jnp.bfloat16, kernel)
+    cpu = jax.devices("cpu")[0]
+    rounded, x, weight = jax.device_put((rounded, x, weight), cpu)
+    with jax.default_matmul_precision("highest"), jax.default_device(cpu):
+        right = results(jnp.float32, AttentionKernel.XLA)
+    pairs = zip(ours, right, strict=True)
+    largest = max(float(np.abs(one - other).max() / np.abs(other).max()) for one, other in pairs)
+    return {"largest difference": float(f"{largest:.3g}"), "within": largest <= TOLERANCES["bfloat16"]}
+
+
 # Speed and memory.
 
 
-def step_of(config: ModelConfig, batch: int, objective: AbstractObjective) -> tuple[Any, Any, Batch]:
+def step_of(
+    config: ModelConfig,
+    batch: int,
+    objective: AbstractObjective,
+    attention: AttentionKernel = AttentionKernel.AUTO,
+) -> tuple[Any, Any, Batch]:
     """A training step in bfloat16, to be compiled, its state and its batch."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4, total_steps=1000, clip_norm=1.0))
-    make = make_train_step(optimizer, objective, config.corruption(), total_steps=1000, precision=BFLOAT16)
+    make = make_train_step(
+        optimizer, objective, config.corruption(), total_steps=1000, precision=BFLOAT16, attention=attention
+    )
     state = eqx.filter_jit(lambda key: TrainState.create(config.build(key=key), optimizer, key=key))(jax.random.key(0))
     examples = Batch(*_examples(config, batch))
     arrays, static = eqx.partition(state, eqx.is_array)
@@ -143,10 +185,15 @@ def step_of(config: ModelConfig, batch: int, objective: AbstractObjective) -> tu
     return jax.jit(step, donate_argnums=0), arrays, examples
 
 
-def training(config: ModelConfig, batch: int, objective: AbstractObjective | None = None) -> Row:
+def training(
+    config: ModelConfig,
+    batch: int,
+    objective: AbstractObjective | None = None,
+    attention: AttentionKernel = AttentionKernel.AUTO,
+) -> Row:
     """One training step in bfloat16: its time, utilisation and memory."""
     objective = _ilsd(config) if objective is None else objective
-    step, arrays, examples = step_of(config, batch, objective)
+    step, arrays, examples = step_of(config, batch, objective, attention)
     started = time.perf_counter()
     compiled = step.lower(arrays, examples).compile()
     compiling = time.perf_counter() - started
@@ -156,12 +203,13 @@ def training(config: ModelConfig, batch: int, objective: AbstractObjective | Non
         arrays, loss = compiled(arrays, examples)
         jax.block_until_ready(loss)
         times.append(time.perf_counter() - started)
-    counted = profile(config, batch=batch, dtype=jnp.bfloat16)
+    counted = profile(config, batch=batch, dtype=jnp.bfloat16, attention=attention)
     took, memory = float(np.median(times[1:])), compiled.memory_analysis()
     flops = batch * counted.training_flops(exits=2 if isinstance(objective, ILSDLoss) else 1) / took
     peak = peak_flops(jax.devices()[0].device_kind)
     return {
         "batch": batch,
+        "attention": "" if counted.attention is None else str(counted.attention.kernel),
         "ms a step": round(1e3 * took, 2),
         "examples a second": round(batch / took, 1),
         "TFLOP/s": round(flops / 1e12, 3),
@@ -289,6 +337,20 @@ def cases(small: bool, train_seconds: float) -> Iterator[Case]:
     trained = ["digits-dit", "digits-maskgit"] if small else []
     trained += [] if small else ["elt-B-6Nx2L", "elt-L-8Nx3L", "elt-XL-7Nx4L", "elt-dit-8Nx4L", "dit-XL-2"]
     batch = 16 if small else 64
+    for kernel in kernels():
+        for head_dim in (48, 72):
+            yield Case(
+                "Attention",
+                f"257 tokens, heads of {head_dim}, {kernel}",
+                lambda d=head_dim, k=kernel: attention_values(257, d, k),
+            )
+        for name in trained if small else ("elt-B-6Nx2L", "elt-XL-7Nx4L", "elt-dit-8Nx4L"):
+            config = preset(name)
+            yield Case(
+                "Attention",
+                f"{name}, {kernel}",
+                lambda c=config, k=kernel: fitting(lambda size: training(c, size, attention=k), batch),
+            )
     for remat in (Remat.ELEMENTWISE, Remat.LAYER, Remat.LOOP, Remat.NONE):  # the default of every model first
         for name in trained:
             config = dataclasses.replace(preset(name), remat=remat)

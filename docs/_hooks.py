@@ -361,8 +361,30 @@ def _first_sentence(docstring: str) -> str:
     return re.split(r"(?<=\.)\s", text)[0].removesuffix(".")
 
 
+def _attention() -> str:
+    """What padding for the fused attention kernels adds to the operations of the models of the paper."""
+    from elt_zoo.families import preset
+    from elt_zoo.nn import AttentionDevice, attention_kernel
+    from elt_zoo.profile import profile
+
+    gpu = AttentionDevice(platform="cuda", capability=(9, 0))
+    devices = {"NVIDIA GPU": gpu, "TPU": AttentionDevice(platform="tpu")}
+    rows = []
+    for name in ("elt-B-6Nx2L", "elt-L-8Nx3L", "elt-XL-7Nx4L", "elt-dit-8Nx4L", "elt-ucf101-6Nx4L"):
+        config, costs = preset(name), profile(preset(name))
+        tokens, head_dim = config.num_tokens, config.dim // config.num_heads
+        row = [f"`{name}`", str(tokens), str(head_dim)]
+        for device in devices.values():
+            choice = attention_kernel(device, "bfloat16", tokens, head_dim)
+            share = dataclasses.replace(costs, attention=choice).padding_share
+            row.append(f"{choice.kernel}, {choice.padded_tokens} tokens, {share:.1%}")
+        rows.append(row)
+    return _table(["Preset", "Tokens", "Numbers in a head", *devices], rows)
+
+
 _TABLES: dict[str, Callable[[], str]] = {
     "presets": _presets,
+    "attention": _attention,
     "weights": _weights,
     "expected-curves": _expected_curves,
     "expected-quality": _expected_quality,
