@@ -1,5 +1,8 @@
+import asyncio
+import datetime
 import json
 import logging
+import threading
 
 import equinox as eqx
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 from elt_zoo.storage import FolderLocked
 from elt_zoo.training import CheckpointError, Checkpoints, TrainState, config_differences
@@ -38,6 +42,7 @@ def saved_run(folder, steps=(1, 2), **options):
     checkpoints = Checkpoints(folder, RUN, **options)
     for step in steps:
         checkpoints.save(at_step(step), POSITION)
+    checkpoints.wait_until_finished()
     return checkpoints
 
 
@@ -102,7 +107,7 @@ def test_one_process_at_a_time(tmp_path):
     assert_is(second.restore(abstract())[0], 1)
     first.close()
     second.save(at_step(2), POSITION)
-    del second
+    del second  # waits for what it writes
     Checkpoints(tmp_path / "run", RUN).claim(step=2)
 
 
@@ -173,7 +178,7 @@ def test_falling_back_takes_a_word(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "elt_zoo.training"):
         assert_is(checkpoints.restore(abstract())[0], 1)
     assert "step 2" in caplog.text and "Trying the checkpoint before it" in caplog.text
-    checkpoints.save(at_step(2), POSITION)
+    checkpoints.save(at_step(2), POSITION)  # `restore` waits for it
     assert_is(checkpoints.restore(abstract())[0], 2)
     assert sorted(path.name for path in steps.iterdir()) == ["1", "2", "2.damaged"]
     for file in files(steps):
@@ -210,10 +215,140 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device\nand many lines of a traceback")
 
     with saved_run(tmp_path / "run") as checkpoints:
-        monkeypatch.setattr(ocp.Checkpointer, "save", full)
+        monkeypatch.setattr(ocp.AsyncCheckpointer, "save", full)
         with pytest.raises(
             CheckpointError, match=r"step 3 cannot be saved in .*No space left on device\. Those"
         ) as caught:
             checkpoints.save(at_step(3), POSITION)
         assert "\n" not in str(caught.value)
         assert_is(checkpoints.restore(abstract())[0], 2)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Whatever would write arrays waits for this event."""
+    release, real = threading.Event(), tensorstore.open
+
+    async def waiting(*arguments, **options):
+        await asyncio.to_thread(release.wait)
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(tensorstore, "open", waiting)
+    yield release
+    release.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, held):
+    change = jax.jit(lambda arrays: jax.tree.map(lambda array: array + 1, arrays), donate_argnums=0)
+    position = {"index": 7}
+    with saved_run(tmp_path / "run", steps=()) as checkpoints:
+        state = at_step(1)
+        checkpoints.save(state, position)
+        assert checkpoints.latest_step() is None and not checkpoints.failed
+        # What the next steps do: they donate the arrays, and the iterator moves on.
+        for _ in range(3):
+            state = eqx.tree_at(lambda state: state.model, state, change(state.model))
+        position["index"] = 8
+        assert checkpoints.latest_step() is None
+        held.set()
+        checkpoints.wait_until_finished()
+        assert checkpoints.latest_step() == 1
+        restored, data = checkpoints.restore(abstract())
+        assert_is(restored, 1)
+        assert data == {"index": 7}
+
+
+def test_whoever_ends_waits_for_what_is_written(tmp_path, held):
+    for number, end in enumerate((lambda one: one.close(), lambda one: one.save(at_step(2), POSITION))):
+        held.clear()
+        checkpoints = saved_run(tmp_path / f"run-{number}", steps=())
+        checkpoints.save(at_step(1), POSITION)
+        threading.Timer(0.2, held.set).start()
+        end(checkpoints)
+        assert (tmp_path / f"run-{number}" / "steps" / "1" / "manifest.json").exists()
+        checkpoints.close()
+
+
+def test_without_a_background_a_save_is_there_at_once(tmp_path):
+    with Checkpoints(tmp_path / "run", RUN, asynchronous=False) as checkpoints:
+        checkpoints.save(at_step(1), POSITION)
+        assert checkpoints.latest_step() == 1
+
+
+def test_a_write_that_fails_in_the_background_is_one_line(tmp_path, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device\nand many lines")
+
+    message = r"step 3 cannot be saved in .*No space left on device\. Those before it are kept\.$"
+    with saved_run(tmp_path / "run") as checkpoints:
+        for look in (checkpoints.wait_until_finished, lambda: checkpoints.save(at_step(4), POSITION)):
+            with monkeypatch.context() as patch:
+                patch.setattr(tensorstore, "open", full)
+                checkpoints.save(at_step(3), POSITION)
+                with pytest.raises(CheckpointError, match=message) as caught:
+                    look()
+            assert "\n" not in str(caught.value) and checkpoints.latest_step() == 2
+        checkpoints.wait_until_finished()  # said once
+        checkpoints.save(at_step(3), POSITION)
+        assert_is(checkpoints.restore(abstract())[0], 3)
+        assert sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()) == ["2", "3"]
+    monkeypatch.setattr(tensorstore, "open", full)
+    with pytest.raises(CheckpointError, match="step 4 cannot be saved"), Checkpoints(tmp_path / "run", RUN) as one:
+        one.save(at_step(4), POSITION)
+    # What ended the run matters more.
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path / "run", RUN) as one:
+        one.save(at_step(4), POSITION)
+        _ = 1 / 0
+    assert "step 4 cannot be saved" in caplog.text
+    caplog.clear()
+    one = Checkpoints(tmp_path / "run", RUN)
+    one.save(at_step(4), POSITION)
+    del one
+    assert "could not be saved: " in caplog.text
+
+
+def test_a_lock_that_is_lost_while_writing_keeps_the_checkpoint_back(tmp_path, held):
+    with saved_run(tmp_path / "run", steps=()) as checkpoints:
+        checkpoints.save(at_step(1), POSITION)
+        (tmp_path / "run" / ".elt-zoo-lock").unlink()
+        held.set()
+        with pytest.raises(FolderLocked, match="was lost"):
+            checkpoints.wait_until_finished()
+        assert checkpoints.latest_step() is None
+
+
+def test_some_are_kept_for_good_by_steps_and_by_time(tmp_path):
+    def there(name):
+        return sorted(int(path.name) for path in (tmp_path / name / "steps").iterdir())
+
+    def age(name, step, hours):
+        file = tmp_path / name / "steps" / str(step) / "data.json"
+        saved = json.loads(file.read_text())
+        before = datetime.datetime.fromisoformat(saved["time"]) - datetime.timedelta(hours=hours)
+        file.write_text(json.dumps(saved | {"time": before.isoformat()}))
+
+    saved_run(tmp_path / "steps", range(1, 10), every=1, keep=2, keep_every_steps=3).close()
+    assert there("steps") == [3, 6, 8, 9]
+    # By time: the first stays, those within the two hours after it go, the next one stays.
+    saved_run(tmp_path / "time", range(1, 7), keep=6).close()
+    for step, hours in zip(range(1, 7), (5.0, 4.5, 3.5, 2.9, 1.5, 1.0), strict=True):
+        age("time", step, hours)
+    options = {"keep": 1, "keep_every_hours": 2.0}
+    saved_run(tmp_path / "time", (7,), **options).close()
+    assert there("time") == [1, 4, 7]
+    # Without a time, as older versions wrote them, the age of the files counts; and nothing changes by looking again.
+    file = tmp_path / "time" / "steps" / "7" / "data.json"
+    file.write_text(json.dumps({"iterator": POSITION}))
+    with Checkpoints(tmp_path / "time", RUN, **options) as checkpoints:
+        checkpoints.claim(step=7)
+        assert there("time") == [1, 4, 7]
+        checkpoints.save(at_step(8), POSITION)
+    assert there("time") == [1, 4, 7, 8]
+
+
+def test_wrong_rules_of_preservation_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"keep_every_steps=15\)` must be a multiple of the 10 steps"):
+        Checkpoints(tmp_path / "run", RUN, every=10, keep_every_steps=15)
+    for hours in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="must be a positive number of hours"):
+            Checkpoints(tmp_path / "run", RUN, keep_every_hours=hours)

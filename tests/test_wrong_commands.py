@@ -25,6 +25,9 @@ TRAIN = """
 --accumulation 0                                 | `--accumulation 0` must be at least 1
 --accumulation -1                                | must be at least 1
 --checkpoint-every 0                             | `--checkpoint-every 0` must be at least 1
+--keep 0                                         | `--keep 0` must be at least 1
+--keep-every-steps 750                           | `--keep-every-steps 750` must be a multiple of `--checkpoint-every 500`
+--keep-every-hours nan                           | `--keep-every-hours nan` must be a positive number
 --log-every 0                                    | `--log-every 0` must be at least 1
 --log-every -3                                   | must be at least 1
 --evaluate-every 0                               | `--evaluate-every 0` must be at least 1

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,18 @@ ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 # What a run may change without being another run: where it goes, and what is shown and saved on the way.
 _COSMETIC = frozenset(
     {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
+    | {"keep", "keep_every_steps", "keep_every_hours", "async_checkpoints"}
     | {"fall_back", "evaluate_every", "sampler", "samples", "sample_seeds"}
     | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb", "trace_steps", "attention"}
 )
+
+
+def require_preservable(every: int, steps: int | None, hours: float | None) -> None:
+    """**Raises:** `ValueError` for checkpoints to keep for good that will not be there."""
+    if steps is not None and (steps < 1 or steps % every):
+        raise ValueError(f"`--keep-every-steps {steps}` must be a multiple of `--checkpoint-every {every}`.")
+    if hours is not None and not 0.0 < hours < math.inf:
+        raise ValueError(f"`--keep-every-hours {hours}` must be a positive number.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +173,14 @@ class TrainingOptions(SizeOptions):
 
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep, the newest ones."""
+    keep_every_steps: int | None = None
+    """Keep for good, too, the checkpoints of its multiples; a multiple of `--checkpoint-every`."""
+    keep_every_hours: float | None = None
+    """Keep for good, too, the first checkpoint and from then on one every so many hours."""
+    async_checkpoints: bool = True
+    """Write checkpoints while training goes on. It takes memory of the host for one more state."""
     fall_back: bool = False
     """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 50
@@ -177,7 +195,7 @@ class TrainingOptions(SizeOptions):
     WANDB_MODE=offline."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "log_every", "evaluate_every"):
+        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "log_every", "evaluate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
@@ -185,6 +203,7 @@ class TrainingOptions(SizeOptions):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be 0 or more.")
+        require_preservable(self.checkpoint_every, self.keep_every_steps, self.keep_every_hours)
         if self.trace_steps is not None and not 1 <= self.trace_steps[0] <= self.trace_steps[1]:
             raise ValueError(
                 f"`--trace-steps {self.trace_steps[0]} {self.trace_steps[1]}` needs a first step of at least 1, and a "

@@ -267,7 +267,16 @@ class Prepared:
         folder, config = run.folder / "checkpoints" / self.name, run.config(self.name)
         together(lambda: extend(folder / "run.json", config) if is_first() else None)
         options = run.options
-        checkpoints = Checkpoints(folder, config, every=options.checkpoint_every, fall_back=options.fall_back)
+        checkpoints = Checkpoints(
+            folder,
+            config,
+            every=options.checkpoint_every,
+            keep=options.keep,
+            keep_every_steps=options.keep_every_steps,
+            keep_every_hours=options.keep_every_hours,
+            asynchronous=options.async_checkpoints,
+            fall_back=options.fall_back,
+        )
         if first_says(checkpoints.latest_step()) is None:
             # One program for the whole state; array by array, it would be some ninety.
             make = (
@@ -283,7 +292,7 @@ class Prepared:
             self.trackers(taken) as tracker,
             first_only(bar) as move,
             first_only(metric_files(run.folder, self.name, tracker, speed)) as write,
-            contextlib.closing(checkpoints),
+            checkpoints,
             contextlib.closing(self.batches),
         ):
 

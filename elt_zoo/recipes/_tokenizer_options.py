@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from ..tokenizers import Shortcut, VQ3DConfig, VQGANConfig
 from ._open import DIGITS, MOVING_DIGITS
+from ._options import require_preservable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,14 @@ class TokenizerOptions:
     heldout: int = 320
     """Examples to measure quality on."""
     checkpoint_every: int = 500
+    keep: int = 2
+    """Checkpoints to keep, the newest ones."""
+    keep_every_steps: int | None = None
+    """Keep for good, too, the checkpoints of its multiples; a multiple of `--checkpoint-every`."""
+    keep_every_hours: float | None = None
+    """Keep for good, too, the first checkpoint and from then on one every so many hours."""
+    async_checkpoints: bool = True
+    """Write checkpoints while training goes on. It takes memory of the host for one more state."""
     fall_back: bool = False
     """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 25
@@ -67,7 +76,7 @@ class TokenizerOptions:
     WANDB_MODE=offline."""
 
     def __post_init__(self):
-        for name in ("codebook_size", "steps", "batch_size", "heldout", "checkpoint_every", "log_every"):
+        for name in ("codebook_size", "steps", "batch_size", "heldout", "checkpoint_every", "keep", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
@@ -77,6 +86,7 @@ class TokenizerOptions:
         for name in ("commitment", "revive_below", "l1", "l2", "perceptual", "adversarial", "r1", "lecam"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`--{name.replace('_', '-')} {getattr(self, name)}` must be 0 or a positive number.")
+        require_preservable(self.checkpoint_every, self.keep_every_steps, self.keep_every_hours)
         if self.l1 == self.l2 == self.perceptual == 0.0:
             raise ValueError("`--l1`, `--l2` and `--perceptual` are all 0: nothing says what a good picture is.")
         if self.learning_rate is not None and not 0.0 < self.learning_rate < 1e6:
@@ -132,7 +142,8 @@ class TokenizerOptions:
 
     def defining(self) -> dict[str, Any]:
         """What two runs must share for one to resume the other: everything but what is known not to matter."""
-        cosmetic = {"out", "heldout", "checkpoint_every", "fall_back", "log_every", "wandb"}
+        cosmetic = {"out", "heldout", "checkpoint_every", "keep", "keep_every_steps", "keep_every_hours"}
+        cosmetic |= {"async_checkpoints", "fall_back", "log_every", "wandb"}
         knobs = {name: value for name, value in dataclasses.asdict(self).items() if name not in cosmetic}
         paths = {name: str(value) for name, value in knobs.items() if isinstance(value, Path)}
         return knobs | paths | dataclasses.asdict(self.recipe) | {"network": dataclasses.asdict(self.network)}

@@ -226,7 +226,14 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
     require_own(folder)
     with FolderLock(folder), stop_on_signals() as stop:
         checkpoints = Checkpoints(
-            folder / "checkpoints", options.defining(), every=options.checkpoint_every, fall_back=options.fall_back
+            folder / "checkpoints",
+            options.defining(),
+            every=options.checkpoint_every,
+            keep=options.keep,
+            keep_every_steps=options.keep_every_steps,
+            keep_every_hours=options.keep_every_hours,
+            asynchronous=options.async_checkpoints,
+            fall_back=options.fall_back,
         )
         if checkpoints.latest_step() is None:
             state = prepared.start()
@@ -240,7 +247,7 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
             ) as tracker,
             metric_files(folder, "tokenizer", tracker) as write,
             progress_bar("tokenizer", steps=steps, taken=int(state.step), show=shown) as move,
-            contextlib.closing(checkpoints),
+            checkpoints,
             contextlib.closing(batches),
         ):
 

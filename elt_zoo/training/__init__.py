@@ -1,6 +1,6 @@
 """Training: state, step, loop, optimiser and checkpoints, for any model, objective and data."""
 
-from ._checkpoints import CheckpointError as CheckpointError
+from ._checkpoint_files import CheckpointError as CheckpointError
 from ._checkpoints import Checkpoints as Checkpoints
 from ._config_differences import config_differences as config_differences
 from ._ema import ema_decay_at as ema_decay_at

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..distributed import gather
+from ..storage import FolderLocked
+from ._checkpoint_files import CheckpointError
 from ._checkpoints import Checkpoints
 from ._pace import Pace, Report
 from ._signals import stop_on_signals
@@ -68,6 +70,7 @@ def fit(
     - `total_steps`: when to stop; at least 1.
     - `log_every`, `on_report`: steps between reports, and who gets them. The first and the last step are reported too.
     - `checkpoints`: where and how often to save; also saved at the end. The folder is claimed before the first step.
+      Checkpoints are written while training goes on; when this function returns, all are on the disk.
     - `encode`: applied to every batch before the compiled step, such as a frozen tokenizer. What should run inside the
       step is the `prepare` of [`make_train_step`][elt_zoo.training.make_train_step].
     - `stop`: set it to end the run after the running step; by default signals do, see
@@ -107,14 +110,23 @@ def fit(
                         on_report(pace.report(taken, values))
                     pace.restart()
                     # A signal comes to the processes between different steps, and they must stop after the same one.
-                    stopping = any(gather("stop" if stop.is_set() else ""))
+                    failed = checkpoints is not None and checkpoints.failed
+                    said = gather("failed" if failed else "stop" if stop.is_set() else "")
+                    stopping = "stop" in said
+                    if checkpoints is not None and "failed" in said:
+                        checkpoints.wait_until_finished()
                 if checkpoints is not None and taken % checkpoints.every == 0:
                     save()
         jax.block_until_ready(state.step)
         seconds_per_step = pace.seconds_per_step
         if taken > first:
             save()
+        if checkpoints is not None:
+            checkpoints.wait_until_finished()
     except KeyboardInterrupt as interrupt:
+        if checkpoints is not None:
+            with contextlib.suppress(CheckpointError, FolderLocked):
+                checkpoints.finish_writing()
         raise TrainingInterrupted(_what_is_saved(taken, total_steps, checkpoints)) from interrupt
     return FitResult(state, taken >= total_steps, seconds_per_step)
 
@@ -132,6 +144,9 @@ def _next_batch(batches: Iterator[PyTree], taken: int, total_steps: int) -> PyTr
 def _check_finite(state: TrainState, checkpoints: Checkpoints | None) -> None:
     if int(jnp.asarray(state.skipped)) == 0:
         return
+    if checkpoints is not None:
+        with contextlib.suppress(CheckpointError, FolderLocked):  # the message says what is there
+            checkpoints.wait_until_finished()
     kept = (
         ""
         if checkpoints is None
