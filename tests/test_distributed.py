@@ -1,6 +1,7 @@
 """Several processes on one machine, as a shell loop starts them."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -8,11 +9,23 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import SMALL, rows_of
+from command_line import SMALL, files_of, rows_of
 
-from elt_zoo.distributed import agree, first_says, gather, is_first, lost_process, start, together
+from elt_zoo.distributed import (
+    agree,
+    first_says,
+    gather,
+    gather_arrays,
+    is_first,
+    launch,
+    lost_process,
+    start,
+    together,
+)
+from elt_zoo.tokenizers import PatchCodebook, save_tokenizer
 
 TRAIN = ("train", *SMALL, "--batch-size", 16, "--samples", 100, "--sampler.steps", 2, "--log-every", 1, "--no-compare")
 STEPS = ("--steps", 50, "--checkpoint-every", 20)
@@ -31,6 +44,8 @@ def test_one_process_needs_nothing(alone):
     start(processes=1)
     assert is_first() and gather("a") == ["a"] and first_says([1]) == [1] and together(lambda: 3) == 3
     agree({"a": 1})
+    (arrays,) = gather_arrays({"a": np.arange(3)})
+    assert arrays["a"].tolist() == [0, 1, 2]
     assert lost_process(ValueError("Gloo failed")) is None
 
 
@@ -46,6 +61,37 @@ def test_what_is_missing_or_wrong_is_named(alone):
     alone.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ValueError, match="`JAX_NUM_PROCESSES=two` must be a whole number"):
         start()
+
+
+GATHERED = """
+import jax.numpy as jnp
+import numpy as np
+import jax
+from elt_zoo.distributed import _gather_arrays, gather_arrays, is_first, start
+start()
+_gather_arrays._ROUND = 2 * 64  # many rounds
+def arrays(process):
+    some = np.random.default_rng(process).normal(size=(100 * process + 3, 2))
+    return {"double": some, "half": some.astype(np.float16).T, "text": np.asarray("né"), "none": some[:0]} | (
+        {"more": np.asarray(2**60)} if process else {}
+    )
+everything = gather_arrays(arrays(jax.process_index()))
+assert len(everything) == (2 if is_first() else 0)
+for process, found in enumerate(everything):
+    expected = arrays(process)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+assert gather_arrays({}) == ([{}, {}] if is_first() else [])
+print("right")
+"""
+
+
+@pytest.mark.slow
+def test_arrays_come_together_bit_for_bit(alone, capfd):
+    assert launch([sys.executable, "-c", GATHERED], processes=2, devices=2) == 0, capfd.readouterr().out[-2000:]
+    assert {"[0] right", "[1] right"} <= set(capfd.readouterr().out.splitlines())
 
 
 def free_port():
@@ -72,7 +118,8 @@ def end(process, seconds=300):
 
 
 def losses_of(run):
-    return [float(row["loss"]) for row in rows_of(run / "metrics-ilsd.csv")]
+    """By step: a resumed run repeats the steps that were taken while its checkpoint was being written."""
+    return list({int(row["step"]): float(row["loss"]) for row in rows_of(run / "metrics-ilsd.csv")}.values())
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +159,59 @@ def test_two_processes_train_as_one_though_one_is_killed(tmp_path, alone_losses)
     # Sums over devices are in another order.
     np.testing.assert_allclose(losses_of(tmp_path / "run"), alone_losses, rtol=1e-4)
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+EVALUATE = ("evaluate", "--samples", 70, "--batch-size", 16, "--devices", 1, "--steps", 2, "--repeats", 2)
+CELLS = (*EVALUATE, "--loops", 1, 2, "--export", "--no-diagnostics", "--out", "out")
+
+
+def pair(folder, *arguments):
+    """Runs a command as two processes, each with one device, until both succeed."""
+    port = free_port()
+    for process in [begin(folder, *arguments, port=port, process=i, devices=1) for i in range(2)]:
+        code, errors = end(process)
+        assert code == 0, errors[-2000:]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path):
+    """5 batches for two: the same samples, and scores of what both measured."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    code, errors = end(begin(tmp_path / "one", *CELLS, port=0, process=0, processes=1, devices=1))
+    assert code == 0, errors[-2000:]
+    pair(tmp_path / "two", *CELLS)
+    names = sorted(files_of(tmp_path / "one" / "out"))
+    assert sorted(files_of(tmp_path / "two" / "out")) == names
+    for name in names:
+        one, two = (tmp_path / folder / "out" / name for folder in ("one", "two"))
+        if name.endswith(".npz"):
+            assert one.read_bytes() == two.read_bytes()
+        if name.startswith("cells/"):
+            one, two = (json.loads(file.read_text()) for file in (one, two))
+            assert one["protocol"] == two["protocol"] and len(one["sets"]) == len(two["sets"]) == 2
+            assert one["figures"].keys() == two["figures"].keys()
+            for metric, value in one["figures"].items():
+                # Sums over examples are in another order, in float64.
+                assert two["figures"][metric] == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_two_processes_precompute_as_one(tmp_path):
+    codes = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
+    save_tokenizer(tmp_path / "patches", PatchCodebook(codes, (8, 8, 1), 2))
+    command = ("precompute", "--data", "digits", "--tokenizer", tmp_path / "patches", "--shard-size", 300, "--out")
+    code, errors = end(begin(tmp_path, *command, "one", port=0, process=0, processes=1, devices=1))
+    assert code == 0, errors[-2000:]
+    pair(tmp_path, *command, "two")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    port = free_port()
+    for process in [
+        begin(tmp_path, *command, "three", "--process-count", 3, port=port, process=i, devices=1) for i in range(2)
+    ]:
+        code, errors = end(process)
+        assert code == 2 and "These 2 processes share the work by themselves: leave it out" in errors
+    assert not (tmp_path / "three").exists()
 
 
 @pytest.mark.slow

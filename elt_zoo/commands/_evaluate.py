@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 
 from ..data import AbstractSource
+from ..distributed import is_first, together
 from ..evaluation import (
     CellStore,
     EvaluatorOptions,
@@ -15,15 +16,16 @@ from ..evaluation import (
     make_evaluator,
     report_loops,
 )
-from ..generator import load
+from ..generator import Generator, load
 from ..metrics import VideoProtocol
 from ..recipes import DIGITS, open_source
 from ..storage import require_writable_folder
 from ..tokenizers import load_tokenizer
+from ._processes import ProcessOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(EvaluatorOptions):
+class EvaluateOptions(ProcessOptions, EvaluatorOptions):
     """Measure a saved model at every loop count, number of steps and scale of guidance: quality, compute, and what the
     loops do."""
 
@@ -50,7 +52,7 @@ class EvaluateOptions(EvaluatorOptions):
     batch_size: int | None = None
     """Samples at a time; other batches are other samples. Default 250 digits, 64 images, 16 clips."""
     devices: int | None = None
-    """Devices that share every batch; default all."""
+    """Devices of each process that share every batch; default all. Several processes share the batches."""
     export: bool = False
     """Also write the samples of every cell to `samples/<cell>.npz`, which ADM's evaluator reads."""
 
@@ -87,24 +89,27 @@ class EvaluateOptions(EvaluatorOptions):
 
 def evaluate(options: EvaluateOptions) -> None:
     """`elt-zoo evaluate`."""
-    generator = load(options.model)
-    if options.tokenizer is not None:
-        generator = dataclasses.replace(generator, tokenizer=load_tokenizer(options.tokenizer))
+    options.start()
+    generator = together(lambda: load_generator(options))
     settings, data, folder = generator.settings, generator.metadata.get("data"), options.folder
-    require_writable_folder(folder)
-    CellStore.check(folder)
+    if is_first():
+        require_writable_folder(folder)
+        CellStore.check(folder)
     cells = grid(options.loops, options.steps or (settings.steps,), options.guidance or (settings.guidance,))
     for cell in cells:  # refuses steps and scales that the sampler cannot take
         generator.sampler(steps=cell.steps, guidance=cell.guidance)
     shape = generator.pixels.shape
     plan = sample_plan(options, data, shape)
-    heldout = heldout_source(options, data, shape) if options.diagnostics else None
+    heldout = heldout_source(options, data, shape) if options.diagnostics and is_first() else None
     if heldout is not None:
         heldout_task(generator, heldout, 1)  # refuses data that do not fit before anything is measured
     evaluator = make_evaluator(options, data=data, shape=shape, folder=folder)
-    print(
-        evaluate_grid(generator, cells, evaluator, plan, folder, name=Path(options.model).name, export=options.export)
+    text = evaluate_grid(
+        generator, cells, evaluator, plan, folder, name=Path(options.model).name, export=options.export
     )
+    if not is_first():
+        return
+    print(text)
     if options.diagnostics:
         text = report_loops(
             folder / "loops",
@@ -119,6 +124,14 @@ def evaluate(options: EvaluateOptions) -> None:
     print(f"Tables, plots and samples are in {folder}.")
 
 
+def load_generator(options: EvaluateOptions) -> Generator:
+    """What to measure."""
+    generator = load(options.model)
+    if options.tokenizer is None:
+        return generator
+    return dataclasses.replace(generator, tokenizer=load_tokenizer(options.tokenizer))
+
+
 def sample_plan(options: EvaluateOptions, data: str | None, shape: tuple[int, ...]) -> SamplePlan:
     """As many samples as were asked for, or as are usual."""
     repeats = 1
@@ -130,7 +143,7 @@ def sample_plan(options: EvaluateOptions, data: str | None, shape: tuple[int, ..
         protocol = VideoProtocol.magvit() if options.protocol == "magvit" else VideoProtocol.stylegan_v()
         samples, repeats, batch = protocol.samples, protocol.repeats, 16
     samples = samples if options.samples is None else options.samples
-    devices = options.devices or jax.device_count()
+    devices = options.devices or jax.local_device_count()
     return SamplePlan(
         samples=samples,
         batch_size=options.batch_size or -(-min(batch, samples) // devices) * devices,

@@ -19,14 +19,16 @@ from ..data import (
     pack_images,
 )
 from ..data import precompute as write_shards
+from ..distributed import gather, is_first
 from ..recipes import Split, open_source
 from ..sharding import data_mesh, replicate, shard_batch
 from ..tokenizers import VQ3D, AutoencoderKL, GreyLevels, MaskGITVQGAN, PatchCodebook, load_tokenizer
 from ..training import stop_on_signals
+from ._processes import ProcessOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrecomputeOptions:
+class PrecomputeOptions(ProcessOptions):
     """Encode a data set once, so that training reads tokens or latents and not pictures."""
 
     data: str
@@ -54,9 +56,9 @@ class PrecomputeOptions:
     max_unreadable: int = 100
     """Examples that may be unreadable before it gives up."""
     process_index: int = 0
-    """To share the work among processes: the number of this one."""
+    """To share the work among commands that know nothing of each other: the number of this one."""
     process_count: int = 1
-    """How many share the work."""
+    """How many such commands share the work."""
 
     def __post_init__(self):
         for name in ("size", "batch_size", "shard_size", "process_count"):
@@ -74,18 +76,44 @@ class PrecomputeOptions:
 
 def precompute(options: PrecomputeOptions) -> None:
     """`elt-zoo precompute`."""
+    options.start()
+    if jax.process_count() == 1:
+        index, _ = write(options, options.process_index, options.process_count)
+    else:
+        if options.process_count > 1:
+            raise ValueError(
+                f"`--process-count {options.process_count}` is for commands that know nothing of each other. These "
+                f"{jax.process_count()} processes share the work by themselves: leave it out."
+            )
+        # No process waits for another on the way, so that a failure is said, and ends all, at once.
+        index, stopped = write(options, jax.process_index(), jax.process_count())
+        stopped = any(gather("stopped" if stopped else ""))
+        if not is_first():
+            return
+        if index is None and not stopped:
+            index, _ = write(options, 0, jax.process_count())  # it takes the index: others have written the rest
+    report(index)
+
+
+def write(options: PrecomputeOptions, process_index: int, process_count: int) -> tuple[ShardIndex | None, bool]:
+    """Writes the shards of one process. Returns the index if all are there, and whether a signal came."""
     with stop_on_signals() as stop, progress_bar() as on_progress:
         shards = ShardOptions(
             shard_size=options.shard_size,
             workers=options.workers,
-            process_index=options.process_index,
-            process_count=options.process_count,
+            process_index=process_index,
+            process_count=process_count,
             description={"data": Path(options.data).name, "split": options.split},
             unreadable=UnreadableLog(options.max_unreadable),
-            on_progress=on_progress,
+            on_progress=on_progress if is_first() else None,
             stop=stop,
         )
         index = pack(options, shards) if options.tokenizer is None else encode(options, options.tokenizer, shards)
+        return index, stop.is_set()
+
+
+def report(index: ShardIndex | None) -> None:
+    """Says what was written."""
     if index is None:
         print("Not complete yet. Run the same command again to resume.")
         return

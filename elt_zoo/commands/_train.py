@@ -3,7 +3,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from ..distributed import agree, is_first, start, together
+from ..distributed import is_first, together
 from ..evaluation import ReportOptions, report_run, watch
 from ..families import ModelConfig
 from ..recipes import (
@@ -21,12 +21,11 @@ from ..recipes import (
 )
 from ..recipes import train as train_run
 from ..tokenizers import Tokenizer, load_tokenizer
-
-_OF_ONE_PROCESS = ("coordinator", "processes", "process", "start_timeout")
+from ._processes import ProcessOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(TrainingOptions):
+class TrainOptions(ProcessOptions, TrainingOptions):
     """Train an elastic looped transformer, sample it at every loop count, and measure what each count is worth."""
 
     data: str = DIGITS
@@ -59,14 +58,6 @@ class TrainOptions(TrainingOptions):
     """Samples per loop count to measure quality on, as many of each class; default 1,000 digits, else what is shown."""
     sample_seeds: int = 1
     """Sets of samples, each from its own noise, to average scores over."""
-    coordinator: str | None = None
-    """Several processes: `host:port` of process 0. Slurm, Open MPI, Kubernetes and Cloud TPU need none of these."""
-    processes: int | None = None
-    """Several processes: how many."""
-    process: int | None = None
-    """Several processes: which one this is, from 0."""
-    start_timeout: float = 300.0
-    """Several processes: seconds to wait for the others at the start."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,8 +132,7 @@ def open_task(options: TrainOptions, tokenizer: Tokenizer | None) -> Task:
 def train(options: TrainOptions) -> None:
     """`elt-zoo train`."""
     started = time.perf_counter()
-    start(options.coordinator, options.processes, options.process, timeout=options.start_timeout)
-    agree({name: value for name, value in dataclasses.asdict(options).items() if name not in _OF_ONE_PROCESS})
+    options.start()
     _ = options.config  # first, so that an unknown one is refused before anything is read
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
     task = together(lambda: open_task(options, tokenizer))

@@ -11,7 +11,7 @@ from ._launch import launch
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m elt_zoo.distributed",
-        description="Start a command as several processes of this machine that train together.",
+        description="Start a command as several processes of this machine that work together.",
     )
     parser.add_argument("--processes", type=int, required=True, help="how many, at least 1")
     parser.add_argument("--devices", type=int, help="CPU devices of each, to try things out; default what each finds")

@@ -24,7 +24,7 @@ def lost_process(error: BaseException) -> str | None:
     reason = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
     return (
         f"{lost} has ended or cannot be reached, so process {index} stops ({reason}). Look at what the other said, and "
-        "start all of them again: they go on from the last checkpoint."
+        "start all of them again: they go on from what was saved."
     )
 
 

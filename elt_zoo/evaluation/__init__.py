@@ -11,6 +11,8 @@ from ._grid import evaluate_grid as evaluate_grid
 from ._grid import protocol_of as protocol_of
 from ._loop_report import heldout_task as heldout_task
 from ._loop_report import report_loops as report_loops
+from ._measured import Measured as Measured
+from ._measured import gather_measured as gather_measured
 from ._run_report import Quality as Quality
 from ._run_report import ReportOptions as ReportOptions
 from ._run_report import digits_quality as digits_quality

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from ..data import AbstractSource, Clips, Visit, digits_to_pixels, load_digits
+from ..distributed import agree, first_says, is_first, together
 from ..metrics import (
     AbstractExtractor,
     ClassifierExtractor,
@@ -17,14 +19,15 @@ from ..metrics import (
     InceptionResize,
     SetStatistics,
     VideoProtocol,
-    evaluate_samples,
+    compare_sets,
     load_statistics,
     reference_statistics,
     set_statistics,
 )
 from ..pretrained import catalog, load_i3d, load_inception
 from ..recipes import DIGITS, open_source
-from ._samples import Samples
+from ._measured import Measured, gather_measured
+from ._samples import Samples, shares
 
 DIGITS_DISTANCE = "digits Fréchet distance (not FID)"
 """The name of the distance that samples of the digits are measured in."""
@@ -68,7 +71,7 @@ class Evaluator:
 
     **Fields:**
 
-    - `extractor`, `reference`: features, and those of real data.
+    - `extractor`, `reference`: features, and those of real data; of several processes, process 0 alone may have them.
     - `distance`: the name of the score that matters most.
     - `card`: all that the scores depend on, of JSON's types.
     - `allow_few`: whether fewer samples than features are measured.
@@ -78,7 +81,7 @@ class Evaluator:
     """
 
     extractor: AbstractExtractor
-    reference: SetStatistics
+    reference: SetStatistics | None
     distance: str
     card: dict[str, Any]
     allow_few: bool
@@ -95,6 +98,10 @@ class Evaluator:
 
     def __call__(self, batches: Iterable[Samples]) -> dict[str, float]:
         """The scores of a set of samples."""
+        return self.scores(self.measure(batches))
+
+    def measure(self, batches: Iterable[Samples]) -> Measured:
+        """What the scores of some samples are computed from. Parts of a set are merged."""
         kept: list[Samples] = []
 
         def pixels() -> Iterator[np.ndarray]:
@@ -103,10 +110,18 @@ class Evaluator:
                     kept.append(batch)
                 yield batch.pixels
 
-        scores = evaluate_samples(self.extractor, pixels(), self.reference, allow_few=self.allow_few, **_SCORE).figures
-        if self.digits is None:
+        statistics = set_statistics(self.extractor, pixels(), keep=True)
+        samples = Samples(*(np.concatenate(parts) for parts in zip(*kept, strict=True))) if kept else None
+        return Measured(statistics, samples)
+
+    def scores(self, measured: Measured) -> dict[str, float]:
+        """The scores of a set of samples, in process 0."""
+        assert self.reference is not None
+        compared = compare_sets(self.extractor, measured.statistics, self.reference, allow_few=self.allow_few, **_SCORE)
+        scores = compared.figures
+        if self.digits is None or measured.samples is None:
             return scores
-        quality = self.digits(*(np.concatenate(parts) for parts in zip(*kept, strict=True)))
+        quality = self.digits(*measured.samples)
         mine = {
             self.distance: quality.frechet_distance,
             "accuracy of the intended class": quality.accuracy,
@@ -169,7 +184,7 @@ def _extractor(options: EvaluatorOptions, shape: tuple[int, ...], batch: int) ->
             )
         source = open_source(options.reference_data, split="train", size=shape[-2])
         images, labels = (np.concatenate(parts) for parts in zip(*_read(source, batch, shape[-1]), strict=True))
-        return ClassifierExtractor(images, labels, dataset=Path(options.reference_data).name), None
+        return _alike(ClassifierExtractor(images, labels, dataset=Path(options.reference_data).name)), None
     if images:
         weights = _weights(options.inception, "--inception", "inception-fid", images=True)
         resize = InceptionResize(options.resize)
@@ -181,6 +196,7 @@ def _extractor(options: EvaluatorOptions, shape: tuple[int, ...], batch: int) ->
 
 def _of_digits(options: EvaluatorOptions) -> Evaluator:
     digits, train = DigitsEvaluator(), load_digits("train")
+    _alike(digits.extractor)
     return Evaluator(
         extractor=digits.extractor,
         reference=set_statistics(digits.extractor, [digits_to_pixels(train.images)], keep=True),
@@ -190,6 +206,14 @@ def _of_digits(options: EvaluatorOptions) -> Evaluator:
         floors={"real held-out digits, 35 of each class": digits.floor()["heldout"]},
         digits=digits,
     )
+
+
+def _alike(extractor: ClassifierExtractor) -> ClassifierExtractor:
+    """**Raises:** `ValueError` where processors of another kind have fitted another network: parts measured with both
+    cannot be merged.
+    """
+    agree({"the classifier's weights": extractor.fingerprint})
+    return extractor
 
 
 def _weights(path: Path | None, option: str, name: str, *, images: bool) -> Path:
@@ -205,7 +229,7 @@ def _weights(path: Path | None, option: str, name: str, *, images: bool) -> Path
 
 def _reference(
     options: EvaluatorOptions, extractor: AbstractExtractor, shape: tuple[int, ...], folder: Path, batch: int
-) -> tuple[SetStatistics, dict[str, Any]]:
+) -> tuple[SetStatistics | None, dict[str, Any]]:
     if options.reference is not None:
         return reference_statistics(options.reference, extractor), _hashed(options.reference)
     assert options.reference_data is not None
@@ -215,21 +239,37 @@ def _reference(
     # Beside the results, not among them, for other models; of other data or another extractor is another file.
     code = hashlib.sha256(repr((Path(options.reference_data).resolve(), described, shape, extractor.name)).encode())
     file = folder.with_name(f"reference-{code.hexdigest()[:12]}.npz")
-    if file.exists():
-        return load_statistics(file, extractor=extractor.name), described
+    if first_says(file.exists()):
+        return together(lambda: load_statistics(file, extractor=extractor.name) if is_first() else None), described
     keep = len(source) <= _KEPT_FEATURES
     # A classifier of grey images reads one of three equal channels.
     channels = shape[-1] if options.extractor == "classifier" else 3
-    statistics = set_statistics(extractor, (images for images, _ in _read(source, batch, channels)), keep=keep)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    statistics.save(file)
-    return statistics, described
+    mine = shares(len(source), batch)[jax.process_index()]
+
+    def measure() -> Measured | None:
+        pictures = (images for images, _ in _read(source, batch, channels, mine))
+        return Measured(set_statistics(extractor, pictures, keep=keep)) if mine else None
+
+    whole = gather_measured(together(measure))
+
+    def save() -> SetStatistics | None:
+        if whole is None:
+            return None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        whole.statistics.save(file)
+        return whole.statistics
+
+    return together(save), described
 
 
-def _read(source: AbstractSource, batch_size: int, channels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every example once, in order: bytes and labels."""
-    for start in tqdm(range(0, len(source), batch_size), desc="reference", unit="batch", disable=None):
-        visits = [Visit(index) for index in range(start, min(start + batch_size, len(source)))]
+def _read(
+    source: AbstractSource, batch_size: int, channels: int, rows: range | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every example once, in order, or some rows: bytes and labels."""
+    rows = range(len(source)) if rows is None else rows
+    quiet = None if is_first() else True
+    for start in tqdm(rows[::batch_size], desc="reference", unit="batch", disable=quiet):
+        visits = [Visit(index) for index in range(start, min(start + batch_size, rows.stop))]
         batch = source.read_batch(visits)
         pictures = np.asarray(batch.clips if isinstance(batch, Clips) else batch.images)
         yield pictures[..., :channels], np.asarray(batch.labels)

@@ -1,7 +1,7 @@
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 from .._version import __version__
-from ..data import from_pixels
+from ..distributed import agree, first_says, is_first, together
 from ..generator import Generator
-from ..metrics import SampleWriter
 from ..profile import FLOPS, sample_compute
 from ..storage import FolderLock, hash_arrays
 from ._cells import Cell, CellStore
 from ._evaluator import Evaluator
+from ._measured import Measured, gather_measured
 from ._results import save_results
-from ._samples import CellSampler, SamplePlan, Samples
+from ._sample_files import SampleFiles
+from ._samples import CellSampler, SamplePlan
 
 
 def evaluate_grid(
@@ -35,6 +36,8 @@ def evaluate_grid(
     """Measures a generator at every cell of a grid, and leaves tables and a plot in a folder.
 
     A cell is saved when it is measured: an interrupted grid goes on where it was, and more cells may be added later.
+    Several processes that all call it share the batches of every cell; process 0 alone writes, into a folder that all
+    see.
 
     **Arguments:**
 
@@ -46,10 +49,11 @@ def evaluate_grid(
     - `name`: of the generator, for the titles.
     - `export`: also write the samples of every cell to `samples/<cell>.npz`, which ADM's evaluator reads.
 
-    **Returns:** the table in Markdown.
+    **Returns:** the table in Markdown, in process 0; in others nothing.
 
     **Raises:** `ValueError` for cells that cannot be sampled, or a folder that holds an evaluation under another
-    protocol, or something else; `FolderLocked` if another process writes to it. Nothing is changed then.
+    protocol, or something else; `FolderLocked` if another command writes to it, and nothing is changed then;
+    `ProcessFailed` if another process of this evaluation fails.
     """
     for cell in cells:  # before anything takes long
         sampler = generator.sampler(steps=cell.steps, guidance=cell.guidance)
@@ -57,16 +61,30 @@ def evaluate_grid(
     shape = generator.pixels.shape
     evaluator.check(plan.samples)
     protocol = protocol_of(generator, evaluator, plan)
-    CellStore.check(folder, protocol)
-    sampler = CellSampler(generator, plan)
-    with FolderLock(folder):
-        store = CellStore(folder, protocol)
-        missing = [cell for cell in cells if cell not in store]
-        for cell in tqdm(missing, desc="cells", unit="cell", disable=None):
-            with _exporting(export, folder, cell, shape, plan.repeats * plan.samples) as write:
-                measured = _measure(sampler, evaluator, cell, write, name)
-            store.write(cell, measured)  # after its samples, since a cell that is there is not sampled again
-        return save_results(folder, name, list(store.read()), evaluator)
+    agree({"protocol": protocol})  # weights and libraries may differ between machines
+    sampler, lock = CellSampler(generator, plan), FolderLock(folder)
+
+    def opened() -> CellStore | None:
+        if not is_first():
+            return None
+        CellStore.check(folder, protocol)
+        lock.acquire()
+        return CellStore(folder, protocol)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        store = together(opened)
+        missing = first_says(None if store is None else [row for row, cell in enumerate(cells) if cell not in store])
+        for row in tqdm(missing, desc="cells", unit="cell", disable=None if is_first() else True):
+            cell = cells[row]
+            with contextlib.ExitStack() as files:
+                samples = SampleFiles(folder, cell.key, shape, sampler) if export else None
+                together(lambda samples=samples, files=files: samples and files.enter_context(samples))
+                measured = _measure(sampler, evaluator, cell, samples, name)
+                together(files.close)
+            # After its samples, since a cell that is there is not sampled again.
+            together(lambda cell=cell, measured=measured: store and store.write(cell, measured))
+        return "" if store is None else save_results(folder, name, list(store.read()), evaluator)
 
 
 def protocol_of(generator: Generator, evaluator: Evaluator, plan: SamplePlan) -> dict[str, Any]:
@@ -89,17 +107,32 @@ def protocol_of(generator: Generator, evaluator: Evaluator, plan: SamplePlan) ->
 
 
 def _measure(
-    sampler: CellSampler, evaluator: Evaluator, cell: Cell, write: Callable[[Samples], None], name: str
+    sampler: CellSampler, evaluator: Evaluator, cell: Cell, samples: SampleFiles | None, name: str
 ) -> dict[str, Any]:
-    """Samples the sets of a cell and measures them: scores, their compute, and where and with what that was."""
-    generator, plan = sampler.generator, sampler.plan
+    """Samples the sets of a cell and measures them: scores, their compute, and where and with what that was. The
+    processes share the batches, and process 0 has the scores.
+    """
+    generator, plan, sets = sampler.generator, sampler.plan, []
+    for repeat in range(plan.repeats):
 
-    def written(batches: Iterator[Samples]) -> Iterator[Samples]:
-        for batch in batches:
-            yield batch
-            write(batch)  # once it is measured, so that what cannot be is not written either
+        def measured(repeat: int = repeat) -> Measured | None:
+            batches = sampler.batches(cell, repeat=repeat)
+            if not sampler.part(jax.process_index()):
+                return None
+            return evaluator.measure(batches if samples is None else samples.written(batches))
 
-    sets = [evaluator(written(sampler.batches(cell, repeat=repeat))) for repeat in range(plan.repeats)]
+        whole = gather_measured(together(measured))
+
+        def scored(whole: Measured | None = whole) -> dict[str, float]:
+            if whole is None:
+                return {}
+            if samples is not None:
+                samples.append_others()
+            return evaluator.scores(whole)
+
+        sets.append(together(scored))
+    if not is_first():
+        return {}
     compute = sample_compute(
         generator.config,
         generator.sampler(steps=cell.steps, guidance=cell.guidance),
@@ -123,23 +156,3 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-
-
-@contextlib.contextmanager
-def _exporting(
-    export: bool, folder: Path, cell: Cell, shape: tuple[int, ...], count: int
-) -> Iterator[Callable[[Samples], None]]:
-    """What to do with every batch of a cell: write it to the cell's file, if that was asked for."""
-    if not export:
-        yield lambda batch: None
-        return
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    file = folder / "samples" / f"{cell.key}.npz"
-    # A file without its cell is one whose measuring was interrupted.
-    with SampleWriter(file, count=count, shape=(*shape[:-1], 3), overwrite=True) as writer:
-
-        def write(batch: Samples) -> None:
-            pixels = from_pixels(batch.pixels)
-            writer.add(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)), batch.labels)
-
-        yield write

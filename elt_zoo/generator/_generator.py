@@ -163,10 +163,16 @@ class Generator:
         milliseconds: float | None = None,
         deadline: bool = False,
         mesh: Mesh | None = None,
+        first_batch: int = 0,
     ) -> Iterator[Float[np.ndarray, "batch *pixels"]]:
         """What [`sample`][elt_zoo.Generator.sample] returns, a batch at a time. Batch b depends on the key, on b and on
         `batch_size` alone.
+
+        **Arguments:** as for `sample`; `first_batch`: leave out the batches before it, such as those of other
+        processes.
         """
+        if first_batch < 0:
+            raise ValueError(f"`first_batch={first_batch}` must be 0 or more.")
         clock = None
         labels = self._checked_labels(labels)
         if _is_one_each(key) and key.shape != labels.shape:
@@ -206,7 +212,7 @@ class Generator:
                 "`loops` has a step of 0 loops, and `exit_guidance` needs loops at every step: leave one out."
             )
         sampler, budget, key, by_exit = replicate((sampler, _traced(loops), key, by_exit), mesh)
-        return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh, clock)
+        return self._drawn(sampler, (*network, by_exit), labels, budget, key, size, mesh, clock, first_batch)
 
     def _batch_of_plans(self, count: int, batch_size: int | None) -> tuple[Planner, int]:
         """The planner, and the batch size for so many labels."""
@@ -232,8 +238,9 @@ class Generator:
         batch_size: int,
         mesh: Mesh,
         clock: Clock | None,
+        first_batch: int,
     ) -> Iterator[np.ndarray]:
-        for number, start in enumerate(range(0, len(labels), batch_size)):
+        for number, start in enumerate(range(first_batch * batch_size, len(labels), batch_size), first_batch):
             part = labels[start : start + batch_size]
             filled = np.arange(start, start + batch_size)
             filled[len(part) :] = start

@@ -15,7 +15,7 @@ from ..data import (
     first_examples,
     load_digits,
 )
-from ._extractor import AbstractExtractor, Features
+from ._extractor import AbstractExtractor, Features, fingerprint
 from ._inception_extractor import check_finite
 
 HIDDEN = (64, 32)
@@ -69,6 +69,13 @@ class ClassifierExtractor(AbstractExtractor):
         content = hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + labels.astype(np.int64).tobytes())
         self.name = f"{dataset} classifier, {HIDDEN[-1]} features, data {content.hexdigest()[:8]}, seed {seed}"
         self.num_features = HIDDEN[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits that identify the weights. Processors of other kinds may round the fit in another
+        way.
+        """
+        return fingerprint([*self._network.coefs_, *self._network.intercepts_])
 
     @classmethod
     def of_digits(cls) -> "ClassifierExtractor":
