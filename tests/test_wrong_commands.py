@@ -27,6 +27,7 @@ TRAIN = """
 --checkpoint-every 0                             | `--checkpoint-every 0` must be at least 1
 --keep 0                                         | `--keep 0` must be at least 1
 --keep-every-steps 750                           | `--keep-every-steps 750` must be a multiple of `--checkpoint-every
+--copy-checkpoints /disk/run                     | must be `gs://bucket/run` or `s3://bucket/run`
 --keep-every-hours nan                           | `--keep-every-hours nan` must be a positive number
 --log-every 0                                    | `--log-every 0` must be at least 1
 --log-every -3                                   | must be at least 1

@@ -15,7 +15,7 @@ ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 # What a run may change without being another run: where it goes, and what is shown and saved on the way.
 _COSMETIC = frozenset(
     {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
-    | {"keep", "keep_every_steps", "keep_every_hours", "async_checkpoints"}
+    | {"keep", "keep_every_steps", "keep_every_hours", "async_checkpoints", "copy_checkpoints"}
     | {"fall_back", "evaluate_every", "sampler", "samples", "sample_seeds"}
     | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb", "trace_steps", "attention"}
 )
@@ -27,6 +27,12 @@ def require_preservable(every: int, steps: int | None, hours: float | None) -> N
         raise ValueError(f"`--keep-every-steps {steps}` must be a multiple of `--checkpoint-every {every}`.")
     if hours is not None and not 0.0 < hours < math.inf:
         raise ValueError(f"`--keep-every-hours {hours}` must be a positive number.")
+
+
+def require_url(copy_checkpoints: str | None) -> None:
+    """**Raises:** `ValueError` for what is no folder of an object store."""
+    if copy_checkpoints is not None and not copy_checkpoints.startswith(("gs://", "s3://")):
+        raise ValueError(f"`--copy-checkpoints {copy_checkpoints}` must be `gs://bucket/run` or `s3://bucket/run`.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,6 +187,9 @@ class TrainingOptions(SizeOptions):
     """Keep for good, too, the first checkpoint and from then on one every so many hours."""
     async_checkpoints: bool = True
     """Write checkpoints while training goes on. It takes memory of the host for one more state."""
+    copy_checkpoints: str | None = None
+    """A folder of an object store that gets a copy of every checkpoint, and from which another machine goes on:
+    `gs://bucket/run` (needs gcsfs) or `s3://bucket/run` (needs s3fs)."""
     fall_back: bool = False
     """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 50
@@ -204,6 +213,7 @@ class TrainingOptions(SizeOptions):
             if value is not None and value < 0:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be 0 or more.")
         require_preservable(self.checkpoint_every, self.keep_every_steps, self.keep_every_hours)
+        require_url(self.copy_checkpoints)
         if self.trace_steps is not None and not 1 <= self.trace_steps[0] <= self.trace_steps[1]:
             raise ValueError(
                 f"`--trace-steps {self.trace_steps[0]} {self.trace_steps[1]}` needs a first step of at least 1, and a "

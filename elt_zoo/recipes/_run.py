@@ -275,6 +275,7 @@ class Prepared:
             keep_every_steps=options.keep_every_steps,
             keep_every_hours=options.keep_every_hours,
             asynchronous=options.async_checkpoints,
+            copy_to=None if options.copy_checkpoints is None else f"{options.copy_checkpoints.rstrip('/')}/{self.name}",
             fall_back=options.fall_back,
         )
         if first_says(checkpoints.latest_step()) is None:

@@ -233,6 +233,7 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
             keep_every_steps=options.keep_every_steps,
             keep_every_hours=options.keep_every_hours,
             asynchronous=options.async_checkpoints,
+            copy_to=options.copy_checkpoints,
             fall_back=options.fall_back,
         )
         if checkpoints.latest_step() is None:

@@ -14,6 +14,7 @@ from ..storage import read_json
 from ._config_differences import config_differences
 from ._state import TrainState
 
+RUN_FILE = "run.json"
 MANIFEST = "manifest.json"
 DATA = "data.json"
 

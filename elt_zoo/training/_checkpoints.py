@@ -16,6 +16,7 @@ from ._background import Background
 from ._checkpoint_files import (
     DATA,
     MANIFEST,
+    RUN_FILE,
     CheckpointError,
     check_intact,
     checksums,
@@ -27,11 +28,11 @@ from ._checkpoint_files import (
 )
 from ._config_differences import config_differences
 from ._preservation import Preservation
+from ._remote_copy import RemoteCopy
 from ._state import TrainState
 from ._step_folders import StepFolders
 
 _LOGGER = logging.getLogger("elt_zoo.training")
-_RUN_FILE = "run.json"
 # Of the background: how long a process waits for the others' parts of a checkpoint.
 _LONGEST_WRITE = 3600
 
@@ -60,6 +61,7 @@ class Checkpoints:
         keep_every_steps: int | None = None,
         keep_every_hours: float | None = None,
         asynchronous: bool = True,
+        copy_to: str | None = None,
         fall_back: bool = False,
     ):
         """**Arguments:**
@@ -71,11 +73,16 @@ class Checkpoints:
         - `keep_every_steps`: keep for good those of its multiples, too; a multiple of `every`.
         - `keep_every_hours`: keep for good the first one, too, and from then on one every so many hours, above 0.
         - `asynchronous`: write while training goes on. Otherwise `save` returns when all is on the disk.
+        - `copy_to`: a folder of an object store, `gs://bucket/folder` or `s3://bucket/folder`, for a copy of every
+          checkpoint, kept by the same rules, from the same thread. Where `folder` has no checkpoint as new as the
+          newest there, such as on another machine, `restore` fetches it. It needs gcsfs or s3fs. Object stores have no
+          locks: one run at a time.
         - `fall_back`: where the newest checkpoint is damaged, restore the newest intact one instead of raising. The
           damaged one is logged and renamed to `steps/<step>.damaged`.
 
         **Raises:** `ValueError` for counts and hours out of range, or if the folder holds other files or another run,
-        with all differences; `CheckpointError` if its `run.json` cannot be read.
+        with all differences, or for another kind of URL; `CheckpointError` if its `run.json`, or the object store,
+        cannot be read.
         """
         if every < 1 or keep < 1:
             raise ValueError(f"`Checkpoints(every={every}, keep={keep})`: both must be at least 1.")
@@ -91,8 +98,11 @@ class Checkpoints:
         self.asynchronous = asynchronous
         self.fall_back = fall_back
         self._config = json.loads(json.dumps(config))
-        self._steps = StepFolders(self.folder / "steps", Preservation(keep, keep_every_steps, keep_every_hours))
+        preservation = Preservation(keep, keep_every_steps, keep_every_hours)
+        self._steps = StepFolders(self.folder / "steps", preservation)
         self._claimed = False
+        self._copy = None if copy_to is None else RemoteCopy(copy_to, preservation)
+        self._seen = False  # whether the copies were looked at; from then on the folder has the last word
         self._lock = FolderLock(self.folder)
         self._writing, self._being_written = Background("elt_zoo checkpoint"), 0
         # For whoever drops the object instead of closing it, as happens in notebooks.
@@ -129,6 +139,7 @@ class Checkpoints:
             together(lambda: self._take() if is_first() else None)
         self._claimed = True
         latest = first_says(self.latest_step())
+        self._seen = True
         if latest is not None and latest > step:
             raise CheckpointError(
                 f"{self.folder} holds a checkpoint of step {latest}, but training would continue from step {step}. "
@@ -140,18 +151,25 @@ class Checkpoints:
         try:
             # Another process may have come first since the last look.
             self._validate()
-            if self.latest_step() is None:
-                write_json(self.folder / _RUN_FILE, self._config)
+            if not self._steps.saved():
+                write_json(self.folder / RUN_FILE, self._config)
             else:
-                require_writable(self.folder / _RUN_FILE)
+                require_writable(self.folder / RUN_FILE)
             self._steps.clean()
+            if self._copy is not None:
+                self._copy.adopt(self.folder, self._config)
+                for newest in self._steps.saved()[:1]:
+                    self._copy.put(self._steps[newest], newest)  # which a killed process did not come to copy
         except BaseException:
             self._lock.release()
             raise
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or `None`. A folder without files is no checkpoint."""
-        return next(iter(self._steps.saved()), None)
+        """The step of the newest checkpoint, or `None`. A folder without files is no checkpoint. Those at `copy_to`
+        count until one was restored or the folder is claimed; process 0 alone looks there.
+        """
+        copied = [] if self._copy is None or self._seen or not is_first() else self._copy.saved()
+        return max([*self._steps.saved()[:1], *copied[:1]], default=None)
 
     def save(self, state: TrainState, data_state: Any) -> None:
         """Saves a state and the position of the data iterator (`iterator.get_state()`), unless this step is saved
@@ -187,12 +205,16 @@ class Checkpoints:
             raise self._not_saved(error) from error
         # What the thread knows is not dropped before it ends: it may not know this object.
         checkpointer, lock, steps, shapes = self._checkpointer, self._lock, self._steps, described(arrays)
+        copy = self._copy
 
         def finish() -> None:
             checkpointer.wait_until_finished()
             if is_first():
                 lock.check()  # much may have happened since the write began
                 _complete(steps, step, shapes, json.loads(position))
+                if copy is not None:
+                    copy.put(steps[step], step)
+                    copy.remove_old()
 
         self._writing.start(finish)
         if not self.asynchronous:
@@ -246,6 +268,7 @@ class Checkpoints:
         as `wait_until_finished`, for which it waits.
         """
         self.wait_until_finished()
+        together(lambda: self._fetch() if is_first() else None)
         steps = first_says(self._steps.saved())
         if not steps:
             raise CheckpointError(f"There is no checkpoint in {self.folder}.")
@@ -266,6 +289,7 @@ class Checkpoints:
                 continue
             if self._claimed and is_first():
                 self._steps.rename_damaged()
+            self._seen = True
             return restored
         self._steps.forget_damaged()
         raise CheckpointError(f"None of the checkpoints in {self.folder} can be restored (steps {steps}).")
@@ -283,16 +307,32 @@ class Checkpoints:
             self._lock.release()
             self._checkpointer.close()
 
+    def _fetch(self) -> None:
+        """Fetches the newest checkpoint at `copy_to` if the folder has none as new."""
+        if self._copy is None or self._seen:
+            return
+        newest = next(iter(self._copy.saved()), 0)
+        if newest <= next(iter(self._steps.saved()), -1):
+            return
+        with self._lock:
+            self._validate()
+            if not self._steps.saved():
+                write_json(self.folder / RUN_FILE, self._config)
+            self._copy.adopt(self.folder, self._config)
+            self._steps.folder.mkdir(exist_ok=True)
+            self._copy.fetch(newest, self._steps.begin(newest))
+            self._steps.commit(newest)
+
     def _validate(self) -> None:
         """Refuses folders of others, and of other runs that have checkpoints."""
-        run_file = self.folder / _RUN_FILE
+        run_file = self.folder / RUN_FILE
         try:
             entries = foreign_entries(self.folder)
         except NotADirectoryError:
             raise ValueError(
                 f"{self.folder} is a file or lies inside one. Choose a folder; nothing was changed."
             ) from None
-        if _RUN_FILE not in entries:
+        if RUN_FILE not in entries:
             if entries:
                 raise ValueError(
                     f"{self.folder} is not empty and holds no run of elt_zoo ({', '.join(entries[:3])}). Choose "
@@ -300,7 +340,7 @@ class Checkpoints:
                 )
             return
         differences = config_differences(read_run(run_file), self._config)
-        if differences and self.latest_step() is not None:
+        if differences and self._steps.saved():
             raise ValueError(
                 f"{self.folder} holds the checkpoints of a different run. Its config differs in:\n  "
                 + "\n  ".join(differences)
