@@ -25,7 +25,7 @@ from elt_zoo.distributed import (
     start,
     together,
 )
-from elt_zoo.tokenizers import PatchCodebook, save_tokenizer
+from elt_zoo.tokenizers import PatchCodebook, load_tokenizer, save_tokenizer
 
 TRAIN = ("train", *SMALL, "--batch-size", 16, "--samples", 100, "--sampler.steps", 2, "--log-every", 1, "--no-compare")
 STEPS = ("--steps", 50, "--checkpoint-every", 20)
@@ -212,6 +212,23 @@ def test_two_processes_precompute_as_one(tmp_path):
         code, errors = end(process)
         assert code == 2 and "These 2 processes share the work by themselves: leave it out" in errors
     assert not (tmp_path / "three").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_tokenizer_as_one(tmp_path):
+    command = ("train-tokenizer", "--batch-size", 16, "--log-every", 1, "--heldout", 32, "--checkpoint-every", 5)
+    code, errors = end(
+        begin(tmp_path, *command, "--steps", 10, "--out", "one", port=0, process=0, processes=1, devices=1)
+    )
+    assert code == 0, errors[-2000:]
+    pair(tmp_path, *command, "--steps", 10, "--out", "two")
+    one, two = (rows_of(tmp_path / name / "metrics-tokenizer.csv") for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [str(step) for step in range(1, 11)]
+    # Sums over devices are in another order.
+    for name in ("loss", "psnr", "perplexity"):
+        found, expected = ([float(row[name]) for row in rows] for rows in (two, one))
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    load_tokenizer(tmp_path / "two" / "tokenizer")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from ..distributed import is_first, together
 from ..evaluation import report_tokenizer
 from ..families import ModelConfig
 from ..recipes import (
@@ -19,19 +20,25 @@ from ..recipes import (
 )
 from ..recipes import train_tokenizer as train_run
 from ..tokenizers import AbstractTokenizer, load_tokenizer
+from ._processes import ProcessOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainTokenizerOptions(TokenizerOptions):
+class TrainTokenizerOptions(ProcessOptions, TokenizerOptions):
     """Train a tokenizer with a learned codebook, a VQGAN for images or a 3D-VQ for clips, and measure it."""
 
 
 def train_tokenizer(options: TokenizerOptions) -> None:
     """`elt-zoo train-tokenizer`."""
     started = time.perf_counter()
-    data = open_tokenizer_data(options)
-    print(where_to_watch(options.folder), flush=True)
+    if isinstance(options, ProcessOptions):
+        options.start()
+    data = together(lambda: open_tokenizer_data(options))
+    if is_first():
+        print(where_to_watch(options.folder), flush=True)
     trained = train_run(options, data)
+    if not is_first():
+        return
     if not trained.finished:
         print(f"Stopped on request; the state is saved. Run the same command again to resume {options.folder}.")
         return

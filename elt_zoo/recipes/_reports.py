@@ -9,9 +9,11 @@ from typing import Any
 from tqdm import tqdm
 
 from .._optional import optional_import
+from ..distributed import is_first
 from ..trackers import AbstractTracker, TensorBoardTracker, Trackers, WandbTracker
 from ..training import Report
 
+OnReport = Callable[[Report], None]
 _TENSORBOARD = "tensorboard"
 
 
@@ -115,3 +117,13 @@ def progress_bar(
             bar.update(report.step - bar.n)
 
         yield move
+
+
+@contextlib.contextmanager
+def first_only(report: contextlib.AbstractContextManager[OnReport]) -> Iterator[OnReport]:
+    """Process 0's context; in the others, one with a function that does nothing."""
+    if is_first():
+        with report as write:
+            yield write
+    else:
+        yield lambda report: None

@@ -39,7 +39,7 @@ from ._folder import require_own
 from ._init_from import init_from
 from ._open import DIGITS, MOVING_DIGITS
 from ._options import MeshOptions, ObjectiveName, Recipe, TrainingOptions
-from ._reports import Throughput, metric_files, open_trackers, progress_bar, require_trackers
+from ._reports import Throughput, first_only, metric_files, open_trackers, progress_bar, require_trackers
 from ._task import Task
 
 
@@ -57,7 +57,6 @@ OnEvaluate = Callable[[str, int, ElasticModel], Look | None]
 """Called while training as `on_evaluate(objective, step, averaged_model)`. The look that it returns goes to the
 trackers.
 """
-OnReport = Callable[[Report], None]
 _SHOWN = ("loss", "student", "teacher", "final", "distillation", "lambda", "gradient_norm")
 
 
@@ -359,16 +358,6 @@ class Prepared:
     def averaged(self, state: TrainState) -> ElasticModel:
         """The averaged model on one device, for reports."""
         return state.ema if self.layout is None else one_copy(state.ema)
-
-
-@contextlib.contextmanager
-def first_only(report: contextlib.AbstractContextManager[OnReport]) -> Iterator[OnReport]:
-    """Process 0's context; in the others, one with a function that does nothing."""
-    if is_first():
-        with report as write:
-            yield write
-    else:
-        yield lambda report: None
 
 
 def look(

@@ -147,6 +147,7 @@ class TokenizerOptions:
     def defining(self) -> dict[str, Any]:
         """What two runs must share for one to resume the other: everything but what is known not to matter."""
         cosmetic = {"out", "heldout", "checkpoint_every", "keep", "keep_every_steps", "keep_every_hours"}
+        cosmetic |= {"coordinator", "processes", "process", "start_timeout"}
         cosmetic |= {"async_checkpoints", "copy_checkpoints", "fall_back", "log_every", "wandb"}
         knobs = {name: value for name, value in dataclasses.asdict(self).items() if name not in cosmetic}
         paths = {name: str(value) for name, value in knobs.items() if isinstance(value, Path)}

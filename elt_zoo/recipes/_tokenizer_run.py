@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,9 @@ from ..data import (
     to_pixels,
     training_batches,
 )
+from ..distributed import agree, first_says, is_first, together
 from ..pretrained import load_inception
+from ..sharding import Layout, make_mesh, one_copy, shard_batch
 from ..storage import FolderLock
 from ..tokenizer_training import (
     AbstractCodebookRule,
@@ -33,6 +36,7 @@ from ..tokenizer_training import (
     make_tokenizer_step,
 )
 from ..tokenizers import MaskGITVQGAN, VQ3DConfig, inflate, load_tokenizer
+from ..trackers import AbstractTracker, Trackers
 from ..training import (
     Checkpoints,
     Decay,
@@ -48,7 +52,7 @@ from ..training import (
 from ._folder import require_own
 from ._image_sets import named_images
 from ._open import DIGITS, MOVING_DIGITS, open_clips, open_images
-from ._reports import metric_files, open_trackers, progress_bar, require_trackers
+from ._reports import first_only, metric_files, open_trackers, progress_bar, require_trackers
 from ._tokenizer_options import TokenizerOptions
 
 
@@ -175,6 +179,13 @@ class PreparedTokenizer:
                 f"`--batch-size {recipe.batch_size}` cannot be filled: there are {len(data.train):,} training "
                 "examples. Use at most as many."
             )
+        # Several processes share every batch; one takes its first device.
+        self.layout = Layout(make_mesh()) if jax.process_count() > 1 else None
+        if self.layout is not None and recipe.batch_size % self.layout.mesh.size:
+            raise ValueError(
+                f"`--batch-size {recipe.batch_size}` cannot be split over {self.layout.mesh.size} devices; use a "
+                "multiple."
+            )
         self.options = options
         self.optimizer = make_optimizer(
             OptimizerConfig(
@@ -189,8 +200,15 @@ class PreparedTokenizer:
         self.rule = make_codebook_rule(options)
         self.adversary, self.discriminator = make_adversary(options)
         self.keys = tuple(jax.random.split(jax.random.key(options.seed), 3))
-        self.batches = training_batches(data.train, batch_size=recipe.batch_size, seed=options.seed)
-        self.step = make_tokenizer_step(
+        self.batches = training_batches(
+            data.train,
+            batch_size=recipe.batch_size // jax.process_count(),
+            seed=options.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            put=None if self.layout is None else functools.partial(shard_batch, mesh=self.layout.mesh),
+        )
+        self._step = make_tokenizer_step(
             self.optimizer,
             self.rule,
             loss=make_loss(options),
@@ -199,7 +217,13 @@ class PreparedTokenizer:
             precision=Precision(jnp.dtype(options.precision)),
             prepare=lambda batch, key: pixels_of(batch, video=options.video),
         )
-        self.abstract = eqx.filter_eval_shape(self.start)  # refuses wrong options before anything is written
+        shapes = eqx.filter_eval_shape if self.layout is None else self.layout.abstract
+        self.abstract = shapes(self.start)  # refuses wrong options before anything is written
+
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        state, metrics = self._step(state, batch)
+        # Sums over the batch are sums over all processes: every device has all of both.
+        return (state, metrics) if self.layout is None else self.layout.whole((state, metrics))
 
     def start(self) -> TrainState:
         tokenizer_key, discriminator_key, state_key = self.keys
@@ -217,14 +241,30 @@ class PreparedTokenizer:
 def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTokenizer:
     """Trains a tokenizer in `options.folder`, or resumes it.
 
+    Several processes that all call it share every batch.
+
     **Raises:** as [`train`][elt_zoo.recipes.train].
     """
-    require_trackers(options.wandb)
+    together(lambda: require_trackers(options.wandb) if is_first() else None)
+    agree(options.defining())
     steps, prepared = options.recipe.steps, PreparedTokenizer(options, data)
     batches = prepared.batches
     folder = options.folder
-    require_own(folder)
-    with FolderLock(folder), stop_on_signals() as stop:
+    lock, layout = FolderLock(folder), prepared.layout
+
+    def take() -> None:
+        if is_first():
+            require_own(folder)
+            lock.acquire()
+
+    def opened(taken: int) -> AbstractTracker:
+        if not is_first():
+            return Trackers()
+        return open_trackers(folder, "tokenizer", taken=taken, wandb=options.wandb, config=options.defining())
+
+    together(take)
+    with contextlib.ExitStack() as stack, stop_on_signals() as stop:
+        stack.callback(lock.release)
         checkpoints = Checkpoints(
             folder / "checkpoints",
             options.defining(),
@@ -236,18 +276,16 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
             copy_to=options.copy_checkpoints,
             fall_back=options.fall_back,
         )
-        if checkpoints.latest_step() is None:
-            state = prepared.start()
+        if first_says(checkpoints.latest_step()) is None:
+            state = prepared.start() if layout is None else layout.create(prepared.start)
         else:
             state, position = checkpoints.restore(prepared.abstract)
             batches.set_state(position)
-        shown = ("psnr", "usage", "loss")
+        shown, taken = ("psnr", "usage", "loss"), int(state.step)
         with (
-            open_trackers(
-                folder, "tokenizer", taken=int(state.step), wandb=options.wandb, config=options.defining()
-            ) as tracker,
-            metric_files(folder, "tokenizer", tracker) as write,
-            progress_bar("tokenizer", steps=steps, taken=int(state.step), show=shown) as move,
+            together(lambda: opened(taken)) as tracker,
+            first_only(metric_files(folder, "tokenizer", tracker)) as write,
+            first_only(progress_bar("tokenizer", steps=steps, taken=taken, show=shown)) as move,
             checkpoints,
             contextlib.closing(batches),
         ):
@@ -266,4 +304,5 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
                 checkpoints=checkpoints,
                 stop=stop,
             )
-    return TrainedTokenizer(result.state.ema, result.finished, result.seconds_per_step)
+    tokenizer = result.state.ema if layout is None else one_copy(result.state.ema)
+    return TrainedTokenizer(tokenizer, result.finished, result.seconds_per_step)
