@@ -108,6 +108,8 @@ def main():
         result["working"][name] = program.compiled.memory_analysis().temp_size_in_bytes
         if fsdp == 8:
             result["gathers"][f"{name}, 8 loops"] = all_gathers(compiled(layout, 8)[0])
+        if (fsdp, gather) == (8, "step"):
+            result["gathers"][f"{name}, 32 loops"] = all_gathers(compiled(layout, 32)[0])
     return result | {"making": making()}
 
 

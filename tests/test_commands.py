@@ -181,6 +181,18 @@ def test_costs_are_counted_for_a_preset_and_for_a_saved_model(trained):
     assert "remat layer" in run("profile", "--preset", "elt-XL-7Nx4L", "--remat", "layer").output
     output = run("profile", "--preset", trained[0] / "model", "--loops", 3).output
     assert "1N" in output and "training activations with remat auto" in output
+    assert "compiled in" not in output
+
+
+@pytest.mark.slow
+def test_programs_are_compiled_for_a_mesh_of_this_machine():
+    shared = ("profile", "--preset", "digits-maskgit", "--steps", 2, "--batch", 8, "--loops", 2)
+    output = run(*shared, "--mesh.data", 4).output
+    step, sampler = output.split("\n\n")[-2:]
+    assert "training step" in step and "batch 8 on 4 x cpu" in step and "all-reduce" in step
+    assert "sampler" in sampler and "collectives" in sampler and "none" in sampler
+    split = run(*shared, "--topology", "local", "--mesh.fsdp", 4, "--accumulation", 2).output
+    assert "all-gather" in split
 
 
 def test_the_help_lists_commands_and_options():

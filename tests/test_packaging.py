@@ -20,7 +20,7 @@ ROOMS = sorted(
     if not path.name.startswith("_") and (path.suffix == ".py" or (path / "__init__.py").exists())
 )
 # Private modules that every room may use.
-SHARED = ("_checks", "_optional", "_version")
+SHARED = ("_checks", "_optional", "_platform", "_version")
 # Import name → name of the distribution, where they differ.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "orbax": "orbax-checkpoint"}
 

@@ -56,7 +56,7 @@ def test_each_device_keeps_and_makes_its_part_of_a_state(eight):
 @pytest.mark.slow
 def test_shared_layers_are_gathered_once_a_step_or_in_every_loop(eight):
     gathers, working = eight["gathers"], eight["working"]
-    assert gathers["1x8 step"] == gathers["1x8 step, 8 loops"] > 0
+    assert gathers["1x8 step"] == gathers["1x8 step, 8 loops"] == gathers["1x8 step, 32 loops"] > 0
     assert gathers["1x8 loop, 8 loops"] > 3 * gathers["1x8 loop"]
     assert working["1x8 loop"] < working["1x8 step"]
 

@@ -202,6 +202,12 @@ PROFILE = """
 --steps 0                                        | must be at least 1
 --precision int8                                 | int8
 --remat all                                      | all
+--topology v5e                                   | 'v5e' is no topology
+--topology local --batch 3 --mesh.fsdp 2         | `--batch 3` must be a multiple of 4
+--mesh.fsdp 8 --batch 8                          | A mesh of data=chosen, fsdp=8 does not fit the 4 device(s)
+--topology local --batch 4 --accumulation 3      | `--batch 4` must be a multiple of 3
+--thorough                                       | `--thorough` is for a compiled step: add `--topology`
+--accumulation 2                                 | `--accumulation` is for a compiled step: add `--topology`
 """
 PLAN = """
 --model nowhere                                  | No model at 'nowhere'

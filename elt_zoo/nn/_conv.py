@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import checked
+from .._platform import platform
 from ._linear import Initializer
 from ._winograd import winograd, winograd_pays
 
@@ -112,7 +113,7 @@ def convolve(
     stride: int,
     padding: Padding,
 ) -> Float[Array, "*new_grid out_channels"]:
-    if x.ndim == 4 and stride == 1 and jax.default_backend() == "cpu":
+    if x.ndim == 4 and stride == 1 and platform() == "cpu":
         return _convolve_frames(x, weight, padding)
     axes = "DHW"[-(x.ndim - 1) :]
     y = jax.lax.conv_general_dilated(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._platform import platform
+
 _TILE = 4
 # The transforms for interpolation at 0, ±1, ±2 and infinity (1509.09308, section 4.3).
 _INPUT = np.array(
@@ -32,7 +34,7 @@ def winograd_pays(grid: tuple[int, ...], weight: Float[Array, "*kernel in_channe
     """
     fits = weight.shape[:-2] == (3, 3) and len(grid) == 2 and all(size % _TILE == 0 and size >= 64 for size in grid)
     wide = min(weight.shape[-2:]) >= 256 and weight.dtype == jnp.float32
-    return fits and wide and jax.default_backend() == "cpu"
+    return fits and wide and platform() == "cpu"
 
 
 def winograd(

@@ -12,6 +12,10 @@ def count(value: int) -> str:
     return _scaled(value, 1000.0, ("", "thousand", "million", "billion"))
 
 
+def num_flops(value: float) -> str:
+    return _scaled(value, 1000.0, ("FLOPs", "kFLOPs", "MFLOPs", "GFLOPs", "TFLOPs", "PFLOPs"))
+
+
 def operations(macs: int) -> str:
     prefixes = ("", "k", "M", "G", "T", "P")
     flops, macs_text = (
