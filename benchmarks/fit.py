@@ -161,9 +161,21 @@ class Table:
             if new:
                 writer.writeheader()
             writer.writerow(row | {"environment": self.where})
-        text = {name: str(row.get(name, "")) for name in FIELDS}
+        text = {name: str(row.get(name, "")) for name in FIELDS} | {"environment": self.where}
         self.rows.append(text)
         return text
+
+    def sort(self) -> None:
+        """Puts the rows in the order of the machines, and smaller models first."""
+        machines = [machine.name for machine in MACHINES]
+        sizes = {name: profile(preset(name)).parameters for name in PAPER}
+        self.rows.sort(
+            key=lambda row: (row["program"] == SAMPLER, machines.index(row["machine"]), sizes[row["preset"]])
+        )
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
 
 
 def fit(name: str, machine: Machine, table: Table) -> None:
@@ -171,8 +183,7 @@ def fit(name: str, machine: Machine, table: Table) -> None:
     for setting in settings(machine):
         config = dataclasses.replace(preset(name), remat=Remat(setting.remat))
         guess = estimate(config, machine, setting)
-        # The estimate is no more than that: what is twice as much will not fit, the rest is for the compiler to say.
-        factor, share = (GPU_FACTOR, GPU_SHARE) if machine.topology is None else (0.5, 1.0)
+        factor, share = (GPU_FACTOR, GPU_SHARE) if machine.topology is None else (_least_share(config), 1.0)
         if factor * sum(guess.values()) > share * machine.memory:
             continue
         key = _key(name, machine, STEP, setting)
@@ -185,6 +196,14 @@ def fit(name: str, machine: Machine, table: Table) -> None:
             _say(row)
             return
     print(f"{name:>20} {machine.name:<16} nothing fits")
+
+
+def _least_share(config: ModelConfig) -> float:
+    """The least that a TPU's compiler takes of the estimate, to spare it what will not fit: with rematerialisation it
+    took more than the estimate, and half of it without.
+    """
+    kind = config.remat.resolve(config.max_loops, unrolled=config.unroll_loops)
+    return 0.5 if kind == Remat.NONE else 0.9
 
 
 def sample(name: str, machine: Machine, table: Table) -> None:
@@ -230,6 +249,7 @@ def main() -> None:
         if SAMPLER in given.programs and machine.topology is not None:
             for name in chosen:
                 sample(name, machine, table)
+    table.sort()
 
 
 if __name__ == "__main__":

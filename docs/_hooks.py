@@ -178,6 +178,48 @@ def _page_faults() -> str:
     return f"{_table(header, lines)}\n\n{rows[0]['environment']}."
 
 
+def _fit() -> str:
+    """What each of the paper's models needs on each machine: the first setting that fits."""
+    steps = [row for row in _results("fit") if row["program"] == "training step"]
+    machines = dict.fromkeys(row["machine"] for row in steps)
+    lines = []
+    for name in dict.fromkeys(row["preset"] for row in steps):
+        tried = {machine: [r for r in steps if (r["preset"], r["machine"]) == (name, machine)] for machine in machines}
+        lines.append([f"`{name}`", *(_fitting(rows) for rows in tried.values())])
+    return _table(["Preset", *machines], lines)
+
+
+def _fitting(rows: list[dict[str, str]]) -> str:
+    """The setting that fits and the memory of a chip, or that none does."""
+    fits = [row for row in rows if row["found"] != "does not fit"]
+    if not fits:
+        return "no setting found" if rows else "–"
+    row = fits[0]
+    settings = [f"{'about ' if row['found'] == 'estimate' else ''}{_gibibytes(row['total_bytes'])} GiB", row["remat"]]
+    settings += [f"fsdp {row['fsdp']}"] if row["fsdp"] != "1" else []
+    settings += ["in loops"] if row["gather"] == "loop" else []
+    settings += [f"{row['accumulation']} parts"] if row["accumulation"] != "1" else []
+    return ", ".join(settings)
+
+
+def _fit_compiled() -> str:
+    """What the compiler said of each program that fits, by kind of memory."""
+    rows = [row for row in _results("fit") if row["found"] == "fits"]
+    lines = []
+    for row in rows:
+        setting = f"{row['remat']}, fsdp {row['fsdp']}" if row["program"] == "training step" else "–"
+        memory = (_gibibytes(row[f"{kind}_bytes"]) for kind in ("argument", "temporary", "code", "total"))
+        products = f"{float(row['flops']) / 1e12:.3g}"
+        lines.append([f"`{row['preset']}`", row["machine"], row["program"], setting, *memory, products])
+    memory = ("Arguments", "Temporaries", "Code", "Together")
+    header = ["Preset", "Machine", "Program", "Setting", *memory, "TFLOPs"]
+    return f"{_table(header, lines)}\n\n{rows[0]['environment']}."
+
+
+def _gibibytes(text: str) -> str:
+    return f"{int(text) / 2**30:.3g}"
+
+
 def _speed_up(row: dict[str, str]) -> str:
     """The baseline's time over ours, with quartiles."""
     middle, low, high = (1 / float(row[name]) for name in ("ratio", "ratio_high", "ratio_low"))
@@ -401,4 +443,6 @@ _TABLES: dict[str, Callable[[], str]] = {
     "benchmark-data": _data,
     "benchmark-training": _training,
     "benchmark-page-faults": _page_faults,
+    "fit": _fit,
+    "fit-compiled": _fit_compiled,
 }

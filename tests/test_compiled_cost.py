@@ -326,15 +326,17 @@ def test_the_cost_is_a_table():
         flops=4.5e12,
         collectives=(Collective(kind="all-reduce", count=7, arrays=162, size=2**28),),
         memory_bytes=2**32,
+        fast=False,
         compile_seconds=20.04,
     )
     text = str(cost)
     assert "batch 512 on 16 x TPU v5 lite" in text and "3.001 GiB of 4 GiB\n" in text and "4.5 TFLOPs" in text
-    assert "7, of 256 MiB in 162 array(s)" in text and "20.0 s" in text
+    assert "7, of 256 MiB in 162 array(s)" in text and text.endswith("20.0 s")
     assert cost.fits and "none" in str(dataclasses.replace(cost, collectives=()))
     small = dataclasses.replace(cost, memory_bytes=3 * 2**30)
     assert not small.fits and "3.001 GiB of 3 GiB: does not fit" in str(small)
     assert dataclasses.replace(cost, memory_bytes=None).fits is None
+    assert str(dataclasses.replace(cost, fast=True)).endswith("20.0 s, with the lowest effort")
 
 
 @pytest.mark.slow

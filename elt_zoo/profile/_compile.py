@@ -61,7 +61,7 @@ class CompiledCost:
       the number of chips. Of a training step it counts what is computed a second time as well.
     - `collectives`: the [`Collective`][elt_zoo.profile.Collective]s that move arrays between chips, by kind.
     - `memory_bytes`: what a program may use of one chip's memory; `None` where that is not known.
-    - `compile_seconds`: how long the compilation took.
+    - `fast`: whether it was compiled with the lowest effort; `compile_seconds`: how long that took.
     """
 
     program: str
@@ -75,6 +75,7 @@ class CompiledCost:
     flops: float
     collectives: tuple[Collective, ...]
     memory_bytes: int | None
+    fast: bool
     compile_seconds: float
 
     @property
@@ -103,7 +104,7 @@ class CompiledCost:
                 for each in self.collectives
             ),
             *([] if self.collectives else [("collectives", "none")]),
-            ("compiled in", f"{self.compile_seconds:.1f} s"),
+            ("compiled in", f"{self.compile_seconds:.1f} s{', with the lowest effort' if self.fast else ''}"),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -330,6 +331,7 @@ def _compiled(program: str, traced: Traced, mesh: Mesh, batch: int, flops: float
         code_bytes=memory.generated_code_size_in_bytes,
         flops=flops,
         collectives=collectives_of(compiled.as_text() or ""),
+        fast=fast,
         compile_seconds=seconds,
     )
 
