@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from elt_zoo import Remat
 from elt_zoo.families import ModelConfig, preset, preset_names
+from elt_zoo.nn import AttentionKernel
 from elt_zoo.profile import (
     CompiledCost,
     DoesNotFit,
@@ -111,7 +112,14 @@ def measured(config: ModelConfig, machine: Machine, setting: Setting, program: s
             cost = compile_sampler(config, mesh, batch=BATCH, precision=PRECISION)
         else:
             layout = Layout(mesh, Gather(setting.gather))
-            cost = compile_step(config, layout, batch=BATCH, precision=PRECISION, accumulation=setting.accumulation)
+            cost = compile_step(
+                config,
+                layout,
+                batch=BATCH,
+                precision=PRECISION,
+                accumulation=setting.accumulation,
+                attention=AttentionKernel.XLA,
+            )
     except DoesNotFit as error:
         return {"found": "does not fit", "total_bytes": error.needed}
     return {"found": "fits" if cost.fits else "does not fit", **figures(cost)}

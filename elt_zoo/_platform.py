@@ -1,23 +1,29 @@
-"""The kind of device that a program is traced for, on which some operations choose their form."""
+"""The devices that a program is traced for, on which some operations choose their form."""
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
-_TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_TARGET: contextvars.ContextVar[tuple[jax.Device, ...]] = contextvars.ContextVar("devices", default=())
+
+
+def target_devices() -> tuple[jax.Device, ...]:
+    """The devices that are traced for, which need not be here; none outside `traced_for`."""
+    return _TARGET.get()
 
 
 def platform() -> str:
     """The platform that is traced for: "cpu", "gpu" or "tpu"; default that of JAX's default device."""
-    return _TARGET.get() or jax.default_backend()
+    devices = target_devices()
+    return devices[0].platform if devices else jax.default_backend()
 
 
 @contextlib.contextmanager
-def traced_for(name: str) -> Iterator[None]:
-    """Within it, programs are traced for a platform that need not be here."""
-    token = _TARGET.set(name)
+def traced_for(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Within it, programs are traced for these devices."""
+    token = _TARGET.set(tuple(devices))
     try:
         yield
     finally:

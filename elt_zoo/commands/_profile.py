@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 
+from .._platform import traced_for
 from ..families import ModelConfig, preset
 from ..generator import load
 from ..looped import Remat
@@ -62,15 +63,17 @@ def profile(options: ProfileOptions) -> None:
     config = load(options.preset).config if Path(options.preset).is_dir() else preset(options.preset)
     if options.remat is not None:
         config = dataclasses.replace(config, remat=options.remat)
-    costs = count_costs(
-        config,
-        loops=options.loops,
-        batch=options.batch,
-        steps=options.steps or config.sampler_settings().steps,
-        guidance=options.guidance,
-        dtype=options.precision,
-        attention=options.attention,
-    )
+    # Counted for one chip, of the kind that is compiled for.
+    with traced_for(() if layout is None else layout.mesh.devices.flatten().tolist()[:1]):
+        costs = count_costs(
+            config,
+            loops=options.loops,
+            batch=options.batch,
+            steps=options.steps or config.sampler_settings().steps,
+            guidance=options.guidance,
+            dtype=options.precision,
+            attention=options.attention,
+        )
     print(costs)
     print(f"training activations with remat {config.remat}: {costs.training_activation_bytes() / 2**20:,.1f} MiB")
     if layout is not None:
@@ -86,6 +89,8 @@ def _layout(options: ProfileOptions) -> Layout | None:
     if options.machine != LOCAL:
         # A process that only compiles for others needs no accelerator, and must not take one from those who do.
         jax.config.update("jax_platforms", "cpu")
+        # JAX keeps programs for chips that are not here, and then cannot read them.
+        jax.config.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(options.mesh.data, options.mesh.fsdp, devices=topology_devices(options.machine))
     for name, parts in (("batch", mesh.size), ("batch", options.accumulation)):
         if options.batch % parts:
@@ -101,5 +106,6 @@ def _print_compiled(options: ProfileOptions, config: ModelConfig, layout: Layout
     settings = dataclasses.replace(settings, steps=options.steps or settings.steps, guidance=scale)
     shared = {"batch": options.batch, "precision": options.precision, "fast": not options.thorough}
     print(flush=True)
-    print(compile_step(config, layout, accumulation=options.accumulation, **shared), end="\n\n", flush=True)
+    step = compile_step(config, layout, accumulation=options.accumulation, attention=options.attention, **shared)
+    print(step, end="\n\n", flush=True)
     print(compile_sampler(config, layout.mesh, settings=settings, **shared))

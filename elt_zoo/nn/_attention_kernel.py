@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from .._checks import checked
+from .._platform import target_devices
 
 _CUDNN_CAPABILITY = (8, 0)
 _CUDNN_HEAD_DIM = 128
@@ -48,9 +49,14 @@ class AttentionDevice:
 
     @classmethod
     def here(cls) -> "AttentionDevice":
-        """JAX's default device, which is `jax.default_device` where that is set."""
+        """JAX's default device, which is `jax.default_device` where that is set; while a program is traced for other
+        devices, as [`compile_step`][elt_zoo.profile.compile_step] does, those.
+        """
         device: Any = getattr(jax.config, "jax_default_device")  # noqa: B009 - JAX does not declare its settings
-        if device is None:
+        targets = target_devices()
+        if targets:
+            device = targets[0]
+        elif device is None:
             device = jax.local_devices()[0]
         elif isinstance(device, str):
             device = jax.local_devices(backend=device)[0]
@@ -60,7 +66,7 @@ class AttentionDevice:
         if platform == "cuda":
             major, minor = str(device.compute_capability).split(".")
             capability = (int(major), int(minor))
-        return cls(platform=platform, capability=capability, devices=jax.device_count(device.platform))
+        return cls(platform=platform, capability=capability, devices=len(targets) or jax.device_count(device.platform))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from .._checks import checked
 from .._platform import traced_for
 from ..families import ModelConfig, SamplerSettings
 from ..models import CachedPredict
+from ..nn import AttentionKernel
 from ..objectives import AbstractObjective, ILSDLoss, VanillaLoss
 from ..sharding import Layout, make_mesh
 from ._collectives import Collective, collectives_of
@@ -131,6 +132,7 @@ def compile_step(
     precision: ComputeDtype = "float32",
     accumulation: int = 1,
     objective: AbstractObjective | None = None,
+    attention: AttentionKernel = AttentionKernel.AUTO,
     fast: bool = True,
 ) -> CompiledCost:
     """Compiles the training step of a model, as [`make_train_step`][elt_zoo.training.make_train_step] makes it with the
@@ -147,6 +149,7 @@ def compile_step(
     - `precision`: compute dtype; the state is float32.
     - `accumulation`: parts that the batch is split into.
     - `objective`: default ILSD, and for models of one loop the plain loss.
+    - `attention`: the kernel of all self-attention; default what suits the devices of the mesh.
     - `fast`: compile with XLA's lowest effort: for TPUs up to twenty times as fast, for memory that differs by a few
       percent. The gradient of looped layers may then be summed over the chips after every loop, where training
       sums it once. False compiles as training does.
@@ -157,11 +160,23 @@ def compile_step(
     """
     layout = Layout(make_mesh(devices=jax.devices()[:1])) if layout is None else layout
     _require_shared("compile_step", batch, layout.mesh)
-    traced = trace_step(
-        config, layout, batch=batch, precision=precision, accumulation=accumulation, objective=objective
-    )
+
+    def trace(attention: AttentionKernel) -> Traced:
+        return trace_step(
+            config,
+            layout,
+            batch=batch,
+            precision=precision,
+            accumulation=accumulation,
+            objective=objective,
+            attention=attention,
+        )
+
+    traced = trace(attention)
+    # Products are not seen inside a fused kernel: those of the plain ones are the same, without padding.
+    plain = traced if _platform(layout.mesh) == "cpu" else trace(AttentionKernel.XLA)
     # Sharing the batch shares all products.
-    flops = 2 * macs(traced.jaxpr.jaxpr) / layout.mesh.size
+    flops = 2 * macs(plain.jaxpr.jaxpr) / layout.mesh.size
     return _compiled("training step", traced, layout.mesh, batch, flops, fast=fast)
 
 
@@ -173,6 +188,7 @@ def trace_step(
     precision: ComputeDtype = "float32",
     accumulation: int = 1,
     objective: AbstractObjective | None = None,
+    attention: AttentionKernel = AttentionKernel.AUTO,
 ) -> Traced:
     """The program of [`compile_step`][elt_zoo.profile.compile_step], not yet compiled."""
     # Late: those who only count a model need no training.
@@ -190,23 +206,24 @@ def trace_step(
             clip_norm=paper.clip_norm,
         )
     )
-    step = make_train_step(
-        optimizer,
-        _objective(config) if objective is None else objective,
-        config.corruption(label_drop=0.1),
-        total_steps=paper.steps,
-        ema_decay=paper.ema_decay,
-        precision=Precision(jnp.dtype(precision)),
-        dropout=config.dropout > 0.0,
-        accumulation=accumulation,
-        # As in a run, which needs no layout on one device.
-        layout=layout if layout.mesh.size > 1 else None,
-    )
+    with traced_for(layout.mesh.devices.flatten().tolist()):
+        step = make_train_step(
+            optimizer,
+            _objective(config) if objective is None else objective,
+            config.corruption(label_drop=0.1),
+            total_steps=paper.steps,
+            ema_decay=paper.ema_decay,
+            precision=Precision(jnp.dtype(precision)),
+            dropout=config.dropout > 0.0,
+            accumulation=accumulation,
+            # As in a run, which needs no layout on one device.
+            layout=layout if layout.mesh.size > 1 else None,
+            attention=attention,
+        )
 
-    def start(key: Any) -> TrainState:
-        return TrainState.create(config.build(key=key), optimizer, key=key)
+        def start(key: Any) -> TrainState:
+            return TrainState.create(config.build(key=key), optimizer, key=key)
 
-    with traced_for(_platform(layout.mesh)):
         state = layout.abstract(start, jax.eval_shape(lambda: jax.random.key(0)))
         # As `jit_step` does: except on CPUs, the state gives its memory to the next one.
         donated = _platform(layout.mesh) != "cpu"
@@ -252,7 +269,7 @@ def compile_sampler(
         return sampler(CachedPredict(model), labels, loops=loops, key=key)
 
     whole = NamedSharding(mesh, PartitionSpec())
-    with traced_for(_platform(mesh)):
+    with traced_for(mesh.devices.flatten().tolist()):
         shapes = eqx.filter_eval_shape(
             lambda key: (model(key), jnp.zeros((), jnp.int32), key), jax.eval_shape(lambda: jax.random.key(0))
         )
