@@ -3,14 +3,15 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
-_TARGET: contextvars.ContextVar[tuple[jax.Device, ...]] = contextvars.ContextVar("devices", default=())
+_TARGET: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("devices", default=())
 
 
-def target_devices() -> tuple[jax.Device, ...]:
-    """The devices that are traced for, which need not be here; none outside `traced_for`."""
+def target_devices() -> tuple[Any, ...]:
+    """The JAX devices that are traced for, which need not be here; none outside `traced_for`."""
     return _TARGET.get()
 
 
@@ -21,7 +22,7 @@ def platform() -> str:
 
 
 @contextlib.contextmanager
-def traced_for(devices: Sequence[jax.Device]) -> Iterator[None]:
+def traced_for(devices: Sequence[Any]) -> Iterator[None]:
     """Within it, programs are traced for these devices."""
     token = _TARGET.set(tuple(devices))
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+import types
 
 import equinox as eqx
 import jax
@@ -270,7 +271,7 @@ def test_a_sampler_holds_the_model_and_shares_the_batch(config):
 def test_attention_takes_the_form_of_the_machine_that_it_is_traced_for():
     attention, x = SelfAttention(16, 2, key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 16))
     here = jax.make_jaxpr(attention)(x)
-    with traced_for("tpu"):
+    with traced_for([types.SimpleNamespace(platform="tpu")]):
         assert platform() == "tpu"
         there, values = jax.make_jaxpr(attention)(x), attention(x)
     assert platform() == "cpu" and str(here) != str(there)
