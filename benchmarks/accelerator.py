@@ -16,6 +16,8 @@ Parts, each a table:
 - **Sampling**: the paper's looped models beside unique depth of equal compute, batch 8.
 - **Latency**: one forward pass of one example, beside the time that reading the weights takes.
 - **ILSD**: its step over the vanilla step.
+- **PyTorch**: the training step in bfloat16 of two layers in four loops beside the same network in PyTorch, eager and
+  compiled, with its fused attention. Only where PyTorch is installed and sees the device.
 - **Operations**: what takes longest in a step, as JAX's profiler sees it.
 - **A real training**: the digits for a minute.
 
@@ -26,6 +28,7 @@ A batch that does not fit in memory is halved until it does. What was measured i
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import re
 import tempfile
@@ -58,7 +61,7 @@ BFLOAT16 = Precision(jnp.bfloat16)
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 """Of the largest difference, over the largest value."""
 
-PARTS = ("Values", "Attention", "Training", "Sampling", "Latency", "ILSD", "Operations", "A real training")
+PARTS = ("Values", "Attention", "Training", "Sampling", "Latency", "ILSD", "PyTorch", "Operations", "A real training")
 
 Row = dict[str, Any]
 
@@ -253,6 +256,50 @@ def ilsd_over_vanilla(config: ModelConfig, batch: int) -> Row:
     }
 
 
+def pytorch_device() -> str | None:
+    """The device of PyTorch that JAX's programs run on, if PyTorch is here and sees it."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    import torch  # pyright: ignore[reportMissingImports]
+
+    platform = AttentionDevice.here().platform
+    if platform == "cpu":
+        return "cpu"
+    return "cuda" if platform in ("cuda", "rocm") and torch.cuda.is_available() else None
+
+
+def beside_pytorch(family: str, width: int, tokens: int, batch: int, device: str) -> Row:
+    """One training step in bfloat16 beside PyTorch's. Both compute the same; the losses are compared."""
+    from training import config_of, corrupted_batch, difference, our_step, their_step
+
+    config = config_of(family, width, tokens)
+    examples, corrupted = corrupted_batch(config, batch)
+    ours = our_step(config, examples, corrupted, precision=BFLOAT16)
+    row: Row = {"batch": batch}
+    times = {}
+    for name, compiled in (("eager", False), ("compiled", True)):
+        theirs = their_step(config, corrupted, compiled=compiled, device=device, bfloat16=True)
+        if not times:
+            row["difference of loss and norm"] = float(f"{difference(ours(), theirs()):.2g}")
+            times["ours"] = _median_ms(ours)
+        times[name] = _median_ms(theirs)
+    row |= {"ms": times["ours"], "ms, PyTorch": times["eager"], "ms, torch.compile": times["compiled"]}
+    return row | {
+        "PyTorch over ours": round(times["eager"] / times["ours"], 2),
+        "torch.compile over ours": round(times["compiled"] / times["ours"], 2),
+    }
+
+
+def _median_ms(step: Callable[[], dict[str, Any]]) -> float:
+    """Of a step that has compiled in its first two calls. Reading its loss waits for all that it computes."""
+    times = []
+    for _ in range(ROUNDS + 2):
+        started = time.perf_counter()
+        float(step()["loss"])
+        times.append(time.perf_counter() - started)
+    return round(1e3 * float(np.median(times[2:])), 3)
+
+
 def sampling(config: ModelConfig, batch: int) -> Row:
     """Whole samples, without the tokenizer."""
     model = BFLOAT16.cast(eqx.filter_jit(config.build)(key=jax.random.key(0)))
@@ -371,6 +418,16 @@ def cases(small: bool, train_seconds: float) -> Iterator[Case]:
     for name in ilsd:
         config = preset(name)
         yield Case("ILSD", name, lambda c=config: fitting(lambda size: ilsd_over_vanilla(c, size), batch))
+    sizes = [("dit", 64, 16, 16)] if small else [(each, 1024, 256, 64) for each in ("dit", "maskgit")]
+    if (device := pytorch_device()) is not None:
+        for family, width, tokens, size in sizes:
+            yield Case(
+                "PyTorch",
+                f"{family}, width {width}, {tokens} tokens",
+                lambda f=family, w=width, t=tokens, b=size: beside_pytorch(f, w, t, b, device),
+            )
+    for name in ilsd:
+        config = preset(name)
         yield Case("Operations", name, lambda c=config: fitting(lambda size: operations(c, size), batch))
     yield Case("A real training", "digits-dit", lambda: real_training(train_seconds))
 

@@ -41,7 +41,7 @@ from elt_zoo.corruption import AbstractCorruption, Corrupted
 from elt_zoo.data import Batch
 from elt_zoo.families import DiTConfig, MaskGITConfig
 from elt_zoo.profile import environment, profile
-from elt_zoo.training import OptimizerConfig, TrainState, jit_step, make_optimizer, make_train_step
+from elt_zoo.training import OptimizerConfig, Precision, TrainState, jit_step, make_optimizer, make_train_step
 
 CLASSES, CODES, LAYERS, LOOPS = 10, 256, 2, 4
 STUDENT = LOOPS - 1
@@ -108,7 +108,14 @@ class WrittenOut(eqx.Module):
         return head(states[STUDENT - 1], conditioning), head(states[-1], conditioning)
 
 
-def our_step(config: Config, batch: Batch, corrupted: Corrupted, *, written_out: bool = False) -> Callable[[], Any]:
+def our_step(
+    config: Config,
+    batch: Batch,
+    corrupted: Corrupted,
+    *,
+    written_out: bool = False,
+    precision: Precision | None = None,
+) -> Callable[[], Any]:
     """A call that takes a step and gives its metrics."""
     loss = config.loss()
     objective = ILSDLoss(loss, loss.distillation, max_loops=LOOPS, min_loops=STUDENT)
@@ -117,7 +124,9 @@ def our_step(config: Config, batch: Batch, corrupted: Corrupted, *, written_out:
             learning_rate=RATE, total_steps=STEPS, b1=BETAS[0], b2=BETAS[1], weight_decay=WEIGHT_DECAY, clip_norm=CLIP
         )
     )
-    step = jit_step(make_train_step(optimizer, objective, Given(corrupted), total_steps=STEPS, ema_decay=DECAY))
+    step = jit_step(
+        make_train_step(optimizer, objective, Given(corrupted), total_steps=STEPS, ema_decay=DECAY, precision=precision)
+    )
     model = build(config)
     state = TrainState.create(WrittenOut(model) if written_out else model, optimizer, key=jax.random.key(2))
 
@@ -257,19 +266,19 @@ class Twin(torch.nn.Module):
         return self.head(states[STUDENT - 1], conditioning), self.head(states[-1], conditioning)
 
 
-def as_torch(array: Any) -> Any:
+def as_torch(array: Any, device: str = "cpu") -> Any:
     value = np.array(array)
-    return torch.from_numpy(value.astype(np.int64) if value.dtype == np.int32 else value)
+    return torch.from_numpy(value.astype(np.int64) if value.dtype == np.int32 else value).to(device)
 
 
-def their_loss(config: Config, corrupted: Corrupted) -> Callable[[Any, Any, float], Any]:
+def their_loss(config: Config, corrupted: Corrupted, device: str = "cpu") -> Callable[[Any, Any, float], Any]:
     """`(student, teacher, λ) -> loss` of the batch."""
     total = float(corrupted.weight.sum())
     if isinstance(config, DiTConfig):
-        value = as_torch(corrupted.target.value)
+        value = as_torch(corrupted.target.value, device)
         # What an error of one in every entry costs.
         shifted = corrupted.target.value + 1.0
-        weight = as_torch(jax.vmap(config.loss())(shifted, corrupted.target)) / total
+        weight = as_torch(jax.vmap(config.loss())(shifted, corrupted.target), device) / total
 
         def apart(a: Any, b: Any) -> Any:
             return torch.sum(weight * (a - b).square().mean(dim=(1, 2, 3)))
@@ -277,8 +286,8 @@ def their_loss(config: Config, corrupted: Corrupted) -> Callable[[Any, Any, floa
         return lambda student, teacher, share: (
             apart(teacher, value) + share * apart(student, value) + (1 - share) * apart(student, teacher.detach())
         )
-    ids = as_torch(corrupted.target.ids).flatten()
-    mask = as_torch(corrupted.target.mask).flatten().float() / total
+    ids = as_torch(corrupted.target.ids, device).flatten()
+    mask = as_torch(corrupted.target.mask, device).flatten().float() / total
     smoothing = config.label_smoothing
 
     def entropy(logits: Any, target: Any, smoothing: float = 0.0) -> Any:
@@ -293,9 +302,11 @@ def their_loss(config: Config, corrupted: Corrupted) -> Callable[[Any, Any, floa
     return loss
 
 
-def their_step(config: Config, corrupted: Corrupted, *, compiled: bool) -> Callable[[], Any]:
-    """A call that takes a step and gives its loss and gradient norm."""
-    twin = Twin(config, build(config))
+def their_step(
+    config: Config, corrupted: Corrupted, *, compiled: bool, device: str = "cpu", bfloat16: bool = False
+) -> Callable[[], Any]:
+    """A call that takes a step and gives its loss and gradient norm. `bfloat16`: by PyTorch's autocast."""
+    twin = Twin(config, build(config)).to(device)
     # As our optimiser: the weights of linear maps decay, nothing else does.
     decaying = [m.weight for m in twin.modules() if isinstance(m, torch.nn.Linear)]
     known = {id(parameter) for parameter in decaying}
@@ -304,11 +315,12 @@ def their_step(config: Config, corrupted: Corrupted, *, compiled: bool) -> Calla
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=1e-8, fused=True)
     parameters = list(twin.parameters())
     average = [parameter.detach().clone() for parameter in parameters]
-    inputs, loss_of = [as_torch(each) for each in corrupted.inputs], their_loss(config, corrupted)
+    inputs, loss_of = [as_torch(each, device) for each in corrupted.inputs], their_loss(config, corrupted, device)
 
     def loss(share: float) -> Any:
-        student, teacher = twin(*inputs)
-        return loss_of(student, teacher, share)
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+            student, teacher = twin(*inputs)
+        return loss_of(student.float(), teacher.float(), share)
 
     forward = torch.compile(loss) if compiled else loss
     steps = itertools.count()
@@ -316,7 +328,7 @@ def their_step(config: Config, corrupted: Corrupted, *, compiled: bool) -> Calla
     def call() -> dict[str, Any]:
         step = next(steps)
         optimizer.zero_grad(set_to_none=True)
-        value = forward(torch.tensor(1 - step / STEPS))
+        value = forward(torch.tensor(1 - step / STEPS, device=device))
         value.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP, foreach=True)
         optimizer.step()
