@@ -26,7 +26,10 @@ from ._topology import device_memory
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
-_LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
+# JAX 0.11 knows levels alone, of which 9 is O0; earlier versions also the number behind them.
+_LEAST_EFFORT: dict[str, Any] = (
+    {"exec_time_optimization_effort": -1.0} if jax.__version_info__ < (0, 11) else {"optimization_level": 9}
+)
 """XLA's shortest search for a fast program."""
 
 
