@@ -10,7 +10,8 @@ with `--minutes 8` it begins none after eight minutes, and the largest take some
 A step is a forward pass with both exits of ILSD, a backward pass, clipping, AdamW and the average of the parameters, on
 a batch that is already corrupted. All sides start from the same weights, and their losses and gradient norms are
 compared first. PyTorch has its fused attention, fused AdamW, and `foreach` for clipping and average. The written-out
-side is our layers in a Python loop, with no option of the trunk. The storing side is our trunk with `Remat.NONE`.
+side is our layers in a Python loop, with no option of the trunk. The storing side is our trunk with `Remat.NONE`. The
+side in parts is our step with `accumulation`, eight examples at a time; smaller batches have none.
 
 Beside the ratio stands the share of the processor's peak that our step reaches: its matrix products, three times those
 of the forward pass, against a product of two square matrices of 1,024 in the same run.
@@ -115,6 +116,7 @@ def our_step(
     *,
     written_out: bool = False,
     precision: Precision | None = None,
+    accumulation: int = 1,
 ) -> Callable[[], Any]:
     """A call that takes a step and gives its metrics."""
     loss = config.loss()
@@ -125,7 +127,15 @@ def our_step(
         )
     )
     step = jit_step(
-        make_train_step(optimizer, objective, Given(corrupted), total_steps=STEPS, ema_decay=DECAY, precision=precision)
+        make_train_step(
+            optimizer,
+            objective,
+            Given(corrupted),
+            total_steps=STEPS,
+            ema_decay=DECAY,
+            precision=precision,
+            accumulation=accumulation,
+        )
     )
     model = build(config)
     state = TrainState.create(WrittenOut(model) if written_out else model, optimizer, key=jax.random.key(2))
@@ -368,6 +378,10 @@ def measure(case: Case, sides: Sequence[str], rounds: int, peak: float) -> Itera
             theirs = our_step(config, batch, corrupted, written_out=True)
         elif side == "storing":
             theirs = our_step(dataclasses.replace(config, remat=Remat.NONE), batch, corrupted)
+        elif side == "in parts":
+            if case.batch <= PART:
+                continue
+            theirs = our_step(config, batch, corrupted, accumulation=case.batch // PART)
         else:
             theirs = their_step(config, corrupted, compiled=side == "compiled")
         # The second step sees the first's update.
@@ -389,7 +403,9 @@ def matmul_peak(size: int = 1024) -> float:
     return 2 * size**3 / min(seconds(lambda: product(square, square)) for _ in range(20))
 
 
-SIDES = ("eager", "compiled", "written out", "storing")
+SIDES = ("eager", "compiled", "in parts", "written out", "storing")
+PART = 8
+"""Examples of a part."""
 LISTS = ("families", "widths", "tokens", "batches")
 """The arguments that span the cases, in the order of a case's fields."""
 

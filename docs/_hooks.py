@@ -140,7 +140,13 @@ def _training() -> str:
     if not (_RESULTS / "training.csv").exists():
         return "*The table is made by the script and is not in this version of the page.*"
     rows = _results("training")
-    sides = {"eager": "PyTorch", "compiled": "`torch.compile`", "written out": "Written out", "storing": "Storing all"}
+    sides = {
+        "eager": "PyTorch",
+        "compiled": "`torch.compile`",
+        "in parts": "In parts",
+        "written out": "Written out",
+        "storing": "Storing all",
+    }
     cases: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
         case = tuple(row[name] for name in ("family", "width", "tokens", "batch"))
