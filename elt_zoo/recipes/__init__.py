@@ -1,5 +1,6 @@
 """Recipes: data by name or path, a family fitted to it, and training runs that resume."""
 
+from ._checkpoint_options import CheckpointOptions as CheckpointOptions
 from ._init_from import init_from as init_from
 from ._open import DIGITS as DIGITS
 from ._open import MOVING_DIGITS as MOVING_DIGITS

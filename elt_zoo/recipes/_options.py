@@ -1,5 +1,4 @@
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,30 +8,17 @@ from ..looped import Remat
 from ..nn import AttentionKernel
 from ..sharding import Gather
 from ..training import OptimizerConfig, OptimizerKind
+from ._checkpoint_options import CHECKPOINT_OPTIONS, CheckpointOptions
 from ._open import DIGITS, MOVING_DIGITS
 
 ObjectiveName = Literal["ilsd", "vanilla", "deep_supervision", "random_depth"]
 # What a run may change without being another run: where it goes, and what is shown and saved on the way.
 _COSMETIC = frozenset(
-    {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "checkpoint_every", "log_every"}
-    | {"keep", "keep_every_steps", "keep_every_hours", "async_checkpoints", "copy_checkpoints"}
-    | {"fall_back", "evaluate_every", "sampler", "samples", "sample_seeds"}
+    {"out", "dry_run", "compare", "objective", "preset", "workers", "max_unreadable", "log_every"}
+    | CHECKPOINT_OPTIONS
+    | {"evaluate_every", "sampler", "samples", "sample_seeds"}
     | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb", "trace_steps", "attention"}
 )
-
-
-def require_preservable(every: int, steps: int | None, hours: float | None) -> None:
-    """**Raises:** `ValueError` for checkpoints to keep for good that will not be there."""
-    if steps is not None and (steps < 1 or steps % every):
-        raise ValueError(f"`--keep-every-steps {steps}` must be a multiple of `--checkpoint-every {every}`.")
-    if hours is not None and not 0.0 < hours < math.inf:
-        raise ValueError(f"`--keep-every-hours {hours}` must be a positive number.")
-
-
-def require_url(copy_checkpoints: str | None) -> None:
-    """**Raises:** `ValueError` for what is no folder of an object store."""
-    if copy_checkpoints is not None and not copy_checkpoints.startswith(("gs://", "s3://")):
-        raise ValueError(f"`--copy-checkpoints {copy_checkpoints}` must be `gs://bucket/run` or `s3://bucket/run`.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +109,7 @@ _SIZES = tuple(field.name for field in dataclasses.fields(SizeOptions))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingOptions(SizeOptions):
+class TrainingOptions(CheckpointOptions, SizeOptions):
     """The knobs of a training run that do not depend on the data."""
 
     objective: ObjectiveName = "ilsd"
@@ -177,21 +163,6 @@ class TrainingOptions(SizeOptions):
     sampler: SamplerOptions = dataclasses.field(default_factory=SamplerOptions)
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
 
-    checkpoint_every: int = 500
-    """Steps between two checkpoints."""
-    keep: int = 2
-    """Checkpoints to keep, the newest ones."""
-    keep_every_steps: int | None = None
-    """Keep for good, too, the checkpoints of its multiples; a multiple of `--checkpoint-every`."""
-    keep_every_hours: float | None = None
-    """Keep for good, too, the first checkpoint and from then on one every so many hours."""
-    async_checkpoints: bool = True
-    """Write checkpoints while training goes on. It takes memory of the host for one more state."""
-    copy_checkpoints: str | None = None
-    """A folder of an object store that gets a copy of every checkpoint, and from which another machine goes on:
-    `gs://bucket/run` (needs gcsfs) or `s3://bucket/run` (needs s3fs)."""
-    fall_back: bool = False
-    """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 50
     """Steps between two reports."""
     trace_steps: tuple[int, int] | None = None
@@ -204,7 +175,8 @@ class TrainingOptions(SizeOptions):
     WANDB_MODE=offline."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "log_every", "evaluate_every"):
+        super().__post_init__()
+        for name in ("steps", "batch_size", "accumulation", "log_every", "evaluate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
@@ -212,8 +184,6 @@ class TrainingOptions(SizeOptions):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be 0 or more.")
-        require_preservable(self.checkpoint_every, self.keep_every_steps, self.keep_every_hours)
-        require_url(self.copy_checkpoints)
         if self.trace_steps is not None and not 1 <= self.trace_steps[0] <= self.trace_steps[1]:
             raise ValueError(
                 f"`--trace-steps {self.trace_steps[0]} {self.trace_steps[1]}` needs a first step of at least 1, and a "

@@ -23,7 +23,6 @@ from ..sharding import Layout, make_mesh, one_copy, shard_batch
 from ..storage import FolderLock, read_json, write_json
 from ..trackers import AbstractTracker, Trackers
 from ..training import (
-    Checkpoints,
     FitResult,
     Precision,
     Report,
@@ -266,17 +265,7 @@ class Prepared:
         folder, config = run.folder / "checkpoints" / self.name, run.config(self.name)
         together(lambda: extend(folder / "run.json", config) if is_first() else None)
         options = run.options
-        checkpoints = Checkpoints(
-            folder,
-            config,
-            every=options.checkpoint_every,
-            keep=options.keep,
-            keep_every_steps=options.keep_every_steps,
-            keep_every_hours=options.keep_every_hours,
-            asynchronous=options.async_checkpoints,
-            copy_to=None if options.copy_checkpoints is None else f"{options.copy_checkpoints.rstrip('/')}/{self.name}",
-            fall_back=options.fall_back,
-        )
+        checkpoints = options.checkpoints(folder, config, name=self.name)
         if first_says(checkpoints.latest_step()) is None:
             # One program for the whole state; array by array, it would be some ninety.
             make = (

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..tokenizers import Shortcut, VQ3DConfig, VQGANConfig
+from ._checkpoint_options import CHECKPOINT_OPTIONS, CheckpointOptions
 from ._open import DIGITS, MOVING_DIGITS
-from ._options import require_preservable, require_url
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerOptions:
+class TokenizerOptions(CheckpointOptions):
     """The knobs of a tokenizer's training."""
 
     data: str = DIGITS
@@ -59,27 +59,14 @@ class TokenizerOptions:
 
     heldout: int = 320
     """Examples to measure quality on."""
-    checkpoint_every: int = 500
-    keep: int = 2
-    """Checkpoints to keep, the newest ones."""
-    keep_every_steps: int | None = None
-    """Keep for good, too, the checkpoints of its multiples; a multiple of `--checkpoint-every`."""
-    keep_every_hours: float | None = None
-    """Keep for good, too, the first checkpoint and from then on one every so many hours."""
-    async_checkpoints: bool = True
-    """Write checkpoints while training goes on. It takes memory of the host for one more state."""
-    copy_checkpoints: str | None = None
-    """A folder of an object store that gets a copy of every checkpoint, and from which another machine goes on:
-    `gs://bucket/run` (needs gcsfs) or `s3://bucket/run` (needs s3fs)."""
-    fall_back: bool = False
-    """Where the newest checkpoint is damaged, go on from the newest intact one."""
     log_every: int = 25
     wandb: str | None = None
     """A project of Weights & Biases to send metrics to. Needs the extra `wandb`, and an account or
     WANDB_MODE=offline."""
 
     def __post_init__(self):
-        for name in ("codebook_size", "steps", "batch_size", "heldout", "checkpoint_every", "keep", "log_every"):
+        super().__post_init__()
+        for name in ("codebook_size", "steps", "batch_size", "heldout", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name.replace('_', '-')} {value}` must be at least 1.")
@@ -89,8 +76,6 @@ class TokenizerOptions:
         for name in ("commitment", "revive_below", "l1", "l2", "perceptual", "adversarial", "r1", "lecam"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`--{name.replace('_', '-')} {getattr(self, name)}` must be 0 or a positive number.")
-        require_preservable(self.checkpoint_every, self.keep_every_steps, self.keep_every_hours)
-        require_url(self.copy_checkpoints)
         if self.l1 == self.l2 == self.perceptual == 0.0:
             raise ValueError("`--l1`, `--l2` and `--perceptual` are all 0: nothing says what a good picture is.")
         if self.learning_rate is not None and not 0.0 < self.learning_rate < 1e6:
@@ -146,9 +131,8 @@ class TokenizerOptions:
 
     def defining(self) -> dict[str, Any]:
         """What two runs must share for one to resume the other: everything but what is known not to matter."""
-        cosmetic = {"out", "heldout", "checkpoint_every", "keep", "keep_every_steps", "keep_every_hours"}
+        cosmetic = {"out", "heldout", "log_every", "wandb", *CHECKPOINT_OPTIONS}
         cosmetic |= {"coordinator", "processes", "process", "start_timeout"}
-        cosmetic |= {"async_checkpoints", "copy_checkpoints", "fall_back", "log_every", "wandb"}
         knobs = {name: value for name, value in dataclasses.asdict(self).items() if name not in cosmetic}
         paths = {name: str(value) for name, value in knobs.items() if isinstance(value, Path)}
         return knobs | paths | dataclasses.asdict(self.recipe) | {"network": dataclasses.asdict(self.network)}

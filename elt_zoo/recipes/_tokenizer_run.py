@@ -38,7 +38,6 @@ from ..tokenizer_training import (
 from ..tokenizers import MaskGITVQGAN, VQ3DConfig, inflate, load_tokenizer
 from ..trackers import AbstractTracker, Trackers
 from ..training import (
-    Checkpoints,
     Decay,
     OptimizerConfig,
     Precision,
@@ -265,17 +264,7 @@ def train_tokenizer(options: TokenizerOptions, data: TokenizerData) -> TrainedTo
     together(take)
     with contextlib.ExitStack() as stack, stop_on_signals() as stop:
         stack.callback(lock.release)
-        checkpoints = Checkpoints(
-            folder / "checkpoints",
-            options.defining(),
-            every=options.checkpoint_every,
-            keep=options.keep,
-            keep_every_steps=options.keep_every_steps,
-            keep_every_hours=options.keep_every_hours,
-            asynchronous=options.async_checkpoints,
-            copy_to=options.copy_checkpoints,
-            fall_back=options.fall_back,
-        )
+        checkpoints = options.checkpoints(folder / "checkpoints", options.defining())
         if first_says(checkpoints.latest_step()) is None:
             state = prepared.start() if layout is None else layout.create(prepared.start)
         else:
