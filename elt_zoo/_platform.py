@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,12 @@ def platform() -> str:
     """The platform that is traced for: "cpu", "gpu" or "tpu"; default that of JAX's default device."""
     devices = target_devices()
     return devices[0].platform if devices else jax.default_backend()
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    # As JAX counts the threads of its CPU device.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

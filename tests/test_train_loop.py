@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from elt_zoo import ILSDLoss
+from elt_zoo._platform import traced_for
 from elt_zoo.corruption import AbstractCorruption, Corrupted, DiffusionCorruption, MaskedTarget, ShiftedCosineSchedule
 from elt_zoo.data import ArraySource, Batch, training_batches
 from elt_zoo.diagnostics import exit_losses
@@ -26,6 +27,8 @@ from elt_zoo.training import (
     TrainingDiverged,
     TrainingInterrupted,
     TrainState,
+    _accumulation,
+    _step,
     batch_loss,
     fit,
     jit_step,
@@ -298,6 +301,63 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(per_example):
     assert int(parts[0].step) == 1
     for a, b in zip(arrays((whole[0].model, whole[0].ema)), arrays((parts[0].model, parts[0].ema)), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+def parts_of(monkeypatch, *shapes, cores=1, devices=1):
+    """Into how many parts the batch `x` is split for the loss (model · x)², both of shapes that are given."""
+    monkeypatch.setattr(_accumulation, "usable_cores", lambda: cores)
+    chosen = []
+
+    def loss(model, x):
+        return jnp.sum(jnp.square(x @ model)), {}
+
+    def trace(model, x):
+        chosen.append(_accumulation.fastest_parts(loss, model, (x,), size=len(x)))
+
+    with traced_for(jax.devices("cpu")[:devices]):
+        jax.eval_shape(trace, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    return chosen[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "cores", "parts"),
+    [
+        (8, 1, 1),
+        (64, 1, 4),
+        (64, 2, 2),
+        (64, 16, 1),
+        (62, 1, 2),  # 31 parts would be far too small
+        (61, 1, 1),  # which nothing divides
+        (3, 1, 1),
+    ],
+)
+def test_a_cpu_takes_large_batches_in_parts_that_suit_its_caches(monkeypatch, size, cores, parts):
+    # The backward pass reads x and its product with the model: half a MiB of an example.
+    shapes = (2, 2), (size, 2**15, 2)
+    assert parts_of(monkeypatch, *shapes, cores=cores) == parts
+    assert parts_of(monkeypatch, *shapes, cores=cores, devices=2) == 1
+
+
+def test_parts_are_never_single_examples(monkeypatch):
+    assert parts_of(monkeypatch, (2, 2), (8, 2**20, 2)) == 4
+
+
+def test_parts_are_larger_where_each_reads_many_parameters(monkeypatch):
+    few, many = (parts_of(monkeypatch, (width, width), (64, 2**16 // width, width)) for width in (2, 2**11))
+    assert few == 4
+    assert many == 1
+
+
+@pytest.mark.parametrize(("given", "parts"), [(None, 4), (2, 2)])
+def test_a_step_chooses_its_parts_unless_told(monkeypatch, given, parts):
+    monkeypatch.setattr(_step, "fastest_parts", lambda *_, size: size // 2)
+    batch = next(batches())
+
+    def step_in(parts):
+        step = make_train_step(OPTIMIZER, OBJECTIVE, CORRUPTION, total_steps=20, accumulation=parts)
+        return eqx.filter_jit(step)(start(), batch)
+
+    assert_bitwise_equal(step_in(given), step_in(parts))
 
 
 def test_accumulation_refuses_what_it_cannot_split_or_count():

@@ -41,8 +41,8 @@ class ProfileOptions:
     collectives: a kind of TPU and its chips along each axis, such as v5e:16x16, or `local` for the devices at hand.
     TPUs need the extra `tpu-compile` and no TPU. With `--mesh`, default `local`."""
     mesh: MeshOptions = dataclasses.field(default_factory=MeshOptions)
-    accumulation: int = 1
-    """Parts that the batch of a compiled step is split into to save memory."""
+    accumulation: int | None = None
+    """Parts that the batch of a compiled step is split into to save memory; default as training does."""
     thorough: bool = False
     """Compile as training does, which for TPUs takes ten to twenty times as long."""
 
@@ -82,8 +82,8 @@ def profile(options: ProfileOptions) -> None:
 
 def _layout(options: ProfileOptions) -> Layout | None:
     if options.machine is None:
-        if options.accumulation > 1 or options.thorough:
-            name = "accumulation" if options.accumulation > 1 else "thorough"
+        if options.accumulation is not None or options.thorough:
+            name = "accumulation" if options.accumulation is not None else "thorough"
             raise ValueError(f"`--{name}` is for a compiled step: add `--topology`, such as `--topology {LOCAL}`.")
         return None
     if options.machine != LOCAL:
@@ -92,7 +92,7 @@ def _layout(options: ProfileOptions) -> Layout | None:
         # JAX keeps programs for chips that are not here, and then cannot read them.
         jax.config.update("jax_enable_compilation_cache", False)
     mesh = make_mesh(options.mesh.data, options.mesh.fsdp, devices=topology_devices(options.machine))
-    for name, parts in (("batch", mesh.size), ("batch", options.accumulation)):
+    for name, parts in (("batch", mesh.size), ("batch", options.accumulation or 1)):
         if options.batch % parts:
             raise ValueError(f"`--{name} {options.batch}` must be a multiple of {parts}.")
     return Layout(mesh, options.mesh.gather)

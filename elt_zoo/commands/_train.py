@@ -168,8 +168,10 @@ def describe(options: TrainOptions, task: Task) -> str:
         make_objective(name, run)
     config.sampler(settings)
     costs = run.costs
-    activations = costs.training_activation_bytes() / options.accumulation / 2**20
+    activations = costs.training_activation_bytes() / (options.accumulation or 1) / 2**20
+    # A CPU may split the batch by itself.
+    bound = "at most " if options.accumulation is None else ""
     return (
         f"{costs}\ndata: {data}\nsampler: {settings}\nprecision: {options.precision}, remat: {config.remat}, "
-        f"activations of a training step: {activations:,.1f} MiB"
+        f"activations of a training step: {bound}{activations:,.1f} MiB"
     )

@@ -133,7 +133,7 @@ def compile_step(
     *,
     batch: int,
     precision: ComputeDtype = "float32",
-    accumulation: int = 1,
+    accumulation: int | None = None,
     objective: AbstractObjective | None = None,
     attention: AttentionKernel = AttentionKernel.AUTO,
     fast: bool = True,
@@ -150,7 +150,7 @@ def compile_step(
       [`topology_devices`][elt_zoo.profile.topology_devices]; default JAX's first device alone.
     - `batch`: examples of a step on all chips together, a multiple of their number and of `accumulation`.
     - `precision`: compute dtype; the state is float32.
-    - `accumulation`: parts that the batch is split into.
+    - `accumulation`: parts that the batch is split into; default as training does.
     - `objective`: default ILSD, and for models of one loop the plain loss.
     - `attention`: the kernel of all self-attention; default what suits the devices of the mesh.
     - `fast`: compile with XLA's lowest effort: for TPUs up to twenty times as fast, for memory that differs by a few
@@ -189,7 +189,7 @@ def trace_step(
     *,
     batch: int,
     precision: ComputeDtype = "float32",
-    accumulation: int = 1,
+    accumulation: int | None = None,
     objective: AbstractObjective | None = None,
     attention: AttentionKernel = AttentionKernel.AUTO,
 ) -> Traced:

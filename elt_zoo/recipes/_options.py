@@ -133,8 +133,9 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     optimizer: OptimizerKind | None = None
     """What turns gradients into updates: the paper's AdamW, or Muon for the matrices of the trunk. Default Muon on
     moving digits, which learn faster with it, else AdamW."""
-    accumulation: int = 1
-    """Parts that a batch is split into to save memory; the step is that of the whole batch."""
+    accumulation: int | None = None
+    """Parts that a batch is split into to save memory; the step is that of the whole batch. Default 1, but for large
+    batches on one CPU device as many as make it fastest."""
     ema_decay: float | None = None
     """Of the averaged parameters; default 0.9999 with `--preset`, else a lower one for short runs."""
     label_drop: float = 0.1
@@ -189,7 +190,7 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
                 f"`--trace-steps {self.trace_steps[0]} {self.trace_steps[1]}` needs a first step of at least 1, and a "
                 "last one that is not before it."
             )
-        if self.batch_size % self.accumulation:
+        if self.accumulation is not None and self.batch_size % self.accumulation:
             raise ValueError(
                 f"`--batch-size {self.batch_size}` must be a multiple of `--accumulation {self.accumulation}`, the "
                 "parts that a batch is split into."

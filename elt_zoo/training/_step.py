@@ -11,12 +11,12 @@ from ..corruption import AbstractCorruption, Corrupted
 from ..nn import AttentionDevice, AttentionKernel, with_attention
 from ..objectives import AbstractObjective, Exits
 from ..sharding import Gather, Layout
+from ._accumulation import Metrics, fastest_parts, value_and_gradient
 from ._ema import update_ema
 from ._gather import gather_in_loops
 from ._precision import Precision
 from ._state import TrainState
 
-Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
 """A training step: `(state, batch) -> (state, metrics)`."""
 
@@ -140,7 +140,7 @@ def make_train_step(
     ema_decay: float = 0.9999,
     precision: Precision | None = None,
     dropout: bool = False,
-    accumulation: int = 1,
+    accumulation: int | None = None,
     prepare: Callable[[Any, PRNGKeyArray], LabelledBatch] | None = None,
     layout: Layout | None = None,
     attention: AttentionKernel = AttentionKernel.AUTO,
@@ -162,6 +162,9 @@ def make_train_step(
     - `dropout`: whether the model has dropout to turn on.
     - `accumulation`: number of equal parts that the batch is split into. Their gradients are computed one after another
       and added, which saves memory; the update is that of the whole batch up to rounding, with masked losses too.
+      Default 1, but for large batches on a single CPU device as many as suit its caches, which is faster. How many
+      depends on the cores that the process may use, and so does rounding: give a number for runs that are to be equal
+      bit by bit on machines with different ones.
     - `prepare`: `(batch, key) -> batch`, the first part of the compiled step, such as turning bytes into pixels
       ([`to_pixels`][elt_zoo.data.to_pixels]) or sampling latents ([`sample_latents`][elt_zoo.data.sample_latents]).
     - `layout`: how the state lies on several devices, see [`Layout`][elt_zoo.sharding.Layout].
@@ -174,7 +177,7 @@ def make_train_step(
     **Raises:** `ValueError` for counts below 1 or a decay outside [0, 1); when the step is called, for a batch that
     `accumulation` does not divide, or an optimiser that accumulates by itself.
     """
-    if total_steps < 1 or accumulation < 1 or not 0.0 <= ema_decay < 1.0:
+    if total_steps < 1 or (accumulation is not None and accumulation < 1) or not 0.0 <= ema_decay < 1.0:
         raise ValueError(
             f"`make_train_step(total_steps={total_steps}, accumulation={accumulation}, ema_decay={ema_decay})`: counts "
             "must be at least 1, and the decay in [0, 1)."
@@ -211,13 +214,13 @@ def make_train_step(
                 split_axes=None if mesh is None else mesh.axis_names,
             )
 
-        (loss, metrics), gradient = _value_and_gradient(
-            loss_of,
-            layout.whole(state.model) if layout is not None and at_once else state.model,
-            (corrupted, student_loops, dropout_keys),
-            parts=accumulation,
-            size=size,
-        )
+        whole = layout.whole(state.model) if layout is not None and at_once else state.model
+        arguments = (loss_of, whole, (corrupted, student_loops, dropout_keys))
+        if accumulation is not None or layout is not None:
+            parts = accumulation or 1
+        else:
+            parts = fastest_parts(*arguments, size=size)
+        (loss, metrics), gradient = value_and_gradient(*arguments, parts=parts, size=size)
         if layout is not None:
             # Whole first: else XLA may carry the split from here into the backward pass, up to activations.
             gradient = layout.split(layout.whole(gradient) if at_once else gradient)
@@ -241,32 +244,6 @@ def make_train_step(
         return state, {"loss": loss, **metrics, "gradient_norm": norm}
 
     return train_step
-
-
-def _value_and_gradient(loss_of: Callable, model: PyTree, batch: PyTree, *, parts: int, size: int):
-    """`((loss, metrics), gradient)`, summed over parts of the batch. Arrays without a batch axis go to every part."""
-    graded = eqx.filter_value_and_grad(loss_of, has_aux=True)
-    if parts == 1:
-        return graded(model, *batch)
-    if size % parts:
-        raise ValueError(
-            f"`make_train_step(accumulation={parts})` cannot split a batch of {size} into {parts} equal parts. Use a "
-            f"batch size that is a multiple of {parts}."
-        )
-
-    def split(leaf):
-        # Part i is every `parts`-th example from i on: of a batch laid out over devices, each device keeps its own.
-        return jnp.swapaxes(jnp.reshape(leaf, (size // parts, parts, *leaf.shape[1:])), 0, 1)
-
-    batched, shared = eqx.partition(batch, lambda leaf: leaf.ndim > 0)
-
-    def add(gradient, part):
-        value, fresh = graded(model, *eqx.combine(part, shared))
-        return jax.tree.map(jnp.add, gradient, fresh), value
-
-    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
-    gradient, values = jax.lax.scan(add, zeros, jax.tree.map(split, batched))
-    return jax.tree.map(lambda value: jnp.sum(value, axis=0), values), gradient
 
 
 def _refuse_multi_steps(optimizer_state: PyTree) -> None:
