@@ -11,7 +11,8 @@ A step is a forward pass with both exits of ILSD, a backward pass, clipping, Ada
 a batch that is already corrupted. All sides start from the same weights, and their losses and gradient norms are
 compared first. PyTorch has its fused attention, fused AdamW, and `foreach` for clipping and average. The written-out
 side is our layers in a Python loop, with no option of the trunk. The storing side is our trunk with `Remat.NONE`. The
-side in parts is our step with `accumulation`, eight examples at a time; smaller batches have none.
+side at once is our step with `accumulation=1`, where ours splits the batch by itself: large ones, and more on one core
+than on several.
 
 Beside the ratio stands the share of the processor's peak that our step reaches: its matrix products, three times those
 of the forward pass, against a product of two square matrices of 1,024 in the same run.
@@ -116,7 +117,7 @@ def our_step(
     *,
     written_out: bool = False,
     precision: Precision | None = None,
-    accumulation: int = 1,
+    accumulation: int | None = None,
 ) -> Callable[[], Any]:
     """A call that takes a step and gives its metrics."""
     loss = config.loss()
@@ -378,10 +379,8 @@ def measure(case: Case, sides: Sequence[str], rounds: int, peak: float) -> Itera
             theirs = our_step(config, batch, corrupted, written_out=True)
         elif side == "storing":
             theirs = our_step(dataclasses.replace(config, remat=Remat.NONE), batch, corrupted)
-        elif side == "in parts":
-            if case.batch <= PART:
-                continue
-            theirs = our_step(config, batch, corrupted, accumulation=case.batch // PART)
+        elif side == "at once":
+            theirs = our_step(config, batch, corrupted, accumulation=1)
         else:
             theirs = their_step(config, corrupted, compiled=side == "compiled")
         # The second step sees the first's update.
@@ -403,9 +402,7 @@ def matmul_peak(size: int = 1024) -> float:
     return 2 * size**3 / min(seconds(lambda: product(square, square)) for _ in range(20))
 
 
-SIDES = ("eager", "compiled", "in parts", "written out", "storing")
-PART = 8
-"""Examples of a part."""
+SIDES = ("eager", "compiled", "at once", "written out", "storing")
 LISTS = ("families", "widths", "tokens", "batches")
 """The arguments that span the cases, in the order of a case's fields."""
 

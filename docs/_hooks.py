@@ -143,7 +143,7 @@ def _training() -> str:
     sides = {
         "eager": "PyTorch",
         "compiled": "`torch.compile`",
-        "in parts": "In parts",
+        "at once": "At once",
         "written out": "Written out",
         "storing": "Storing all",
     }

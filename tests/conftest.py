@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 # Before JAX is imported: several CPU devices, strict types and ranks, so that a careless promotion fails here first.
@@ -29,7 +30,9 @@ with install_import_hook("elt_zoo", "beartype.beartype"):
     import elt_zoo  # noqa: F401
 
 # Most of the time of these tests goes into compiling: XLA's slow passes are left out.
-_COMPILE_FAST = " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+_COMPILE_FAST = " --xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):
+    _COMPILE_FAST += " --xla_cpu_use_fusion_emitters=false"  # later ones know no such flag
 _PROGRAMS, _LARGEST = Path(__file__).parents[1] / "build" / "test-programs", 2**30
 # The files that take longest, longest first. Begun first, none of them is still going on when all others have ended.
 _LONGEST = (

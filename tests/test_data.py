@@ -1,5 +1,6 @@
 from typing import Any
 
+import bundle_digits
 import numpy as np
 import pytest
 
@@ -20,6 +21,16 @@ def test_digits_are_real_and_their_split_is_fixed():
     assert heldout.labels[:12].tolist() == HELDOUT_LABELS
     with pytest.raises(ValueError, match="the parts are 'train' and 'heldout'"):
         load_digits("test")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_digits_of_the_library_are_those_of_scikit_learn():
+    arrays = bundle_digits.digits()
+    for split in ("train", "heldout"):
+        digits = load_digits(split)
+        for name in ("images", "labels"):
+            kept, made = getattr(digits, name), arrays[f"{split}_{name}"]
+            np.testing.assert_array_equal(kept, made)
+            assert kept.dtype == made.dtype
 
 
 def test_pixels_and_levels_convert_both_ways():

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jax
 
+from .._platform import usable_cores
+
 
 def environment(*packages: str) -> str:
     """The machine and the versions that something was measured with, in one line.
@@ -15,7 +17,9 @@ def environment(*packages: str) -> str:
     device = jax.devices()[0].device_kind
     if device == "cpu":
         device = _processor()
-    return f"{device}, {os.cpu_count()} cores, Python {platform.python_version()}; {versions}"
+    usable, cores = usable_cores(), os.cpu_count() or 1
+    counted = f"{usable} of {cores}" if usable < cores else f"{cores}"
+    return f"{device}, {counted} cores, Python {platform.python_version()}; {versions}"
 
 
 def _processor() -> str:
