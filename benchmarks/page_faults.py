@@ -1,9 +1,10 @@
-"""What large pages change for a training step on Linux: page faults, and the kernel's part of the processor time.
+"""Why a batch in parts is faster: page faults of a training step on Linux, and the kernel's part of the processor time.
 
     python benchmarks/page_faults.py
 
-Trains `digits-dit` at a batch of 64 for some steps, in a process as it is and in one with
-`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, on one core each. Writes `page-faults.csv`.
+Trains `digits-dit` at a batch of 64 for some steps, in processes that keep to one core: as it is, where the step takes
+the batch in parts by itself; with the whole batch at once; and so with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which
+asks for large pages. Writes `page-faults.csv`.
 """
 
 import argparse
@@ -24,17 +25,28 @@ from elt_zoo.families import preset
 from elt_zoo.recipes import digits_task
 from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
 
-TUNABLES = {"as it is": "", "large pages": "glibc.malloc.hugetlb=1"}
+CASES: dict[str, tuple[bool, str]] = {
+    "in parts, the default": (False, ""),
+    "at once": (True, ""),
+    "at once, large pages": (True, "glibc.malloc.hugetlb=1"),
+}
+"""Whether the batch is taken at once, and glibc's tunables."""
 _WARM = 5
 
 
-def measure(steps: int) -> dict[str, float]:
+def measure(steps: int, *, at_once: bool) -> dict[str, float]:
     """Page faults a step, and the share of the processor time that the kernel takes, after some steps to warm up."""
     task = digits_task(preset("digits-dit"))
     loss, optimizer = task.config.loss(), make_optimizer(OptimizerConfig.digits(total_steps=_WARM + steps))
     objective = ILSDLoss(loss, loss.distillation, max_loops=task.config.max_loops)
     step = jit_step(
-        make_train_step(optimizer, objective, task.config.corruption(label_drop=0.1), total_steps=_WARM + steps)
+        make_train_step(
+            optimizer,
+            objective,
+            task.config.corruption(label_drop=0.1),
+            total_steps=_WARM + steps,
+            accumulation=1 if at_once else None,
+        )
     )
     state = TrainState.create(task.config.build(key=jax.random.key(0)), optimizer, key=jax.random.key(1))
     batches = training_batches(task.train, batch_size=64, seed=0)
@@ -54,14 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--csv", type=Path, default=Path(__file__).parent / "results" / "page-faults.csv")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=CASES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.steps)))
+        print(json.dumps(measure(arguments.steps, at_once=CASES[arguments.one][0])))
         return
     rows: list[dict[str, Any]] = []
-    for case, tunables in TUNABLES.items():
-        command = [sys.executable, __file__, "--one", "--steps", str(arguments.steps)]
+    for case, (_, tunables) in CASES.items():
+        command = [sys.executable, __file__, "--one", case, "--steps", str(arguments.steps)]
         environment = os.environ | ({"GLIBC_TUNABLES": tunables} if tunables else {})
         core = {min(os.sched_getaffinity(0))}
         found = subprocess.run(

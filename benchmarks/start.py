@@ -2,17 +2,18 @@
 
     python benchmarks/start.py
     git worktree add ../before v0.1.0
-    python benchmarks/start.py --before ../before --csv start.csv
+    python benchmarks/start.py --before ../before
 
 A first start compiles everything; a second finds the programs that the first one kept. Each is a process of its own,
 timed from its start to the first line of the training's metrics or to the picture of `elt-zoo sample`, and then ended.
-With `--before`, another tree of the project takes turns with this one. Seconds of the processor stand beside those of
+With `--before`, another tree of the project takes turns with this one, where it has the command. Seconds of the processor stand beside those of
 the clock: they hardly grow where other work keeps the machine busy, but add up over threads.
 
 Goals on two cores: a second start takes its first step within 4 seconds, and has its first picture within 3.
 """
 
 import argparse
+import math
 import os
 import resource
 import statistics
@@ -50,6 +51,7 @@ def sampling(tree: Path, folder: Path) -> tuple[list[str], Callable[[], bool]]:
 
 
 COMMANDS = {TRAIN: training, SAMPLE: sampling}
+NEEDS = {TRAIN: "examples/train_imagenet.py", SAMPLE: "elt_zoo/__main__.py"}
 
 
 def start(command: list[str], arrived: Callable[[], bool], tree: Path, cache: Path) -> tuple[float, float]:
@@ -82,14 +84,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--before", type=Path, help="another tree of the project to compare with")
     parser.add_argument("--commands", nargs="+", default=list(COMMANDS), choices=COMMANDS)
-    parser.add_argument("--csv", type=Path, help="also write the table here")
+    parser.add_argument("--csv", type=Path, default=HERE / "benchmarks" / "results" / "start.csv")
     arguments = parser.parse_args()
     trees = {"now": HERE} if arguments.before is None else {"before": arguments.before.resolve(), "now": HERE}
     rows: list[dict[str, Any]] = []
     for name in arguments.commands:
+        able = [tree for tree, path in trees.items() if (path / NEEDS[name]).exists()]
         seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for index in range(arguments.rounds):
-            for tree in sorted(trees, reverse=bool(index % 2)):
+            for tree in sorted(able, reverse=bool(index % 2)):
                 with tempfile.TemporaryDirectory() as cache:
                     for which in ("first", "second"):
                         with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +105,7 @@ def main() -> None:
         for which in ("first", "second"):
             row: dict[str, Any] = {"case": f"{name}, {which} start", "rounds": arguments.rounds}
             for tree in trees:
-                clock, processor = zip(*seconds[which, tree], strict=True)
+                clock, processor = zip(*seconds.get((which, tree), [(math.nan, math.nan)]), strict=True)
                 row |= {f"{tree}_s": statistics.median(clock), f"{tree}_processor_s": statistics.median(processor)}
             rows.append(row)
             print(row)

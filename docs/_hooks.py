@@ -10,6 +10,7 @@ import dataclasses
 import html
 import importlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -166,6 +167,17 @@ def _training() -> str:
     where = "; ".join(dict.fromkeys(row["environment"] for row in rows))
     header = ["Family", "Width", "Tokens", "Batch", "Ours (ms)", "Share of peak", *sides.values()]
     return f"{_table(header, lines)}\n\n{where}."
+
+
+def _start() -> str:
+    """Seconds until the first step or picture, before and now."""
+    rows = _results("start")
+
+    def cell(seconds: str) -> str:
+        return "–" if math.isnan(float(seconds)) else f"{float(seconds):.1f}"
+
+    lines = [[row["case"], *(cell(row[f"{tree}_s"]) for tree in ("before", "now"))] for row in rows]
+    return f"{_table(['', 'Before (s)', 'Now (s)'], lines)}\n\n{rows[0]['environment']}; {rows[0]['rounds']} rounds."
 
 
 def _page_faults() -> str:
@@ -449,6 +461,7 @@ _TABLES: dict[str, Callable[[], str]] = {
     "benchmark-data": _data,
     "benchmark-training": _training,
     "benchmark-page-faults": _page_faults,
+    "benchmark-start": _start,
     "fit": _fit,
     "fit-compiled": _fit_compiled,
 }
