@@ -6,8 +6,9 @@
 
 A first start compiles everything; a second finds the programs that the first one kept. Each is a process of its own,
 timed from its start to the first line of the training's metrics or to the picture of `elt-zoo sample`, and then ended.
-With `--before`, another tree of the project takes turns with this one, where it has the command. Seconds of the processor stand beside those of
-the clock: they hardly grow where other work keeps the machine busy, but add up over threads.
+With `--before`, another tree of the project takes turns with this one, where it has the command. Seconds of the
+processor stand beside those of the clock: they hardly grow where other work keeps the machine busy, but add up over
+threads.
 
 Goals on two cores: a second start takes its first step within 4 seconds, and has its first picture within 3.
 """

@@ -24,5 +24,6 @@ def digits() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    np.savez_compressed(FILE, **digits())
+    with FILE.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **digits())
     print(f"{FILE}: {FILE.stat().st_size:,} bytes")
