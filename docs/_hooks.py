@@ -133,7 +133,10 @@ def _benchmark(name: str) -> str:
         ]
         for row in rows
     ]
-    return f"{_table(header, lines)}\n\n{rows[0]['environment']}; {rows[0]['rounds']} rounds."
+    where = "; ".join(dict.fromkeys(row["environment"] for row in rows))
+    rounds = sorted({int(row["rounds"]) for row in rows})
+    counted = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+    return f"{_table(header, lines)}\n\n{where}; {counted} rounds."
 
 
 def _training() -> str:
