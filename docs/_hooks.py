@@ -244,7 +244,7 @@ def _gibibytes(text: str) -> str:
 def _speed_up(row: dict[str, str]) -> str:
     """The baseline's time over ours, with quartiles."""
     middle, low, high = (1 / float(row[name]) for name in ("ratio", "ratio_high", "ratio_low"))
-    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+    return f"{middle:.2f}<br>({low:.2f}–{high:.2f})"
 
 
 def _data() -> str:
