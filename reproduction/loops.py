@@ -129,9 +129,11 @@ def exponent(case: Case, loss: float, unique: Mapping[int, float]) -> float:
     **Arguments:** `case`: the model; `loss`: at L_max; `unique`: the losses of models of unique layers by their number,
     falling.
 
-    **Raises:** `ValueError` if the losses do not fall.
+    **Raises:** `ValueError` for fewer than two such models, or if their losses do not fall.
     """
     numbers = sorted(unique)
+    if len(numbers) < 2:
+        raise ValueError(f"Loops are measured by models of two or more numbers of unique layers, and not of {numbers}.")
     losses = [unique[number] for number in numbers]
     if any(after >= before for before, after in itertools.pairwise(losses)):
         raise ValueError(f"More unique layers are not better here ({losses}), so loops cannot be measured by them.")

@@ -100,6 +100,8 @@ def test_the_exponent_of_loops_is_read_off_the_losses_of_unique_layers():
         np.testing.assert_allclose(exponent(case, loss, unique), expected, atol=1e-9)
     with pytest.raises(ValueError, match="More unique layers are not better"):
         exponent(plain, 0.3, {1: 0.3, 2: 0.4})
+    with pytest.raises(ValueError, match=r"two or more numbers of unique layers, and not of \[2\]"):
+        exponent(plain, 0.3, {2: 0.3})
 
 
 def test_loops_are_compared_at_the_rate_that_is_best_for_each():
