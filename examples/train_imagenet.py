@@ -6,7 +6,7 @@
         --preset elt-XL-7Nx4L --batch-size 512 --steps 675000
     python examples/train_imagenet.py --preset elt-XL-7Nx4L --family maskgit --data /data/imagenet --dry-run
 
-With no arguments it trains on the 1,797 real digits that come with the library: about four minutes on two CPU cores.
+With no arguments it trains on the 1,797 real digits that come with the library: less than two minutes on two CPU cores.
 `--data` takes ImageNet's folders or its original tar files, any folder of class folders, or the shards that
 `precompute.py` wrote. The run goes to `runs/<data>-<family>-<objective>`: pictures of samples at every loop count, a
 plot and a table of quality against loops and compute, the trained model, the metrics, and `summary.json` with every
