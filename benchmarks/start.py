@@ -1,7 +1,7 @@
 """How soon a command has its first step or its first picture, without and with the programs that it keeps.
 
     python benchmarks/start.py
-    git worktree add ../before v0.1.0
+    git worktree add --detach ../before 75c3797  # of the first wave
     python benchmarks/start.py --before ../before
 
 A first start compiles everything; a second finds the programs that the first one kept. Each is a process of its own,

@@ -179,7 +179,8 @@ def _start() -> str:
     def cell(seconds: str) -> str:
         return "–" if math.isnan(float(seconds)) else f"{float(seconds):.1f}"
 
-    lines = [[row["case"], *(cell(row[f"{tree}_s"]) for tree in ("before", "now"))] for row in rows]
+    # Without `--before` the script knows of no other tree.
+    lines = [[row["case"], cell(row.get("before_s", "nan")), cell(row["now_s"])] for row in rows]
     return f"{_table(['', 'Before (s)', 'Now (s)'], lines)}\n\n{rows[0]['environment']}; {rows[0]['rounds']} rounds."
 
 

@@ -1,4 +1,4 @@
-"""The devices that a program is traced for, on which some operations choose their form."""
+"""What some operations choose their form by: the devices that a program is traced for, and the cores at hand."""
 
 import contextlib
 import contextvars

@@ -216,10 +216,9 @@ def make_train_step(
 
         whole = layout.whole(state.model) if layout is not None and at_once else state.model
         arguments = (loss_of, whole, (corrupted, student_loops, dropout_keys))
-        if accumulation is not None or layout is not None:
-            parts = accumulation or 1
-        else:
-            parts = fastest_parts(*arguments, size=size)
+        parts = accumulation
+        if parts is None:
+            parts = fastest_parts(*arguments, size=size) if layout is None else 1
         (loss, metrics), gradient = value_and_gradient(*arguments, parts=parts, size=size)
         if layout is not None:
             # Whole first: else XLA may carry the split from here into the backward pass, up to activations.
