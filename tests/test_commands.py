@@ -18,7 +18,7 @@ from elt_zoo.families import preset
 from elt_zoo.metrics import DigitsEvaluator
 from elt_zoo.objectives import VanillaLoss
 from elt_zoo.recipes import Run, TrainingOptions, digits_task, init_from
-from elt_zoo.recipes._run import Prepared
+from elt_zoo.recipes._run import Start
 from elt_zoo.storage import FolderLock, named_arrays
 from elt_zoo.tokenizers import PatchCodebook, load_tokenizer
 from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
@@ -135,8 +135,8 @@ def test_a_new_run_starts_from_a_saved_model(trained, tmp_path):
 def test_the_first_state_is_one_program_with_the_values_of_many(tmp_path):
     config = dataclasses.replace(preset("digits-dit"), dim=16, num_layers=1, max_loops=2)
     options = TrainingOptions(out=tmp_path / "run", seed=3)
-    prepared = Prepared("ilsd", Run.of(options, digits_task(config)))
-    many, one = (start(None, prepared.key_data) for start in (prepared.start, eqx.filter_jit(prepared.start)))
+    start = Start(Run.of(options, digits_task(config)))
+    many, one = start.compute(None, jax.random.key_data(jax.random.key(3))), start()
     build_key, train_key = jax.random.split(jax.random.key(3))
     assert many.key == one.key == train_key
     expected = jax.tree.leaves(config.build(key=build_key))

@@ -96,6 +96,17 @@ def test_training_lowers_the_loss_and_reports(step):
     assert reports[0].examples_per_second == 0.0 < reports[1].examples_per_second
 
 
+def test_a_compiled_step_is_traced_once(plain_step):
+    traced = []
+
+    def counted(state, batch):
+        traced.append(None)
+        return plain_step(state, batch)
+
+    fit(start(), jit_step(counted), batches(), total_steps=3)
+    assert len(traced) == 1
+
+
 def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, step, uninterrupted):
     checkpoints = Checkpoints(tmp_path / "run", RUN)
     fit(start(), step, batches(), total_steps=5, checkpoints=checkpoints)

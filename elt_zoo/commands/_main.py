@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import io
 import re
 import signal
@@ -110,6 +111,8 @@ def run(
         # A cluster's SIGTERM is a keyboard's Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         keep_programs()
+        # What was imported stays to the end. Tracing makes many objects, and each collection would look at it again.
+        gc.freeze()
         function(_parsed(options, description=description, prog=prog, arguments=arguments))
     except Exception as error:
         lost = lost_process(error)

@@ -178,7 +178,8 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None) -> dict[ObjectiveN
     """
     together(lambda: require_trackers(run.options.wandb) if is_first() else None)
     agree({name: run.config(name) for name in run.objectives})
-    prepared = [Prepared(name, run) for name in run.objectives]  # refuses wrong options before anything is written
+    start = Start(run)  # here and below wrong options are refused, before anything is written
+    prepared = [Prepared(name, run, start) for name in run.objectives]
     lock = FolderLock(run.folder)
 
     def take() -> None:
@@ -204,12 +205,43 @@ def train(run: Run, *, on_evaluate: OnEvaluate | None = None) -> dict[ObjectiveN
             raise
 
 
-class Prepared:
-    """A run with one objective, checked and ready."""
+class Start:
+    """Makes the state before the first step, which is that of every objective of a run: by one program for them all.
+    Array by array it would take some ninety.
+    """
 
-    def __init__(self, name: ObjectiveName, run: Run):
+    def __init__(self, run: Run):
+        self._run, self._lock = run, threading.Lock()
+        self.optimizer = make_optimizer(run.recipe.optimizer(run.task.config))
+        self._source = None if run.options.init_from is None else load(run.options.init_from).model
+        # As an argument: a compiler would compute the numbers of a key that it knows, one by one.
+        self._key_data = jax.random.key_data(jax.random.key(run.options.seed))
+        layout = run.layout
+        shapes = eqx.filter_eval_shape if layout is None else layout.abstract
+        self.abstract: TrainState = shapes(self.compute, self._source, self._key_data)
+        self._make = eqx.filter_jit(self.compute) if layout is None else functools.partial(layout.create, self.compute)
+
+    def compute(self, source: ElasticModel | None, key_data: UInt32[Array, " words"]) -> TrainState:
+        """The state that starts from a saved model, or from parameters drawn with a key alone."""
+        build_key, train_key = jax.random.split(jax.random.wrap_key_data(key_data))
+        model = self._run.task.config.build(key=build_key)
+        if source is not None:
+            model = init_from(model, source, new_classes=self._run.options.new_classes)
+        return TrainState.create(model, self.optimizer, key=train_key)
+
+    def __call__(self) -> TrainState:
+        """A new copy of the state, which a step may consume."""
+        with self._lock:  # the objectives' threads would compile it at once
+            return self._make(self._source, self._key_data)
+
+
+class Prepared:
+    """A run with one objective, checked and ready to begin at its start."""
+
+    def __init__(self, name: ObjectiveName, run: Run, start: Start):
         self.name: ObjectiveName = name
         self.run = run
+        self.start = start
         options, recipe, task = run.options, run.recipe, run.task
         if options.batch_size > len(task.train):
             raise ValueError(
@@ -223,9 +255,8 @@ class Prepared:
                 f"`--batch-size {options.batch_size}` cannot be split over {mesh.size} devices; use a multiple."
             )
         self.speed = self.throughput()
-        self.optimizer = make_optimizer(recipe.optimizer(task.config))
         self.step = make_train_step(
-            self.optimizer,
+            start.optimizer,
             make_objective(name, run),
             task.config.corruption(label_drop=options.label_drop),
             total_steps=recipe.steps,
@@ -247,18 +278,6 @@ class Prepared:
             unreadable=UnreadableLog(options.max_unreadable),
             put=None if mesh is None else functools.partial(shard_batch, mesh=mesh),
         )
-        self.source = None if options.init_from is None else load(options.init_from).model
-        shapes = eqx.filter_eval_shape if self.layout is None else self.layout.abstract
-        # As an argument: a compiler would compute the numbers of a key that it knows, one by one.
-        self.key_data = jax.random.key_data(jax.random.key(run.options.seed))
-        self.abstract = shapes(self.start, self.source, self.key_data)
-
-    def start(self, source: ElasticModel | None, key_data: UInt32[Array, " words"]) -> TrainState:
-        build_key, train_key = jax.random.split(jax.random.wrap_key_data(key_data))
-        model = self.run.task.config.build(key=build_key)
-        if source is not None:
-            model = init_from(model, source, new_classes=self.run.options.new_classes)
-        return TrainState.create(model, self.optimizer, key=train_key)
 
     def train(self, stop: threading.Event, row: int, on_evaluate: OnEvaluate | None) -> Trained:
         run, steps = self.run, self.run.recipe.steps
@@ -267,13 +286,9 @@ class Prepared:
         options = run.options
         checkpoints = options.checkpoints(folder, config, name=self.name)
         if first_says(checkpoints.latest_step()) is None:
-            # One program for the whole state; array by array, it would be some ninety.
-            make = (
-                eqx.filter_jit(self.start) if self.layout is None else functools.partial(self.layout.create, self.start)
-            )
-            state = make(self.source, self.key_data)
+            state = self.start()
         else:
-            state, position = checkpoints.restore(self.abstract)
+            state, position = checkpoints.restore(self.start.abstract)
             self.batches.set_state(position)
         taken, speed = int(state.step), self.speed
         bar = progress_bar(self.name, steps=steps, taken=taken, show=_SHOWN, row=row, throughput=speed)

@@ -2,12 +2,11 @@ import contextlib
 import time
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 
 from ..training import TrainState, TrainStep, jit_step
 from ._options import ObjectiveName
-from ._run import Prepared, Run
+from ._run import Prepared, Run, Start
 from ._tokenizer_options import TokenizerOptions
 from ._tokenizer_run import PreparedTokenizer, TokenizerData
 
@@ -48,15 +47,15 @@ def time_training(run: Run) -> list[Timing]:
 
     **Raises:** `ValueError` for options that the training would refuse.
     """
-    return [_time_objective(name, run) for name in run.objectives]
+    start = Start(run)
+    return [_time_objective(name, run, start) for name in run.objectives]
 
 
-def _time_objective(name: ObjectiveName, run: Run) -> Timing:
-    prepared = Prepared(name, run)
+def _time_objective(name: ObjectiveName, run: Run, start: Start) -> Timing:
+    prepared = Prepared(name, run, start)
     with contextlib.closing(prepared.batches) as batches:
         batch, encode = next(batches), run.task.representation.encode
-        state = eqx.filter_jit(prepared.start)(prepared.source, prepared.key_data)
-        return _time(name, run.recipe.steps, prepared.step, state, batch if encode is None else encode(batch))
+        return _time(name, run.recipe.steps, prepared.step, start(), batch if encode is None else encode(batch))
 
 
 def _time(name: str, steps: int, step: TrainStep, state: TrainState, batch: Any) -> Timing:

@@ -1,5 +1,6 @@
+import threading
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -19,6 +20,8 @@ from ._state import TrainState
 
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
 """A training step: `(state, batch) -> (state, metrics)`."""
+_LOWERING = threading.Lock()
+"""Two threads that trace Python at once take longer than one after the other. Their compilations do run at once."""
 
 
 @runtime_checkable
@@ -269,4 +272,13 @@ def jit_step(train_step: TrainStep) -> TrainStep:
     def swapped(batch: Any, state: TrainState) -> tuple[TrainState, Metrics]:
         return train_step(state, batch)
 
-    return lambda state, batch: swapped(batch, state)
+    lowered = threading.Event()
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if not lowered.is_set():
+            with _LOWERING:
+                cast(Any, swapped).lower(batch, state)  # the call below finds the result in JAX's caches
+            lowered.set()
+        return swapped(batch, state)
+
+    return step
