@@ -40,6 +40,7 @@ class Case:
     prelude: int = 0
     coda: int = 0
     residual_scale: float = 1.0
+    reinjection: float = 0.0
     loop_vectors: bool = False
     loop_embedding: bool = False
     student_weight: float = 1.0
@@ -60,6 +61,7 @@ class Case:
             "prelude": self.prelude,
             "coda": self.coda,
             "residual_scale": self.residual_scale,
+            "reinjection": self.reinjection,
             "num_loop_deltas": self.max_loops if self.loop_vectors else 0,
             "loop_embedding": self.loop_embedding,
         }
@@ -73,6 +75,8 @@ class Case:
             parts.append("lambda " + self.curriculum)
         if self.residual_scale != 1.0:
             parts.append(f"scale {self.residual_scale:g}")
+        if self.reinjection:
+            parts.append(f"reinjection {self.reinjection:g}")
         if self.loop_vectors:
             parts.append("vectors")
         if self.loop_embedding:

@@ -241,6 +241,51 @@ def test_the_residual_scale_multiplies_both_branches(layer, x):
     assert (trunk.layers.residual_scale, trunk.prelude.residual_scale) == (0.5, 1.0)
 
 
+REINJECTED = [{}, {"prelude": 1, "scan_layers": True, "remat": Remat.LAYER}, {"remat": Remat.LOOP}]
+
+
+@pytest.mark.parametrize("options", REINJECTED, ids=str)
+def test_reinjection_starts_every_loop_from_a_mean_with_what_entered(layer, x, conditioning, options):
+    trunk, plain = (build(layer, **options, reinjection=share) for share in (0.25, 0.0))
+    entered, *_ = plain.loop_states(x, conditioning, loops=1)
+    inner = eqx.tree_at(lambda trunk: trunk.layers, build(layer), plain.layers)
+    states = [entered]
+    for _ in range(MAX_LOOPS):
+        states.append(inner(0.75 * states[-1] + 0.25 * entered, conditioning, loops=1))
+    check_every_way(trunk, x, conditioning, jnp.stack(states[1:]))
+    np.testing.assert_array_equal(trunk(x, conditioning, loops=1), plain(x, conditioning, loops=1))
+
+
+def test_early_exits_of_a_batch_reinject_what_entered_each_example(layer, x, conditioning):
+    trunk = build(layer, reinjection=0.5)
+    batch = x[None] + jnp.arange(6.0)[:, None, None]
+    changes = jnp.linalg.norm(jnp.diff(trunk.loop_states(x, conditioning, loops=MAX_LOOPS), axis=0), axis=(1, 2))
+    limits = jnp.concatenate([1.1 * changes, jnp.zeros(1)])
+
+    def leave(differentiable):
+        def one(x, limit):
+            return trunk.early_exit(
+                x,
+                conditioning,
+                max_loops=MAX_LOOPS,
+                rule=lambda before, after: jnp.linalg.norm(after - before) < limit,
+                differentiable=differentiable,
+            )
+
+        return eqx.filter_jit(eqx.filter_vmap(one))(batch, limits)
+
+    (states, used), (expected, all_used) = leave(False), leave(True)
+    np.testing.assert_array_equal(used, all_used)
+    assert len(set(used.tolist())) > 1
+    close(states, expected)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_reinjected_share_is_below_one(share):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+        LoopedTransformer.create(DIM, LAYERS, HEADS, reinjection=share, key=jax.random.key(0))
+
+
 @pytest.mark.parametrize("options", [{}, {"scan_layers": True, "num_loop_deltas": 3}], ids=str)
 def test_layers_kept_apart_give_the_same_states(layer, x, conditioning, options):
     trunk = build(layer, **options)

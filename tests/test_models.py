@@ -200,6 +200,7 @@ def test_unknown_names_and_broken_configs_are_explained():
         ({"coda": 2000}, "from 0 to 1,024"),
         ({"residual_scale": 0.0}, r"must be in \(0, 1\]"),
         ({"residual_scale": math.nan}, r"must be in \(0, 1\]"),
+        ({"reinjection": 1.0}, r"must be in \[0, 1\)"),
         ({"residual_scale": 0.5, "pre_norm": False}, "post-norm branch undoes a scale"),
         ({"loop_embedding": True}, "take no conditioning that could tell them their loop"),
     ]:

@@ -76,6 +76,8 @@ class ModelConfig(abc.ABC):
     - `dropout`: rate in every residual branch (and after MaskGIT's embedding).
     - `prelude`, `coda`: layers before the loops and after the last one; default none, as the paper.
     - `residual_scale`: of the branches of looped layers, in (0, 1]; default 1, as the paper.
+    - `reinjection`: share of what entered the loops in what each of them starts from, in [0, 1); default 0, as the
+      paper.
     - `num_loop_deltas`: loops that add vectors of their own to the layers' vectors, at most L_max; default none.
     - `loop_embedding`: tell the layers which loop they are in, by a vector of each loop that is added to the
       conditioning; default not, as the paper. For families whose layers are conditioned.
@@ -98,6 +100,7 @@ class ModelConfig(abc.ABC):
     prelude: int = 0
     coda: int = 0
     residual_scale: float = 1.0
+    reinjection: float = 0.0
     num_loop_deltas: int = 0
     loop_embedding: bool = False
     scan_layers: bool = False
@@ -121,6 +124,8 @@ class ModelConfig(abc.ABC):
             )
         if not 0.0 < self.residual_scale <= 1.0:
             raise ValueError(f"`{type(self).__name__}(residual_scale={self.residual_scale})` must be in (0, 1].")
+        if not 0.0 <= self.reinjection < 1.0:
+            raise ValueError(f"`{type(self).__name__}(reinjection={self.reinjection})` must be in [0, 1).")
         if not 0 <= self.num_loop_deltas <= self.max_loops:
             raise ValueError(
                 f"`{type(self).__name__}(num_loop_deltas={self.num_loop_deltas}, max_loops={self.max_loops})` "
@@ -289,7 +294,8 @@ class ModelConfig(abc.ABC):
         return self._unlooped(self.prelude + self.num_layers + self.coda)
 
     def _unlooped(self, num_layers: int) -> "ModelConfig":
-        plain = {"prelude": 0, "coda": 0, "residual_scale": 1.0, "num_loop_deltas": 0, "loop_embedding": False}
+        plain = {"prelude": 0, "coda": 0, "residual_scale": 1.0, "reinjection": 0.0}
+        plain |= {"num_loop_deltas": 0, "loop_embedding": False}
         return dataclasses.replace(self, num_layers=num_layers, max_loops=1, **plain)
 
     def to_dict(self) -> dict[str, Any]:
@@ -308,6 +314,7 @@ class ModelConfig(abc.ABC):
             prelude=self.prelude,
             coda=self.coda,
             residual_scale=self.residual_scale,
+            reinjection=self.reinjection,
             scan_layers=self.scan_layers,
             unroll_loops=self.unroll_loops,
             remat=self.remat,

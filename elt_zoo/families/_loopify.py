@@ -54,8 +54,9 @@ def loopify(
     if config != config.unlooped():
         raise ValueError(
             f"`loopify` takes a model of unique layers alone, but this config has max_loops={config.max_loops}, "
-            f"num_loop_deltas={config.num_loop_deltas}, prelude={config.prelude}, coda={config.coda} and "
-            f"residual_scale={config.residual_scale}, loop_embedding={config.loop_embedding}."
+            f"num_loop_deltas={config.num_loop_deltas}, prelude={config.prelude}, coda={config.coda}, "
+            f"residual_scale={config.residual_scale}, reinjection={config.reinjection} and "
+            f"loop_embedding={config.loop_embedding}."
         )
     if model.trunk.num_layers != depth:
         raise ValueError(

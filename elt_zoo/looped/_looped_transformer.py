@@ -58,6 +58,10 @@ class LoopedTransformer(eqx.Module):
     Layers that do not loop may stand around the loop: those of the `prelude` map the tokens to the state that enters
     it, those of the `coda` map the state at an exit to what every call above returns for that exit. The paper has none.
     Looped language models have them ([2502.05171](https://arxiv.org/abs/2502.05171)).
+
+    With `reinjection` ρ, every loop starts from (1 − ρ)·h + ρ·e, a mean of the state h and of the state e that entered
+    the first loop (for which both are the same). So the state cannot drift without bound, and loops past those of
+    training change it less. The paper has none. Looped language models add e in other ways (2502.05171).
     """
 
     layers: PyTree[Array]
@@ -68,6 +72,7 @@ class LoopedTransformer(eqx.Module):
     num_layers: int = eqx.field(static=True)
     num_prelude: int = eqx.field(static=True)
     num_coda: int = eqx.field(static=True)
+    reinjection: float = eqx.field(static=True)
     scan_layers: bool = eqx.field(static=True)
     unroll_loops: bool = eqx.field(static=True)
     remat: Remat = eqx.field(static=True)
@@ -78,6 +83,7 @@ class LoopedTransformer(eqx.Module):
         *,
         prelude: Sequence[eqx.Module] = (),
         coda: Sequence[eqx.Module] = (),
+        reinjection: float = 0.0,
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.AUTO,
@@ -91,6 +97,7 @@ class LoopedTransformer(eqx.Module):
         - `layers`: the N unique layers in the order of application: Equinox modules of one structure, with arrays of
           the same shapes and dtypes. The trunk stacks them.
         - `prelude`, `coda`: layers applied once, before the loops and after the last one.
+        - `reinjection`: share ρ of what entered the loops in what each of them starts from, in [0, 1).
         - `scan_layers`: scan the layers inside a loop instead of unrolling them: compile time independent of N, at 12
           to 25% more time per step on a CPU.
         - `unroll_loops`: unroll the loops of a static count: compile time proportional to L. Without effect under a
@@ -102,10 +109,13 @@ class LoopedTransformer(eqx.Module):
           each loop; default none. With loop deltas, both are for the same number of loops.
 
         **Raises:** `ValueError` if `layers` is empty, the structures within a list differ (naming the first layer that
-        does), `num_loop_deltas` < 0, or the table is empty or for another number of loops than the deltas.
+        does), `reinjection` is outside [0, 1), `num_loop_deltas` < 0, or the table is empty or for another number of
+        loops than the deltas.
         """
         if len(layers) == 0:
             raise ValueError("`LoopedTransformer([])` needs at least one layer.")
+        if not 0.0 <= reinjection < 1.0:
+            raise ValueError(f"`LoopedTransformer(reinjection={reinjection})` must be in [0, 1).")
         self.layers = stack(layers)
         self.prelude = stack(prelude) if prelude else None
         self.coda = stack(coda) if coda else None
@@ -114,6 +124,7 @@ class LoopedTransformer(eqx.Module):
         self.num_layers = len(layers)
         self.num_prelude = len(prelude)
         self.num_coda = len(coda)
+        self.reinjection = reinjection
         self.scan_layers = scan_layers
         self.unroll_loops = unroll_loops
         self.remat = Remat(remat)
@@ -130,6 +141,7 @@ class LoopedTransformer(eqx.Module):
         prelude: int = 0,
         coda: int = 0,
         residual_scale: float = 1.0,
+        reinjection: float = 0.0,
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.AUTO,
@@ -150,7 +162,8 @@ class LoopedTransformer(eqx.Module):
         - `prelude`, `coda`: numbers of layers before the loops and after the last one.
         - `residual_scale`: of the looped layers, which must take it as an argument if it is not 1. A layer that is
           applied L times adds L correlated branches to the state; 1/√L or 1/L keeps their sum in bounds.
-        - `scan_layers`, `unroll_loops`, `remat`, `num_loop_deltas`, `loop_embedding`: as for `LoopedTransformer`.
+        - `reinjection`, `scan_layers`, `unroll_loops`, `remat`, `num_loop_deltas`, `loop_embedding`: as for
+          `LoopedTransformer`.
         - `key`: PRNG key, split among the layers.
 
         **Raises:** `ValueError` if `num_layers` < 1, `prelude` or `coda` < 0, or the heads do not divide the width.
@@ -170,6 +183,7 @@ class LoopedTransformer(eqx.Module):
             make(num_layers, key, **({} if residual_scale == 1.0 else {"residual_scale": residual_scale})),
             prelude=make(prelude, jax.random.fold_in(key, 1)),
             coda=make(coda, jax.random.fold_in(key, 2)),
+            reinjection=reinjection,
             scan_layers=scan_layers,
             unroll_loops=unroll_loops,
             remat=remat,
@@ -226,11 +240,11 @@ class LoopedTransformer(eqx.Module):
         """
         if not isinstance(loops, jax.Array):
             count = static_count("loops", loops)
-            enter, block, leave = self._parts(x, conditioning, key, count)
-            return leave(self._scan(lambda state, index: (block(state, index), None), enter(x), count)[0])
+            start, block, leave = self._parts(x, conditioning, key, count)
+            return leave(self._scan(lambda state, index: (block(state, index), None), start, count)[0])
         count = traced_count("loops", loops)
-        enter, block, leave = self._parts(x, conditioning, key)
-        start = poison(enter(x), count < 1)
+        start, block, leave = self._parts(x, conditioning, key)
+        start = poison(start, count < 1)
         return leave(jax.lax.fori_loop(jnp.zeros_like(count), count, lambda index, state: block(state, index), start))
 
     @checked
@@ -255,12 +269,12 @@ class LoopedTransformer(eqx.Module):
         """
         max_loops = static_count("max_loops", max_loops)
         loops = traced_count("loops", loops, max_loops)
-        enter, block, leave = self._parts(x, conditioning, key, max_loops)
+        start, block, leave = self._parts(x, conditioning, key, max_loops)
 
         def body(state, index):
             return jnp.where(index < loops, block(state, index), state), None
 
-        return poison(leave(self._scan(body, enter(x), max_loops)[0]), (loops < 1) | (loops > max_loops))
+        return poison(leave(self._scan(body, start, max_loops)[0]), (loops < 1) | (loops > max_loops))
 
     @checked
     def trajectory(
@@ -322,19 +336,19 @@ class LoopedTransformer(eqx.Module):
         static = not isinstance(max_loops, jax.Array)
         limit = static_count("max_loops", max_loops) if static else None
         student_loops = traced_count("student_loops", student_loops, limit)
-        enter, block, leave = self._parts(x, conditioning, key, limit)
+        start, block, leave = self._parts(x, conditioning, key, limit)
 
         def advance(index, carry):
             state, student = carry
             state = block(state, index)
             return state, jnp.where(index + 1 == student_loops, state, student)
 
-        start = (enter(x), jnp.full_like(x, jnp.nan))
+        both = (start, jnp.full_like(x, jnp.nan))
         if limit is not None:
-            teacher, student = self._scan(lambda carry, index: (advance(index, carry), None), start, limit)[0]
+            teacher, student = self._scan(lambda carry, index: (advance(index, carry), None), both, limit)[0]
         else:
             count = traced_count("max_loops", max_loops)
-            teacher, student = jax.lax.fori_loop(jnp.zeros_like(count), count, advance, start)
+            teacher, student = jax.lax.fori_loop(jnp.zeros_like(count), count, advance, both)
             teacher = poison(teacher, count < 1)
         return leave(student), leave(teacher)
 
@@ -380,7 +394,7 @@ class LoopedTransformer(eqx.Module):
             raise ValueError(
                 f"`early_exit(min_loops={min_loops}, max_loops={max_loops})` needs 1 <= min_loops <= max_loops."
             )
-        enter, block, leave = self._parts(x, conditioning, key, max_loops if differentiable else None)
+        start, block, leave = self._parts(x, conditioning, key, max_loops if differentiable else None)
 
         def look(state):
             return state if watch is None else watch(leave(state))
@@ -395,21 +409,20 @@ class LoopedTransformer(eqx.Module):
             left = carry[-1]
             return jax.tree.map(lambda old, new: jnp.where(left, old, new), carry, advance(carry)), None
 
-        state = enter(x)
-        start = (state, look(state), jnp.asarray(0, jnp.int32), jnp.asarray(False))
+        carry = (start, look(start), jnp.asarray(0, jnp.int32), jnp.asarray(False))
         if differentiable:
-            state, _, used, _ = self._scan(body, start, max_loops)[0]
+            state, _, used, _ = self._scan(body, carry, max_loops)[0]
         else:
             state, _, used, _ = (jax.lax.while_loop if together else while_any)(
-                lambda carry: jnp.logical_and(carry[2] < max_loops, jnp.logical_not(carry[3])), advance, start
+                lambda carry: jnp.logical_and(carry[2] < max_loops, jnp.logical_not(carry[3])), advance, carry
             )
         return leave(state), used
 
     def _parts(
         self, x: State, conditioning: PyTree[Array], key: PRNGKeyArray | None, loops: int | None = None
-    ) -> tuple[Callable[[State], State], Block, Callable[[State], State]]:
-        """What comes before the loops, the block that they repeat, and what comes after. `loops` is the length of the
-        scan that the block will be in, if it is one.
+    ) -> tuple[State, Block, Callable[[State], State]]:
+        """The state that enters the loops, the block that they repeat, and what comes after. `loops` is the length of
+        the scan that the block will be in, if it is one.
         """
 
         def block_of(
@@ -435,11 +448,15 @@ class LoopedTransformer(eqx.Module):
             name = "prelude" if index == _PRELUDE else "coda"
             return jax.named_scope(name)(lambda state: block(state, jnp.asarray(0)))
 
+        start = once(self.prelude, self.num_prelude, _PRELUDE)(x)
+        block = block_of(self.layers, self.num_layers, self.loop_deltas, self.loop_embedding, key, loops)
+
+        def reinjecting(state: State, loop: Int[Array, ""]) -> State:
+            return block(state + self.reinjection * (start - state), loop)
+
         return (
-            once(self.prelude, self.num_prelude, _PRELUDE),
-            jax.named_scope("loop")(
-                block_of(self.layers, self.num_layers, self.loop_deltas, self.loop_embedding, key, loops)
-            ),
+            start,
+            jax.named_scope("loop")(reinjecting if self.reinjection else block),
             once(self.coda, self.num_coda, _CODA),
         )
 
@@ -447,8 +464,7 @@ class LoopedTransformer(eqx.Module):
         self, x: State, conditioning: PyTree[Array], key: PRNGKeyArray | None, loops: int
     ) -> tuple[State, Float[Array, "loops tokens dim"], Callable[[State], State]]:
         """The state that enters the loops, those after each loop, and what comes after the last one."""
-        enter, block, leave = self._parts(x, conditioning, key, loops)
-        start = enter(x)
+        start, block, leave = self._parts(x, conditioning, key, loops)
 
         def body(state, index):
             state = block(state, index)

@@ -75,6 +75,8 @@ class SizeOptions:
     """Layers after the last loop."""
     residual_scale: float | None = None
     """Of the branches of the layers that loop, in (0, 1]."""
+    reinjection: float | None = None
+    """Share of what entered the loops in what each of them starts from, in [0, 1)."""
     num_loop_deltas: int | None = None
     """Loops that add vectors of their own to the layers' vectors, at most L_max."""
     loop_embedding: bool | None = None
