@@ -6,7 +6,7 @@
 The film shows the bundled `mnist-dit` beside its layers without loops, which two commands train and measure:
 
     python -m reproduction.loops --data MNIST --mnist /data/mnist --steps 5500 --models "2 unique layers" \\
-        "the paper's, student × 1/4"
+        "re-injected × 1/2"
     python -m reproduction.budgets --data MNIST --mnist /data/mnist
 
 It samples every model of the page *Play with it* at all its loop counts and steps, and writes one sheet of samples for

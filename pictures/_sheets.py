@@ -14,7 +14,7 @@ from elt_zoo.profile import profile
 from elt_zoo.storage import atomic_write, hash_arrays, write_json
 
 DESCRIPTIONS = "sheets.json"
-_GREY_LEVELS = 16
+_LEVELS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,9 @@ class Sheet:
 
 SHEETS = (
     Sheet(model="mnist-dit", title="Diffusion, MNIST", steps=(1, 2, 4, 8, 16)),
-    Sheet(model="digits-dit", title="Diffusion", steps=(1, 2, 4, 8, 16)),
-    Sheet(model="digits-maskgit", title="Masked generation", steps=(1, 2, 4, 8, 12)),
+    Sheet(model="cifar10-dit", title="Diffusion, CIFAR-10 in colour", steps=(1, 2, 4, 8, 16), noises=2),
+    Sheet(model="digits-dit", title="Diffusion, digits", steps=(1, 2, 4, 8, 16)),
+    Sheet(model="digits-maskgit", title="Masked generation, digits", steps=(1, 2, 4, 8, 12)),
 )
 """The models of the page, in its order. One more model is one more line."""
 
@@ -79,10 +80,10 @@ def sample(sheet: Sheet, generator: Generator, *, steps: int, loops: int) -> np.
     """One row of a sheet: bytes of (classes, noises, height, width, channels)."""
     labels = np.repeat(np.arange(generator.config.num_classes), sheet.noises)
     pixels = generator.sample(labels, loops=loops, steps=steps, batch_size=len(labels), key=jax.random.key(sheet.seed))
-    # Few levels of grey make a small file, and nobody sees the difference.
-    levels = np.rint(from_pixels(pixels) / 255.0 * (_GREY_LEVELS - 1))
-    grey = np.rint(levels * 255.0 / (_GREY_LEVELS - 1)).astype(np.uint8)
-    return grey.reshape(generator.config.num_classes, sheet.noises, *grey.shape[1:])
+    # Few levels of each colour make a small file, and nobody sees the difference.
+    levels = np.rint(from_pixels(pixels) / 255.0 * (_LEVELS - 1))
+    coarse = np.rint(levels * 255.0 / (_LEVELS - 1)).astype(np.uint8)
+    return coarse.reshape(generator.config.num_classes, sheet.noises, *coarse.shape[1:])
 
 
 def draw(sheet: Sheet, generator: Generator) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What loops and sampling steps are worth together: the distance of samples at every pair of them, beside its cost.
 
     python -m reproduction.loops --data MNIST --mnist /data/mnist --steps 5500 --rates 0.004 0.008 0.016 \\
-        --models "2 unique layers" "the paper's, student × 1/4"
+        --models "2 unique layers" "re-injected × 1/2"
     python -m reproduction.budgets --data MNIST --mnist /data/mnist
 
 A loop more and a step more both cost compute. This samples the models that the study of loops has left in its folder,
@@ -36,7 +36,7 @@ from ._train import load
 from .loops import best, stem_of, wanted_models
 
 STEPS = (2, 4, 8, 16, 32)
-MODELS = ("2 unique layers", "the paper's, student × 1/4")
+MODELS = ("2 unique layers", "re-injected × 1/2")
 
 
 class Point(NamedTuple):
@@ -54,7 +54,7 @@ class Point(NamedTuple):
 
 
 def trained(runs: Path, case: Case) -> dict[int, Path]:
-    """The models that the study left of a case by seed, at the rate that is best on the lowest of them.
+    """The models that the study left of a case by seed, at its best rate.
 
     **Raises:** `FileNotFoundError` if there are none.
     """
@@ -62,7 +62,7 @@ def trained(runs: Path, case: Case) -> dict[int, Path]:
     mine = [record for record in records if dataclasses.replace(Case(**record["case"]), learning_rate=None) == case]
     if mine:
         results, rates = Results(mine), [record["case"]["learning_rate"] for record in mine]
-        chosen = best(results, case, rates, min(record["seed"] for record in mine))
+        chosen = best(results, case, rates)
         models = {seed: result_path(runs, chosen, seed).with_name(MODEL) for seed in results.seeds(chosen)}
         if all(model.exists() for model in models.values()):
             return models

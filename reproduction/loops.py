@@ -6,11 +6,12 @@
     python -m reproduction.loops --data CIFAR-10 --cifar10 /data/cifar-10-binary.tar.gz --dim 128 --together
 
 Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
-it, since one rate for all favours some. The looped models have two or four unique layers and an effective depth of
-eight. Each option of the trunk stands alone and with the others. Muon moves the matrices of all models' trunks, unless
-`--optimizer adamw` says otherwise. With `--together`, all rates and seeds of a model train in one program: for a GPU.
-Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit` `loops-<data>-masked-…`. `--report`
-trains nothing and writes them from the runs that are there.
+it, since one rate for all favours some. `--report` takes, of the rates with the most seeds, that of the lowest mean.
+The looped models have two or four unique layers and an effective depth of eight. Each option of the trunk stands alone
+and with the others. Muon moves the matrices of all models' trunks, unless `--optimizer adamw` says otherwise. With
+`--together`, all rates and seeds of a model train in one program: for a GPU. Writes
+`loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit` `loops-<data>-masked-…`. `--report` trains
+nothing and writes them from the runs that are there.
 
 φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
 2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
@@ -89,19 +90,19 @@ def at_rates(case: Case, rates: Sequence[float]) -> list[Case]:
     return [dataclasses.replace(case, learning_rate=rate) for rate in rates]
 
 
-def best(results: Results, case: Case, rates: Sequence[float], seed: int) -> Case:
-    """The case at the rate that has the lowest loss at L_max on one seed.
+def best(results: Results, case: Case, rates: Sequence[float]) -> Case:
+    """The case at the rate that has the lowest mean loss at L_max, of the rates that were tried on the most seeds.
 
-    **Raises:** `ValueError` if there is no run of it on that seed.
+    **Raises:** `ValueError` if there is no run of it.
     """
-
-    def loss(each: Case) -> float:
-        return float(results.last_exit(each)[results.seeds(each).index(seed)])
-
-    tried = [each for each in at_rates(case, rates) if each in results and seed in results.seeds(each)]
+    tried = [each for each in at_rates(case, rates) if each in results]
     if not tried:
-        raise ValueError(f"There is no run of {case.name} on seed {seed}. Train it first: leave `--report` out.")
-    return min(tried, key=loss)
+        raise ValueError(f"There is no run of {case.name}. Train it first: leave `--report` out.")
+    most = max(len(results.seeds(each)) for each in tried)
+    return min(
+        (each for each in tried if len(results.seeds(each)) == most),
+        key=lambda each: Spread.of(results.last_exit(each)).mean,
+    )
 
 
 def wanted_models(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Case]:
@@ -122,9 +123,13 @@ def stem_of(arguments: argparse.Namespace) -> str:
     return arguments.data.lower() + ("-masked" if arguments.family == "maskgit" else "")
 
 
-def edges(chosen: Mapping[str, Case], rates: Sequence[float]) -> str:
-    """Says which models may have a better rate than all that were tried."""
-    names = [name for name, case in chosen.items() if case.learning_rate in (min(rates), max(rates))]
+def edges(results: Results, chosen: Mapping[str, Case], rates: Sequence[float]) -> str:
+    """Says which models may have a better rate than the several that were tried for them."""
+    names = []
+    for name, case in chosen.items():
+        tried = [each.learning_rate for each in at_rates(case, sorted(rates)) if each in results]
+        if len(tried) > 1 and case.learning_rate in (tried[0], tried[-1]):
+            names.append(name)
     return f"\nBest at the lowest or the highest rate that was tried: {'; '.join(names)}.\n" if names else ""
 
 
@@ -240,13 +245,13 @@ def main() -> None:
         sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]
         paths = run_all(runs, sweep, settings, jobs=arguments.jobs)
     swept = read_results(paths)
-    chosen = {name: best(swept, model, arguments.rates, first) for name, model in models.items()}
+    chosen = {name: best(swept, model, arguments.rates) for name, model in models.items()}
     if not (arguments.report or arguments.together):
         rest = [(case, seed) for case in chosen.values() for seed in others]
         paths += run_all(runs, rest, settings, jobs=arguments.jobs)
     results = read_results(paths)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text = table(results, chosen) + (edges(chosen, arguments.rates) if len(arguments.rates) > 1 else "")
+    text = table(results, chosen) + edges(results, chosen, arguments.rates)
     stem = f"loops-{stem_of(arguments)}-{arguments.optimizer}-{settings.steps}"
     (arguments.out / f"{stem}.md").write_text(text)
     named = {name: at_rates(model, arguments.rates) for name, model in models.items()}

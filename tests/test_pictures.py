@@ -42,7 +42,7 @@ def test_films_are_small_move_and_are_those_of_the_models_of_today():
             assert getattr(picture, "n_frames", 1) == generator.pixels.shape[0]
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("index", range(4))
 def test_sheets_are_those_of_the_models_and_settings_of_today(described, index):
     from pictures._sheets import SHEETS, describe
 
@@ -92,7 +92,7 @@ def test_a_sheet_of_other_weights_or_settings_is_stale():
 
 
 def test_sheets_are_small_and_have_a_place_for_every_sample(described):
-    assert sum(file.stat().st_size for file in PLAY.iterdir()) <= 200_000
+    assert sum(file.stat().st_size for file in PLAY.iterdir()) <= 300_000
     for sheet in described:
         with Image.open(PLAY / f"{sheet['model']}.png") as picture:
             height, width = sheet["size"]
@@ -110,7 +110,7 @@ def test_the_page_counts_the_operations_of_a_sample(described):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("index", range(4))
 def test_sheets_hold_what_the_models_sample(described, index):
     from pictures._sheets import SHEETS, sample
 

@@ -118,9 +118,16 @@ def test_loops_are_compared_at_the_rate_that_is_best_for_each():
                 loss = 1.0 / (case.prelude + case.num_layers + case.coda) / rate + 0.1 * seed
                 runs.append(record(rated, seed, [loss] * exits))
     results = Results(runs)
-    chosen = {name: best(results, model, rates, 0) for name, model in models.items()}
+    chosen = {name: best(results, model, rates) for name, model in models.items()}
     assert {case.learning_rate for case in chosen.values()} == {0.2}
-    assert "tried: 1 unique layers; " in edges(chosen, rates) and edges(chosen, (0.1, 0.2, 0.4)) == ""
+    # One lucky run says less than two.
+    (lucky,) = at_rates(models["the paper's"], (0.4,))
+    assert best(Results([*runs, record(lucky, 0, [0.0] * 8)]), lucky, (*rates, 0.4)).learning_rate == 0.2
+    assert "tried: 1 unique layers; " in edges(results, chosen, rates) and edges(results, chosen, (0.2,)) == ""
+    middle = Results(
+        [*runs, *(record(rated, 0, [9.0] * 8) for model in models.values() for rated in at_rates(model, (0.4,)))]
+    )
+    assert edges(middle, chosen, (*rates, 0.4)) == ""
     lines = table(results, chosen).splitlines()
     assert len(lines) == 2 + len(models)
     (around,) = [line for line in lines if line.startswith("| prelude and coda |")]

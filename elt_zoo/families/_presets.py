@@ -89,7 +89,12 @@ def _all() -> Mapping[str, ModelConfig]:
         "digits-maskgit-pixels": MaskGITConfig(
             dim=64, num_layers=1, max_loops=4, num_heads=4, num_classes=10, grid=(8, 8), codebook_size=17
         ),
-        "mnist-dit": DiTConfig(dim=64, num_layers=2, max_loops=4, num_heads=2, num_classes=10, shape=(14, 14, 1)),
+        "mnist-dit": DiTConfig(
+            dim=64, num_layers=2, max_loops=4, num_heads=2, num_classes=10, reinjection=0.5, shape=(14, 14, 1)
+        ),
+        "cifar10-dit": DiTConfig(
+            dim=128, num_layers=2, max_loops=4, num_heads=4, num_classes=10, reinjection=0.5, shape=(16, 16, 3)
+        ),
         "moving-digits": MaskGITConfig(
             dim=64, num_layers=2, max_loops=4, num_heads=4, num_classes=10, grid=(4, 3, 3), codebook_size=512
         ),
@@ -129,8 +134,9 @@ def preset(name: str) -> ModelConfig:
     """The config of a published or small model, to build, to read, or to change with `dataclasses.replace`.
 
     `elt-…` are the paper's looped models (2604.09168), `maskgit-…`, `magvit-…` and `dit-2048-…` their unique-depth
-    baselines, `dit-S-2` to `dit-XL-8` the original DiT models (2212.09748), `digits-…`, `mnist-dit`, `moving-digits`
-    and `tiny-…` (images of 32 × 32 pixels, short clips) the small ones that train in minutes on a CPU.
+    baselines, `dit-S-2` to `dit-XL-8` the original DiT models (2212.09748), `digits-…`, `mnist-dit`, `cifar10-dit`
+    (16 × 16 pixels), `moving-digits` and `tiny-…` (images of 32 × 32 pixels, short clips) the small ones that train in
+    minutes on a CPU.
 
     **Raises:** `ValueError` for an unknown name, with the nearest ones.
     """
