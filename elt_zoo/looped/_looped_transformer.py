@@ -60,8 +60,8 @@ class LoopedTransformer(eqx.Module):
     Looped language models have them ([2502.05171](https://arxiv.org/abs/2502.05171)).
 
     With `reinjection` ρ, every loop starts from (1 − ρ)·h + ρ·e, a mean of the state h and of the state e that entered
-    the first loop (for which both are the same). So the state cannot drift without bound, and loops past those of
-    training change it less. The paper has none. Looped language models add e in other ways (2502.05171).
+    the first loop (for which both are the same). In diffusion, loops past those of training then change predictions
+    little. The paper has none. Looped language models add e in other ways (2502.05171).
     """
 
     layers: PyTree[Array]
