@@ -97,7 +97,10 @@ def best(results: Results, case: Case, rates: Sequence[float]) -> Case:
     """
     tried = [each for each in at_rates(case, rates) if each in results]
     if not tried:
-        raise ValueError(f"There is no run of {case.name}. Train it first: leave `--report` out.")
+        named = ", ".join(f"{rate:g}" for rate in rates)
+        raise ValueError(
+            f"There is no run of {case.name} on these seeds at the rates {named}. Train it first: leave `--report` out."
+        )
     most = max(len(results.seeds(each)) for each in tried)
     return min(
         (each for each in tried if len(results.seeds(each)) == most),

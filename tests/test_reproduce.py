@@ -395,5 +395,5 @@ def test_the_command_for_loops_trains_what_is_missing(tmp_path):
     assert subprocess.run(again, capture_output=True, cwd=Path(__file__).parents[1]).returncode == 0
     assert (tmp_path / "again" / "loops-digits-muon-2.md").read_text().count("| all |") == 1
     lacking = subprocess.run([*again, "--seeds", "1"], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert lacking.returncode == 1 and "There is no run of" in lacking.stderr and "on seed 1" in lacking.stderr
+    assert lacking.returncode == 1 and "There is no run of" in lacking.stderr and "at the rates 0.004" in lacking.stderr
     assert sum(line.startswith("all,") for line in lines) == 2 * models["all"].max_loops
