@@ -70,6 +70,7 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
         "told its loop, branches × 1/2": dataclasses.replace(lighter, **both),
         "prelude and coda": light_around,
         "prelude and coda, branches × 1/2": dataclasses.replace(light_around, residual_scale=0.5),
+        "prelude and coda, re-injected × 1/2": dataclasses.replace(light_around, reinjection=0.5),
         "prelude and coda, told its loop": dataclasses.replace(light_around, loop_embedding=True),
         "all": dataclasses.replace(light_around, **both),
         "all, vanilla": dataclasses.replace(around, objective="vanilla", **both),
