@@ -22,6 +22,7 @@ from elt_zoo.storage import (
     read_json,
     remove_abandoned,
     require_writable,
+    require_writable_folder,
     write_json,
 )
 
@@ -168,3 +169,12 @@ def test_equal_arrays_have_one_hash_whatever_their_order_or_place():
     assert len(set(hashes)) == 9 and all(len(each) == 64 for each in hashes)
     assert hash_arrays({"k": jax.random.key(1)}) != hash_arrays({"k": jax.random.key(2)})
     assert json.dumps(hash_arrays({})) == json.dumps(hash_arrays([]))
+
+
+def test_a_folder_to_be_made_is_checked_whatever_lies_beside_it(tmp_path):
+    (tmp_path / "x").mkdir()
+    require_writable_folder(tmp_path / "runs" / "new")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "x"]
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="cannot be a folder: .*file is a file"):
+        require_writable_folder(tmp_path / "file" / "new")

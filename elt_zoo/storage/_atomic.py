@@ -65,9 +65,7 @@ def require_writable(path: str | os.PathLike) -> None:
     with _one_line(path):
         if target.exists() and not target.is_file():
             raise OSError(errno.EISDIR if target.is_dir() else errno.EINVAL, "it is not a regular file")
-        temporary = target.with_name(temporary_name(""))
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        temporary.unlink()
+        _write_and_remove(target.parent)
 
 
 def require_writable_folder(folder: str | os.PathLike) -> None:
@@ -81,10 +79,16 @@ def require_writable_folder(folder: str | os.PathLike) -> None:
     if not existing.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} cannot be a folder: {existing} is a file")
     try:
-        require_writable(existing / "x")
+        _write_and_remove(existing)
     except OSError as error:
         code = error.errno or errno.EIO
         raise OSError(code, f"{folder} cannot be written to: {os.strerror(code)}") from error
+
+
+def _write_and_remove(folder: Path) -> None:
+    temporary = folder / temporary_name("")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    temporary.unlink()
 
 
 def remove_abandoned(folder: str | os.PathLike) -> None:
