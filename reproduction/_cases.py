@@ -28,7 +28,8 @@ CURRICULA: dict[str, optax.Schedule] = {
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `loop_embedding`: the layers
-    are told their loop; `student_weight`: of the student in ILSD; `learning_rate`: the peak, or that of all runs.
+    are told their loop; `ada_ln`: the class conditions the layers of a masked model; `student_weight`: of the student
+    in ILSD; `learning_rate`: the peak, or that of all runs.
     """
 
     data: str
@@ -43,6 +44,7 @@ class Case:
     reinjection: float = 0.0
     loop_vectors: bool = False
     loop_embedding: bool = False
+    ada_ln: bool = False
     student_weight: float = 1.0
     optimizer: str = "adamw"
     learning_rate: float | None = None
@@ -64,6 +66,7 @@ class Case:
             "reinjection": self.reinjection,
             "num_loop_deltas": self.max_loops if self.loop_vectors else 0,
             "loop_embedding": self.loop_embedding,
+            **({"ada_ln": True} if self.ada_ln else {}),
         }
 
     @property
@@ -81,6 +84,8 @@ class Case:
             parts.append("vectors")
         if self.loop_embedding:
             parts.append("told")
+        if self.ada_ln:
+            parts.append("adaln")
         if self.student_weight != 1.0:
             parts.append(f"student {self.student_weight:g}")
         if self.optimizer != "adamw":

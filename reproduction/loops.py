@@ -78,11 +78,22 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
     }
 
 
+def ada_ln_cases(data: str) -> dict[str, Case]:
+    """Masked models whose layers are conditioned, as those of diffusion are, beside the same layers without loops."""
+    looped = Case(data, "maskgit", 2, 4, student_weight=0.25, ada_ln=True)
+    return {
+        "adaLN, 2 unique layers": Case(data, "maskgit", 2, 1, "vanilla", ada_ln=True),
+        "adaLN": looped,
+        "adaLN, re-injected × 1/2": dataclasses.replace(looped, reinjection=0.5),
+        "adaLN, told its loop": dataclasses.replace(looped, loop_embedding=True),
+    }
+
+
 def all_models(data: str, optimizer: str, family: str = "dit") -> dict[str, Case]:
-    """Every model of the study by its name. Masked models have no conditioning that could tell them their loop."""
+    """Every model of the study by its name. Masked models can be told their loop only if they have adaLN."""
     models = unique_cases(data, family) | looped_cases(data, family)
     if family == "maskgit":
-        models = {name: case for name, case in models.items() if not case.loop_embedding}
+        models = {name: case for name, case in models.items() if not case.loop_embedding} | ada_ln_cases(data)
     return {name: dataclasses.replace(case, optimizer=optimizer) for name, case in models.items()}
 
 
@@ -157,9 +168,7 @@ def exponent(case: Case, loss: float, unique: Mapping[int, float]) -> float:
 
 def table(results: Results, chosen: Mapping[str, Case]) -> str:
     """Losses of every exit, and what the loops are worth, as Markdown."""
-    unique = {
-        case.num_layers: Spread.of(results.last_exit(case)).mean for case in chosen.values() if case.max_loops == 1
-    }
+    unique = {case: Spread.of(results.last_exit(case)).mean for case in chosen.values() if case.max_loops == 1}
     exits = max(case.max_loops for case in chosen.values())
     header = ["Model", "Layers", "Parameters", "Rate", *(f"L = {each}" for each in range(1, exits + 1)), "at 2·L_max"]
     header += ["over the same layers unlooped", "φ", "distance, L = 1", "distance, L_max"]
@@ -174,7 +183,8 @@ def table(results: Results, chosen: Mapping[str, Case]) -> str:
             if same is not None:
                 gain = advantage(results.last_exit(case), results.last_exit(same))
             try:
-                worth = Spread.of([exponent(case, loss, unique) for loss in results.last_exit(case)]).text(2)
+                alike = {each.num_layers: loss for each, loss in unique.items() if _layers_alike(each, case)}
+                worth = Spread.of([exponent(case, loss, alike) for loss in results.last_exit(case)]).text(2)
             except ValueError:
                 worth = "–"
         parameters = f"{results.figures(case)[0]['parameters'] / 1e3:,.0f}k"
@@ -196,7 +206,11 @@ def advantage(losses: np.ndarray, others: np.ndarray) -> str:
 
 def _same_layers(unlooped: Case, looped: Case) -> bool:
     layers = looped.prelude + looped.num_layers + looped.coda
-    return unlooped.max_loops == 1 and unlooped.num_layers == layers
+    return unlooped.max_loops == 1 and unlooped.num_layers == layers and _layers_alike(unlooped, looped)
+
+
+def _layers_alike(unlooped: Case, looped: Case) -> bool:
+    return unlooped.ada_ln == looped.ada_ln
 
 
 def _distance(results: Results, case: Case, loops: int) -> str:

@@ -35,6 +35,19 @@ def test_maskgit_embeds_class_then_tokens_in_row_major_order():
     np.testing.assert_allclose(np.mean(normalised, axis=-1), np.zeros(7), atol=1e-6)
 
 
+def test_maskgit_without_a_class_token_hands_the_class_to_the_layers():
+    head = maskgit(class_token=False)
+    ids = jnp.asarray([[0, 1, 2], [3, 4, 5]])
+    tokens, conditioning = head.embed(ids, jnp.asarray(2))
+    np.testing.assert_allclose(tokens, head.token_embedding[jnp.arange(6)] + head.position_embedding, rtol=1e-6)
+    np.testing.assert_array_equal(conditioning, head.label_embedding.weight[2])
+    # The logits of a position are the same function of its state, whether a class token stands before it or not.
+    with_token = maskgit()
+    state = jax.random.normal(KEY, (7, 8))
+    same = eqx.tree_at(lambda h: (h.hidden, h.token_embedding), head, (with_token.hidden, with_token.token_embedding))
+    np.testing.assert_array_equal(same(state[1:], conditioning), with_token(state))
+
+
 def test_maskgit_output_is_tied_to_the_token_embedding():
     head = maskgit()
     state = jax.random.normal(KEY, (7, 8))

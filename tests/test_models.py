@@ -16,11 +16,18 @@ from elt_zoo.models import BatchedPredict, ElasticModel
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="module", params=["maskgit", "dit"])
+@pytest.fixture(scope="module", params=["maskgit", "maskgit with adaLN", "dit"])
 def model_and_inputs(request):
-    if request.param == "maskgit":
+    if request.param != "dit":
         config = MaskGITConfig(
-            dim=8, num_layers=2, max_loops=3, num_heads=2, num_classes=4, grid=(2, 2), codebook_size=5
+            dim=8,
+            num_layers=2,
+            max_loops=3,
+            num_heads=2,
+            num_classes=4,
+            grid=(2, 2),
+            codebook_size=5,
+            ada_ln=request.param == "maskgit with adaLN",
         )
         inputs = (jnp.asarray([[0, 5], [5, 3]]), jnp.asarray(1))
     else:
@@ -121,6 +128,30 @@ def test_every_preset_builds_abstractly_and_survives_json(name):
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_masked_model_with_adaln_is_conditioned_by_its_class_and_can_be_told_its_loop():
+    config = MaskGITConfig(
+        dim=8,
+        num_layers=1,
+        max_loops=2,
+        num_heads=2,
+        num_classes=4,
+        grid=(2, 2),
+        codebook_size=5,
+        ada_ln=True,
+        loop_embedding=True,
+    )
+    assert (config.num_tokens, config.trunk_conditioning_dim) == (4, 8)
+    model = config.build(key=KEY)
+    assert model.trunk.loop_embedding is not None and model.trunk.loop_embedding.shape == (2, 8)
+    ids = jnp.full((2, 2), config.mask_id)
+    guess = lambda model, label: model(ids, jnp.asarray(label), loops=2)  # noqa: E731
+    # A new layer is the identity, whatever the class; a trained one is not.
+    np.testing.assert_array_equal(guess(model, 1), guess(model, 3))
+    weight = lambda model: model.trunk.layers.modulation.weight  # noqa: E731
+    trained = eqx.tree_at(weight, model, 0.1 * jax.random.normal(KEY, weight(model).shape))
+    assert np.abs(np.asarray(guess(trained, 1) - guess(trained, 3))).max() > 1e-3
+
+
 def test_unique_depth_baseline_has_equal_compute():
     config = preset("elt-L-8Nx3L")
     baseline = config.unique_depth()
@@ -202,6 +233,7 @@ def test_unknown_names_and_broken_configs_are_explained():
         ({"residual_scale": math.nan}, r"must be in \(0, 1\]"),
         ({"reinjection": 1.0}, r"must be in \[0, 1\)"),
         ({"residual_scale": 0.5, "pre_norm": False}, "post-norm branch undoes a scale"),
+        ({"ada_ln": True, "pre_norm": False}, "layers with adaLN are pre-norm"),
         ({"loop_embedding": True}, "take no conditioning that could tell them their loop"),
     ]:
         with pytest.raises(ValueError, match=text):

@@ -11,7 +11,7 @@ from ..corruption import CosineMaskSchedule, MaskedCorruption
 from ..diagnostics import TokenExits, token_exits
 from ..heads import MaskGITHead
 from ..models import ElasticModel
-from ..nn import PostNormLayer, PreNormLayer
+from ..nn import AdaLNZeroLayer, PostNormLayer, PreNormLayer
 from ..objectives import MaskedCrossEntropy
 from ..sampling import MaskedSampler
 from ._config import ModelConfig, SamplerSettings, TrainingDefaults, guidance_of, of_type
@@ -48,6 +48,8 @@ class MaskGITConfig(ModelConfig):
     - `grid`: tokens along each axis.
     - `codebook_size`: K, codes of the tokenizer. Id K is the mask.
     - `pre_norm`: pre-norm layers (our default, better past L_max) or BERT's post-norm (MaskGIT, the paper).
+    - `ada_ln`: the class conditions the layers by adaLN, as in Halton-MaskGIT (2503.17076), in place of being a token
+      (MaskGIT, the paper). For pre-norm layers.
     - `label_smoothing`: of the cross-entropy, in [0, 1).
     """
 
@@ -56,6 +58,7 @@ class MaskGITConfig(ModelConfig):
     grid: tuple[int, ...]
     codebook_size: int
     pre_norm: bool = True
+    ada_ln: bool = False
     label_smoothing: float = 0.0
 
     def __post_init__(self):
@@ -69,6 +72,11 @@ class MaskGITConfig(ModelConfig):
                 f"`MaskGITConfig(residual_scale={self.residual_scale}, pre_norm=False)`: the norm after each post-norm "
                 "branch undoes a scale. Use pre-norm layers, or a scale of 1."
             )
+        if self.ada_ln and not self.pre_norm:
+            raise ValueError(
+                "`MaskGITConfig(ada_ln=True, pre_norm=False)`: layers with adaLN are pre-norm. Use `pre_norm=True`, or "
+                "post-norm layers with a class token."
+            )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"`MaskGITConfig(label_smoothing={self.label_smoothing})` must be in [0, 1).")
 
@@ -79,8 +87,13 @@ class MaskGITConfig(ModelConfig):
 
     @property
     def num_tokens(self) -> int:
-        """The class token and the grid."""
-        return 1 + math.prod(self.grid)
+        """The grid, and the class token if there is one."""
+        return int(not self.ada_ln) + math.prod(self.grid)
+
+    @property
+    def trunk_conditioning_dim(self) -> int | None:
+        """Width of the vector that conditions the layers, if they take one."""
+        return self.dim if self.ada_ln else None
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
@@ -90,13 +103,15 @@ class MaskGITConfig(ModelConfig):
     def build(self, *, key: PRNGKeyArray) -> ElasticModel:
         """The model with fresh parameters (float32)."""
         head_key, trunk_key = jax.random.split(key)
-        layer = functools.partial(PreNormLayer if self.pre_norm else PostNormLayer, dropout=self.dropout)
+        kind = AdaLNZeroLayer if self.ada_ln else PreNormLayer if self.pre_norm else PostNormLayer
+        layer = functools.partial(kind, dropout=self.dropout)
         head = MaskGITHead(
             self.dim,
             grid=self.grid,
             codebook_size=self.codebook_size,
             num_classes=self.num_classes,
             pre_norm=self.pre_norm,
+            class_token=not self.ada_ln,
             dropout=self.dropout,
             key=head_key,
         )

@@ -19,7 +19,9 @@ class MaskGITHead(eqx.Module):
 
     Ids 0 to K − 1 are codes and id K is the mask; MaskGIT's own weights use −1 for the mask, which silently wraps to
     the last row, so here an id outside [0, K] is an error. Departs from MaskGIT in that classes have a table of their
-    own, with a null class for guidance, and in `pre_norm`.
+    own, with a null class for guidance, in `pre_norm`, and in that the class may condition the layers of the trunk in
+    place of being a token (`class_token=False`), as in Halton-MaskGIT
+    ([2503.17076](https://arxiv.org/abs/2503.17076)).
     """
 
     token_embedding: Float[Array, "ids dim"]
@@ -33,6 +35,7 @@ class MaskGITHead(eqx.Module):
     grid: tuple[int, ...] = eqx.field(static=True)
     codebook_size: int = eqx.field(static=True)
     num_classes: int = eqx.field(static=True)
+    class_token: bool = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
     def __init__(
@@ -43,6 +46,7 @@ class MaskGITHead(eqx.Module):
         codebook_size: int,
         num_classes: int,
         pre_norm: bool = True,
+        class_token: bool = True,
         dropout: float = 0.0,
         norm_eps: float = 1e-12,
         key: PRNGKeyArray,
@@ -55,6 +59,8 @@ class MaskGITHead(eqx.Module):
         - `num_classes`: number of classes; label `num_classes` is the null class.
         - `pre_norm`: true for a trunk of pre-norm layers, whose state the head normalises before it reads it; false for
           BERT's post-norm layers, whose embedding is normalised instead.
+        - `class_token`: true, and the class is the first token; false, and it is the conditioning vector of the trunk's
+          layers, which must take one.
         - `dropout`: rate after the embedding, in [0, 1).
         - `norm_eps`: epsilon of the layer norms; default MaskGIT's 1e-12.
         - `key`: PRNG key.
@@ -72,7 +78,7 @@ class MaskGITHead(eqx.Module):
         token_key, label_key, position_key, hidden_key = jax.random.split(key, 4)
         self.token_embedding = init(token_key, (codebook_size + 1, dim), jnp.float32)
         self.label_embedding = LabelEmbedding(num_classes, dim, init=init, key=label_key)
-        self.position_embedding = init(position_key, (1 + math.prod(grid), dim), jnp.float32)
+        self.position_embedding = init(position_key, (int(class_token) + math.prod(grid), dim), jnp.float32)
         self.embedding_norm = None if pre_norm else LayerNorm(dim, eps=norm_eps)
         self.state_norm = LayerNorm(dim, eps=norm_eps) if pre_norm else None
         self.hidden = Linear(dim, dim, init=None if pre_norm else init, key=hidden_key)
@@ -81,6 +87,7 @@ class MaskGITHead(eqx.Module):
         self.grid = tuple(grid)
         self.codebook_size = codebook_size
         self.num_classes = num_classes
+        self.class_token = class_token
         self.dropout = dropout
 
     @property
@@ -96,14 +103,15 @@ class MaskGITHead(eqx.Module):
     @checked
     def embed(
         self, ids: Int[Array, "*grid"], label: Int[Array, ""], *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "tokens dim"], None]:
+    ) -> tuple[Float[Array, "tokens dim"], Float[Array, " dim"] | None]:
         """**Arguments:**
 
         - `ids`: token ids in [0, K], K for masked ones, of the shape `grid`.
         - `label`: class in [0, num_classes].
         - `key`: turns dropout on.
 
-        **Returns:** the class token and the grid's tokens, and no conditioning.
+        **Returns:** the class token and the grid's tokens, and no conditioning; without a class token, the grid's
+        tokens, and the class as a conditioning vector.
 
         **Raises:** `ValueError` for another grid, an id or a label out of range; where these are traced, the tokens are
         NaN instead.
@@ -120,18 +128,22 @@ class MaskGITHead(eqx.Module):
             f"A token id is outside the vocabulary: codes are 0 to {self.codebook_size - 1} and the mask is "
             f"{self.mask_id} (`head.mask_id`), never -1.",
         )
-        tokens = look_up(self.token_embedding, jnp.ravel(ids))
-        x = jnp.concatenate([self.label_embedding(label)[None, :], tokens]) + self.position_embedding
+        x, label_vector = look_up(self.token_embedding, jnp.ravel(ids)), self.label_embedding(label)
+        if self.class_token:
+            x = jnp.concatenate([label_vector[None, :], x])
+        x = x + self.position_embedding
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        return apply_dropout(x, self.dropout, key=key), None
+        return apply_dropout(x, self.dropout, key=key), None if self.class_token else label_vector
 
     @checked
-    def __call__(self, state: Float[Array, "tokens dim"], conditioning: None = None) -> Float[Array, "*grid codebook"]:
-        """**Arguments:** `state`: the trunk's state at any exit. **Returns:** logits over the K codes, in the state's
-        dtype.
+    def __call__(
+        self, state: Float[Array, "tokens dim"], conditioning: Float[Array, " dim"] | None = None
+    ) -> Float[Array, "*grid codebook"]:
+        """**Arguments:** `state`: the trunk's state at any exit; `conditioning` is not used. **Returns:** logits over
+        the K codes, in the state's dtype.
         """
-        x = state[1:]
+        x = state[1:] if self.class_token else state
         if self.state_norm is not None:
             x = self.state_norm(x)
         x = self.hidden_norm(jax.nn.gelu(self.hidden(x)))

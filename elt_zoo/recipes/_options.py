@@ -80,7 +80,9 @@ class SizeOptions:
     num_loop_deltas: int | None = None
     """Loops that add vectors of their own to the layers' vectors, at most L_max."""
     loop_embedding: bool | None = None
-    """Tell the layers which loop they are in, by a vector added to their conditioning. Diffusion."""
+    """Tell the layers which loop they are in, by a vector added to their conditioning. Diffusion, or `--ada-ln`."""
+    ada_ln: bool | None = None
+    """Masked: the class conditions the layers by adaLN, in place of being a token."""
     patch_size: int | None = None
     """Diffusion: pixels along each side of a patch."""
     codebook_size: int | None = None
