@@ -6,7 +6,7 @@
 
 A loop more and a step more both cost compute. This samples the models that the study of loops has left in its folder,
 the elastic one at every loop count and its layers without loops, with few and with many steps, and says which pairs no
-other beats in both distance and compute. Writes `budgets-<data>.csv`, `.md` and `.png`.
+other beats in both distance and compute: of all models, and of the same model, for who has only that one. Writes `budgets-<data>.csv`, `.md` and `.png`.
 """
 
 import argparse
@@ -89,16 +89,26 @@ def front(points: Iterable[Point]) -> list[Point]:
     return kept
 
 
-def table(points: Sequence[Point], on_front: Sequence[Point]) -> str:
-    """Distances by steps and loops, those on the front in bold, as Markdown."""
+def fronts_of_models(points: Sequence[Point]) -> list[Point]:
+    """Those that no other of the same model beats in both."""
+    models = dict.fromkeys(point.model for point in points)
+    return [each for model in models for each in front(point for point in points if point.model == model)]
+
+
+def table(points: Sequence[Point], on_front: Sequence[Point], on_own_front: Sequence[Point]) -> str:
+    """Distances by steps and loops, those on the front in bold, those only on that of their model in italics, as
+    Markdown.
+    """
     steps = list(dict.fromkeys(point.steps for point in points))
     rows = list(dict.fromkeys((point.model, point.loops) for point in points))
     header = ["Model", "Loops", *(f"{each} steps" for each in steps)]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for model, loops in rows:
         mine = {point.steps: point for point in points if (point.model, point.loops) == (model, loops)}
-        texts = [mine[each].spread.text(2) for each in steps]
-        cells = [f"**{text}**" if mine[each] in on_front else text for each, text in zip(steps, texts, strict=True)]
+        cells = []
+        for point in (mine[each] for each in steps):
+            mark = "**" if point in on_front else "*" if point in on_own_front else ""
+            cells.append(f"{mark}{point.spread.text(2)}{mark}")
         lines.append(f"| {model} | {loops} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -166,16 +176,17 @@ def main() -> None:
             points.append(measure(name, generators, judge, steps=steps, loops=count, count=arguments.samples))
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"budgets-{stem_of(arguments)}"
-    on_front = front(points)
+    on_front, on_own_front = front(points), fronts_of_models(points)
     with stem.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("model", "steps", "loops", "flops_per_sample", "seed", "distance", "on_front"))
+        writer.writerow(("model", "steps", "loops", "flops_per_sample", "seed", "distance", "on_front", "on_own_front"))
         for point in points:
             for seed, distance in zip(models[point.model], point.distances, strict=True):
-                writer.writerow((*point[:4], seed, f"{distance:.6g}", point in on_front))
+                writer.writerow((*point[:4], seed, f"{distance:.6g}", point in on_front, point in on_own_front))
     seeds = ", ".join(map(str, next(iter(models.values()))))
-    note = f"Mean ± standard deviation over models of seeds {seeds}; {arguments.samples:,} samples. Bold: on the front."
-    text = table(points, on_front) + f"\n{note} {environment()}.\n"
+    note = f"Mean ± standard deviation over models of seeds {seeds}; {arguments.samples:,} samples. "
+    note += "Bold: no other point is better in both; italic: no other of the same model."
+    text = table(points, on_front, on_own_front) + f"\n{note} {environment()}.\n"
     stem.with_suffix(".md").write_text(text)
     plot(stem.with_suffix(".png"), points, on_front)
     print(text)

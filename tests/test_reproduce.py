@@ -138,7 +138,7 @@ def test_loops_are_compared_at_the_rate_that_is_best_for_each():
 
 def test_the_front_has_the_budgets_that_no_other_beats_in_both(tmp_path):
     from reproduction._cases import Case
-    from reproduction.budgets import Point, front, plot, table, trained
+    from reproduction.budgets import Point, front, fronts_of_models, plot, table, trained
 
     plain = [Point("plain", steps, 1, 10 * steps, (9.0 / steps, 11.0 / steps)) for steps in (2, 4)]
     looped = [
@@ -148,8 +148,11 @@ def test_the_front_has_the_budgets_that_no_other_beats_in_both(tmp_path):
     points = [*plain, *looped]
     kept = front(points)
     assert kept == [plain[0], looped[2]]
-    lines = table(points, kept).splitlines()
-    assert lines[2] == "| plain | 1 | **5.00 ± 0.71** | 2.50 ± 0.35 |"
+    own = fronts_of_models(points)
+    assert own == [*plain, looped[0], looped[2]]
+    lines = table(points, kept, own).splitlines()
+    assert lines[2] == "| plain | 1 | **5.00 ± 0.71** | *2.50 ± 0.35* |"
+    assert lines[3] == "| looped | 1 | *6.00 ± 0.00* | 4.00 ± 0.00 |"
     assert lines[4] == "| looped | 2 | **2.00 ± 0.00** | 2.50 ± 0.00 |"
     plot(tmp_path / "front.png", points, kept)
     assert (tmp_path / "front.png").stat().st_size > 1000
