@@ -5,8 +5,9 @@
     python -m reproduction.budgets --data MNIST --mnist /data/mnist
 
 A loop more and a step more both cost compute. This samples the models that the study of loops has left in its folder,
-the elastic one at every loop count and its layers without loops, with few and with many steps, and says which pairs no
-other beats in both distance and compute: of all models, and of the same model, for who has only that one. Writes `budgets-<data>.csv`, `.md` and `.png`.
+the elastic one at every loop count and its layers without loops, with few and with many steps. It says which pairs no
+other beats in both distance and compute: of all models, and of the same model, for those who have only that one. Writes
+`budgets-<data>.csv`, `.md` and `.png`.
 """
 
 import argparse

@@ -176,5 +176,5 @@ def test_a_folder_to_be_made_is_checked_whatever_lies_beside_it(tmp_path):
     require_writable_folder(tmp_path / "runs" / "new")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "x"]
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="cannot be a folder: .*file is a file"):
+    with pytest.raises(NotADirectoryError, match=r"cannot be a folder: .*file is a file"):
         require_writable_folder(tmp_path / "file" / "new")

@@ -17,11 +17,19 @@ from elt_zoo.diagnostics import exit_losses
 from elt_zoo.families import preset
 from elt_zoo.metrics import DigitsEvaluator
 from elt_zoo.objectives import VanillaLoss
-from elt_zoo.recipes import Run, TrainingOptions, digits_task, init_from
+from elt_zoo.recipes import Recipe, Run, TrainingOptions, digits_task, init_from
 from elt_zoo.recipes._run import Start
 from elt_zoo.storage import FolderLock, named_arrays
 from elt_zoo.tokenizers import PatchCodebook, load_tokenizer
-from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
+from elt_zoo.training import (
+    OptimizerConfig,
+    OptimizerKind,
+    TrainState,
+    fit,
+    jit_step,
+    make_optimizer,
+    make_train_step,
+)
 
 
 @pytest.fixture(scope="module", params=["dit", pytest.param("maskgit", marks=pytest.mark.slow)])
@@ -272,3 +280,23 @@ def test_published_weights_are_converted(tmp_path, monkeypatch):
     write_diffusers(tmp_path / "vae", official(autoencoder, autoencoder_kl_names(KL)))
     run_example("convert.py", "--kind", "autoencoder-kl", "--weights", "vae", "--out", "tokenizer")
     assert eqx.tree_equal(load_tokenizer(tmp_path / "tokenizer"), autoencoder)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("elt-dit-4Nx8L", (500_000, 1e-4, 0.9999, "adamw", 1.0)),
+        ("mnist-dit", (5500, 8e-3, 0.995, "muon", 0.25)),
+        ("tiny-dit", (1000, 2e-3, 0.995, "adamw", 1.0)),
+        (None, (1000, 2e-3, 0.995, "adamw", 1.0)),
+    ],
+)
+def test_presets_are_trained_as_their_paper_says_or_as_the_bundled_model_was(named, expected):
+    def told(**options):
+        options = TrainingOptions(preset=named, **options)
+        recipe = Recipe.of(options, options.model("tiny-dit"), "some images")
+        return recipe.steps, recipe.learning_rate, recipe.ema_decay, recipe.kind, options.weight_of_student
+
+    assert told() == expected
+    given = {"steps": 7, "learning_rate": 0.5, "ema_decay": 0.25, "optimizer": OptimizerKind.MUON}
+    assert told(**given, student_weight=0.5) == (7, 0.5, 0.25, "muon", 0.5)

@@ -122,7 +122,8 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     """On the small data that comes with the library: also train the vanilla baseline, from the same start on the same
     batches, and plot both. On other data give the baseline its own run, with `--objective vanilla`."""
     preset: str | None = None
-    """A name of `elt_zoo.families.preset_names()`; default a small model. Its classes and sizes follow the data."""
+    """A name of `elt_zoo.families.preset_names()`; default a small model. Its classes and sizes follow the data. Models
+    of a paper are trained as there, `mnist-dit` and `cifar10-dit` as the bundled models were."""
     out: Path | None = None
     """Where the run goes; default `runs/<data>-<family>-<objective>`."""
     dry_run: bool = False
@@ -133,23 +134,24 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     batch_size: int = 64
     seed: int = 0
     learning_rate: float | None = None
-    """Peak; default the paper's 1e-4 with `--preset`, else a high one for small models."""
+    """Peak; default the paper's 1e-4 for its presets, else a high one for small models."""
     optimizer: OptimizerKind | None = None
     """What turns gradients into updates: the paper's AdamW, or Muon for the matrices of the trunk. Default Muon on
-    moving digits, which learn faster with it, else AdamW."""
+    moving digits, which learn faster with it, and for `mnist-dit` and `cifar10-dit`; else AdamW."""
     accumulation: int | None = None
     """Parts that a batch is split into to save memory; the step is that of the whole batch. Default 1, but for large
     batches on one CPU device as many as make it fastest."""
     ema_decay: float | None = None
-    """Of the averaged parameters; default 0.9999 with `--preset`, else a lower one for short runs."""
+    """Of the averaged parameters; default 0.9999 for a paper's preset, else a lower one for short runs."""
     label_drop: float = 0.1
     """Share of examples that lose their label, for guidance."""
     min_loops: int = 1
     """L_min, the student's earliest exit."""
     per_example: bool = False
     """Draw the student's exit for each example instead of once per batch."""
-    student_weight: float = 1.0
-    """Of the student's terms in ILSD, in (0, 1]; less than the paper's 1 favours the last exit over the early ones."""
+    student_weight: float | None = None
+    """Of the student's terms in ILSD, in (0, 1]; less favours the last exit over the early ones. Default the paper's 1;
+    1/4 for `mnist-dit` and `cifar10-dit`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters stay float32."""
     attention: AttentionKernel = AttentionKernel.AUTO
@@ -201,7 +203,7 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
             )
         if self.min_loops < 1:
             raise ValueError(f"`--min-loops {self.min_loops}` must be at least 1.")
-        if not 0.0 < self.student_weight <= 1.0:
+        if self.student_weight is not None and not 0.0 < self.student_weight <= 1.0:
             raise ValueError(f"`--student-weight {self.student_weight}` must be above 0 and at most 1.")
         if not 0.0 <= self.label_drop <= 1.0:
             raise ValueError(f"`--label-drop {self.label_drop}` must be in [0, 1].")
@@ -223,7 +225,14 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
             for name, value in dataclasses.asdict(self).items()
             if name not in _COSMETIC and name not in _SIZES
         }
+        known["student_weight"] = self.weight_of_student
         return {name: str(value) if isinstance(value, Path) else value for name, value in known.items()}
+
+    @property
+    def weight_of_student(self) -> float:
+        """`student_weight` or its default."""
+        own = _OF_PRESET.get(self.preset or "", _Schedule()).student_weight
+        return own if self.student_weight is None else self.student_weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,18 +251,20 @@ class Recipe:
 
     @classmethod
     def of(cls, options: TrainingOptions, config: ModelConfig, data: str) -> "Recipe":
-        """The recipe of a run: what the options say, the paper's for a named preset, else what suits the small data."""
-        if options.preset is not None:
-            paper = config.training_defaults()
+        """The recipe of a run: what the options say, else the paper's for one of its presets, that of the bundled model
+        for a preset of ours, or what suits the small data.
+        """
+        if options.preset is not None and options.preset.startswith(_PAPERS):
+            paper, kind = config.training_defaults(), OptimizerKind.ADAMW
             default = cls(steps=paper.steps, learning_rate=paper.learning_rate, ema_decay=paper.ema_decay, small=False)
         else:
-            steps, rate, decay = _SMALL.get((data, config.family), _SMALL.get((data, ""), (1000, 2e-3, 0.995)))
-            default = cls(steps=steps, learning_rate=rate, ema_decay=decay, small=True)
+            of_data = _SMALL.get((data, config.family), _SMALL.get((data, ""), _Schedule()))
+            own = _OF_PRESET.get(options.preset or "", of_data)
+            kind = own.kind
+            default = cls(steps=own.steps, learning_rate=own.learning_rate, ema_decay=own.ema_decay, small=True)
         given = {name: getattr(options, name) for name in ("steps", "learning_rate", "ema_decay")}
         known = {name: value for name, value in given.items() if value is not None}
-        muon = options.preset is None and data == MOVING_DIGITS
-        kind = options.optimizer or (OptimizerKind.MUON if muon else OptimizerKind.ADAMW)
-        return dataclasses.replace(default, kind=kind, **known)
+        return dataclasses.replace(default, kind=options.optimizer or kind, **known)
 
     def optimizer(self, config: ModelConfig) -> OptimizerConfig:
         """The optimiser as the recipe has it."""
@@ -273,10 +284,28 @@ class Recipe:
         )
 
 
-# Steps, learning rate and decay of the average, by data and family.
-_SMALL: Mapping[tuple[str, str], tuple[int, float, float]] = {
-    (DIGITS, "dit"): (1000, 8e-3, 0.995),
-    (DIGITS, "maskgit"): (2000, 6e-3, 0.998),
-    (DIGITS, ""): (1000, 4e-3, 0.995),
-    (MOVING_DIGITS, ""): (1200, 8e-3, 0.995),
+@dataclasses.dataclass(frozen=True)
+class _Schedule:
+    """How a small model is trained; the defaults are for data that nothing is known of."""
+
+    steps: int = 1000
+    learning_rate: float = 2e-3
+    ema_decay: float = 0.995
+    kind: OptimizerKind = OptimizerKind.ADAMW
+    student_weight: float = 1.0
+
+
+# How the names of presets with a paper's recipe begin.
+_PAPERS = ("elt-", "maskgit-", "magvit-", "dit-")
+# By data and family.
+_SMALL: Mapping[tuple[str, str], _Schedule] = {
+    (DIGITS, "dit"): _Schedule(learning_rate=8e-3),
+    (DIGITS, "maskgit"): _Schedule(steps=2000, learning_rate=6e-3, ema_decay=0.998),
+    (DIGITS, ""): _Schedule(learning_rate=4e-3),
+    (MOVING_DIGITS, ""): _Schedule(steps=1200, learning_rate=8e-3, kind=OptimizerKind.MUON),
+}
+# The bundled models that the study of loops has trained, with what it recommends.
+_OF_PRESET: Mapping[str, _Schedule] = {
+    "mnist-dit": _Schedule(steps=5500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25),
+    "cifar10-dit": _Schedule(steps=1500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25),
 }
