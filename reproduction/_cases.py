@@ -9,6 +9,7 @@ import optax
 
 from elt_zoo import ILSDLoss
 from elt_zoo.objectives import AbstractLoss, AbstractObjective, DeepSupervisionLoss, RandomDepthLoss, VanillaLoss
+from elt_zoo.training import LoopGrowth
 
 FAMILIES = ("dit", "maskgit")
 OBJECTIVES = ("ilsd", "vanilla", "deep_supervision", "random_depth")
@@ -28,7 +29,8 @@ CURRICULA: dict[str, optax.Schedule] = {
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `loop_embedding`: the layers
-    are told their loop; `student_weight`: of the student in ILSD; `learning_rate`: the peak, or that of all runs.
+    are told their loop; `student_weight`: of the student in ILSD; `learning_rate`: the peak, or that of all runs;
+    `grow_from`: loops in the first half of the steps, 0 for all of them from the start.
     """
 
     data: str
@@ -46,6 +48,7 @@ class Case:
     student_weight: float = 1.0
     optimizer: str = "adamw"
     learning_rate: float | None = None
+    grow_from: int = 0
 
     @property
     def size(self) -> str:
@@ -87,6 +90,8 @@ class Case:
             parts.append(self.optimizer)
         if self.learning_rate is not None:
             parts.append(f"rate {self.learning_rate:g}")
+        if self.grow_from:
+            parts.append(f"grown from {self.grow_from}")
         return "-".join(parts).replace(" ", "_")
 
     @property
@@ -94,6 +99,10 @@ class Case:
         """Layers that a step goes through, more on the larger images: for the order of the runs."""
         depth = self.prelude + self.num_layers * self.max_loops + self.coda
         return depth * {"MNIST": 3, "CIFAR-10": 4}.get(self.data, 1)
+
+    @property
+    def growth(self) -> LoopGrowth | None:
+        return LoopGrowth(start_loops=self.grow_from) if self.grow_from else None
 
     def make_objective(self, loss: AbstractLoss) -> AbstractObjective:
         curriculum = CURRICULA[self.curriculum]
