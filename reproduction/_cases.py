@@ -9,6 +9,7 @@ import optax
 
 from elt_zoo import ILSDLoss
 from elt_zoo.objectives import AbstractLoss, AbstractObjective, DeepSupervisionLoss, RandomDepthLoss, VanillaLoss
+from elt_zoo.training import LoopGrowth
 
 FAMILIES = ("dit", "maskgit")
 OBJECTIVES = ("ilsd", "vanilla", "deep_supervision", "random_depth")
@@ -29,7 +30,8 @@ CURRICULA: dict[str, optax.Schedule] = {
 class Case:
     """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `loop_embedding`: the layers
     are told their loop; `ada_ln`: the class conditions the layers of a masked model; `student_weight`: of the student
-    in ILSD; `learning_rate`: the peak, or that of all runs.
+    in ILSD; `learning_rate`: the peak, or that of all runs; `grow_from`: loops in the first half of the steps, 0 for
+    all of them from the start.
     """
 
     data: str
@@ -48,6 +50,7 @@ class Case:
     student_weight: float = 1.0
     optimizer: str = "adamw"
     learning_rate: float | None = None
+    grow_from: int = 0
 
     @property
     def size(self) -> str:
@@ -92,6 +95,8 @@ class Case:
             parts.append(self.optimizer)
         if self.learning_rate is not None:
             parts.append(f"rate {self.learning_rate:g}")
+        if self.grow_from:
+            parts.append(f"grown from {self.grow_from}")
         return "-".join(parts).replace(" ", "_")
 
     @property
@@ -99,6 +104,10 @@ class Case:
         """Layers that a step goes through, more on the larger images: for the order of the runs."""
         depth = self.prelude + self.num_layers * self.max_loops + self.coda
         return depth * {"MNIST": 3, "CIFAR-10": 4}.get(self.data, 1)
+
+    @property
+    def growth(self) -> LoopGrowth | None:
+        return LoopGrowth(start_loops=self.grow_from) if self.grow_from else None
 
     def make_objective(self, loss: AbstractLoss) -> AbstractObjective:
         curriculum = CURRICULA[self.curriculum]

@@ -18,6 +18,7 @@ from elt_zoo.data import ArraySource, Batch, first_examples, training_batches
 from elt_zoo.diagnostics import exit_losses
 from elt_zoo.families import DiTConfig, MaskGITConfig, ModelConfig
 from elt_zoo.generator import Generator
+from elt_zoo.objectives import AbstractObjective
 from elt_zoo.profile import profile
 from elt_zoo.recipes import Representation, Task, make_task
 from elt_zoo.training import (
@@ -119,12 +120,13 @@ def run(case: Case, seed: int, settings: Settings) -> Run:
     """
     trainer = _Trainer.of(case, settings)
     optimizer = trainer.optimizer(1.0)
-    step = jit_step(trainer.step(optimizer))
+    steps = {end: jit_step(trainer.step(optimizer, objective)) for end, objective in trainer.stages().items()}
     state = trainer.state(optimizer, jax.random.key(seed))
     batches = training_batches(trainer.task.train, batch_size=settings.batch_size, seed=seed)
     curve: dict[int, list[float]] = {}
     for done in trainer.milestones():
-        state = fit(state, step, batches, total_steps=done).state
+        for end, step in steps.items():
+            state = fit(state, step, batches, total_steps=min(end, done)).state
         curve[done] = np.asarray(trainer.losses(state.ema, trainer.task.heldout)).tolist()
     on_training = np.asarray(trainer.losses(state.ema, trainer.seen())).tolist()
     return trainer.measured(state.ema, curve, on_training, int(state.skipped), judged=True)
@@ -153,8 +155,10 @@ def run_together(cases: Sequence[Case], seeds: Sequence[int], settings: Settings
         for seed in seeds
     ]
 
-    def train_one(state: TrainState, scale: jax.Array, rows: jax.Array) -> TrainState:
-        step = trainer.step(trainer.optimizer(scale))
+    stages = trainer.stages()
+
+    def train_one(end: int, state: TrainState, scale: jax.Array, rows: jax.Array) -> TrainState:
+        step = trainer.step(trainer.optimizer(scale), stages[end])
         arrays, static = eqx.partition(state, eqx.is_array)
 
         def body(arrays: Any, rows: jax.Array) -> tuple[Any, None]:
@@ -164,8 +168,8 @@ def run_together(cases: Sequence[Case], seeds: Sequence[int], settings: Settings
         return eqx.combine(jax.lax.scan(body, arrays, rows)[0], static)
 
     @eqx.filter_jit(donate="all")
-    def train(states: TrainState, scales: jax.Array, rows: jax.Array, of_seed: jax.Array) -> TrainState:
-        return eqx.filter_vmap(train_one)(states, scales, rows[of_seed])
+    def train(end: int, states: TrainState, scales: jax.Array, rows: jax.Array, of_seed: jax.Array) -> TrainState:
+        return eqx.filter_vmap(functools.partial(train_one, end))(states, scales, rows[of_seed])
 
     @eqx.filter_jit
     def losses(models: Any, batch: Batch) -> jax.Array:
@@ -176,11 +180,13 @@ def run_together(cases: Sequence[Case], seeds: Sequence[int], settings: Settings
     curves: list[dict[int, list[float]]] = [{} for _ in pairs]
     before, started = 0, time.perf_counter()
     for done in trainer.milestones():
-        rows = np.stack([[next(order).examples for _ in range(done - before)] for order in orders])
-        states = train(states, jnp.array(scales), jnp.asarray(rows), jnp.array(of_seed))
+        for end in stages:
+            if count := max(min(end, done) - before, 0):
+                rows = np.stack([[next(order).examples for _ in range(count)] for order in orders])
+                states = train(end, states, jnp.array(scales), jnp.asarray(rows), jnp.array(of_seed))
+                before += count
         for curve, values in zip(curves, np.asarray(losses(states.ema, task.heldout)), strict=True):
             curve[done] = values.tolist()
-        before = done
         took = time.perf_counter() - started
         tqdm.write(f"{cases[0].name} and {len(pairs) - 1} more: {done} of {settings.steps} steps in {took:.0f} s")
     on_training, last = np.asarray(losses(states.ema, trainer.seen())), cases[0].max_loops - 1
@@ -221,12 +227,19 @@ class _Trainer:
     def optimizer(self, scale: float | jax.Array) -> optax.GradientTransformation:
         recipe = OptimizerConfig.digits(total_steps=self.settings.steps, learning_rate=self.rate)
         recipe = dataclasses.replace(recipe, kind=OptimizerKind(self.case.optimizer))
+        recipe = recipe if self.case.growth is None else self.case.growth.rewarmed(recipe)
         return optax.chain(make_optimizer(recipe), optax.scale(scale))
 
-    def step(self, optimizer: optax.GradientTransformation) -> TrainStep:
+    def stages(self) -> dict[int, AbstractObjective]:
+        """What is trained for, by the step at which it changes or ends."""
+        objective, steps = self.case.make_objective(self.task.config.loss()), self.settings.steps
+        growth = self.case.growth
+        return {steps: objective} if growth is None else growth.stages(objective, total_steps=steps)
+
+    def step(self, optimizer: optax.GradientTransformation, objective: AbstractObjective) -> TrainStep:
         return make_train_step(
             optimizer,
-            self.case.make_objective(self.task.config.loss()),
+            objective,
             self.task.config.corruption(label_drop=self.settings.label_drop),
             total_steps=self.settings.steps,
             ema_decay=self.settings.ema_decay,

@@ -65,6 +65,8 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
         "re-injected × 1/4": dataclasses.replace(lighter, reinjection=0.25),
         "re-injected × 3/4": dataclasses.replace(lighter, reinjection=0.75),
         "re-injected × 1/2, branches × 1/2": dataclasses.replace(lighter, reinjection=0.5, residual_scale=0.5),
+        "grown from 2 loops": dataclasses.replace(lighter, grow_from=2),
+        "re-injected × 1/2, grown from 2 loops": dataclasses.replace(lighter, reinjection=0.5, grow_from=2),
         "told its loop": dataclasses.replace(lighter, loop_embedding=True),
         "vectors of each loop": dataclasses.replace(lighter, loop_vectors=True),
         "told its loop, branches × 1/2": dataclasses.replace(lighter, **both),

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -7,7 +8,16 @@ import numpy as np
 import pytest
 
 from elt_zoo.families import MaskGITConfig, preset
-from elt_zoo.training import Decay, OptimizerConfig, OptimizerKind, decay_mask, ema_decay_at, make_optimizer, update_ema
+from elt_zoo.training import (
+    Decay,
+    OptimizerConfig,
+    OptimizerKind,
+    Rewarming,
+    decay_mask,
+    ema_decay_at,
+    make_optimizer,
+    update_ema,
+)
 
 
 @pytest.mark.parametrize("name", ["digits-dit", "digits-maskgit"])
@@ -73,6 +83,24 @@ def test_schedules_warm_up_and_decay():
     np.testing.assert_allclose(values, [0.0, 0.5, 1.0, 0.5, 0.0], atol=1e-6)
     constant = OptimizerConfig(learning_rate=1.0, total_steps=100).schedule()
     assert jnp.asarray(constant(99)) == 1.0
+
+
+def test_a_second_warm_up_multiplies_the_schedule():
+    plain = OptimizerConfig(learning_rate=1.0, total_steps=100, warmup_steps=10, decay=Decay.COSINE)
+    again = dataclasses.replace(plain, rewarming=Rewarming(after=40, steps=4, start=0.2))
+    steps = (0, 5, 39, 40, 41, 43, 44, 99)
+    with jax.numpy_dtype_promotion("standard"):
+        rates, expected = ([float(jnp.asarray(each.schedule()(step))) for step in steps] for each in (again, plain))
+    assert rates[:3] == expected[:3] and rates[-2:] == expected[-2:]
+    np.testing.assert_allclose(rates[3:6], np.array(expected[3:6]) * [0.2, 0.4, 0.8], rtol=1e-6)
+
+
+def test_a_second_warm_up_is_within_the_run():
+    for wrong in ({"after": 0, "steps": 1}, {"after": 1, "steps": 0}, {"after": 1, "steps": 1, "start": 1.5}):
+        with pytest.raises(ValueError, match="both counts must be at least 1, and the factor in"):
+            Rewarming(**wrong)
+    with pytest.raises(ValueError, match=r"got rewarming=Rewarming\(after=10.*warm-ups within the 10 steps"):
+        OptimizerConfig(learning_rate=1.0, total_steps=10, rewarming=Rewarming(after=10, steps=1))
 
 
 def test_bad_values_are_listed():

@@ -343,6 +343,38 @@ def test_models_that_train_together_are_those_that_train_alone_and_can_be_sample
         run_together([plain, dataclasses.replace(plain, objective="vanilla")], (0,), settings)
 
 
+def test_a_case_that_grows_is_named_for_it_and_others_keep_their_names():
+    from reproduction._cases import Case
+    from reproduction.loops import looped_cases
+
+    assert Case("digits", "dit", 2, 4, learning_rate=0.004).name == "digits-dit-2Nx4L-ilsd-rate_0.004"
+    cases = looped_cases("digits", "dit")
+    grown, around = cases["grown from 2 loops"], cases["re-injected × 1/2, grown from 2 loops"]
+    assert dataclasses.replace(grown, grow_from=0) == cases["the paper's, student × 1/4"]
+    assert dataclasses.replace(around, grow_from=0) == cases["re-injected × 1/2"]
+    assert grown.name == "digits-dit-2Nx4L-ilsd-student_0.25-grown_from_2"
+
+
+@pytest.mark.slow
+def test_models_that_grow_train_alone_and_together():
+    from reproduction._cases import Case
+    from reproduction._train import Settings, run, run_together
+
+    # The change, after step 3 of 6, is between two milestones.
+    settings = Settings(steps=6, milestones=3, samples=100, dim=16, diffusion_steps=2)
+    fixed = Case("digits", "dit", 1, 3, learning_rate=0.01)
+    grown = dataclasses.replace(fixed, grow_from=2)
+    alone = run(grown, 3, settings).figures["curve"]
+    together = run_together([grown], (3,), settings)[grown, 3].figures["curve"]
+    assert list(alone) == list(together) == [2, 4, 6]
+    for step, losses in alone.items():
+        np.testing.assert_allclose(together[step], losses, rtol=1e-3)
+    two, three = (run(dataclasses.replace(fixed, max_loops=loops), 3, settings).figures["curve"] for loops in (2, 3))
+    np.testing.assert_allclose(alone[2][:4], two[2], rtol=1e-6)  # exits 1 to 2·L_max of the smaller one
+    for other in (two, three):
+        assert np.abs(np.subtract(alone[6][:4], other[6][:4])).max() > 1e-3
+
+
 @pytest.mark.slow
 def test_the_command_goes_on_with_what_is_missing(tmp_path):
     from reproduction._cases import all_cases

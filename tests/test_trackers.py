@@ -147,6 +147,8 @@ def test_losses_are_drawn_with_and_without_held_out_data(tmp_path):
 def test_speed_is_that_of_the_examples():
     report = Report(8, {"loss": 0.5}, examples_per_second=100.0, data_wait=0.0)
     assert Throughput(2e10).of(report) == {"teraflops": pytest.approx(2.0)}
+    assert Throughput(2e10, until=report.step, flops_until=1e10).of(report) == {"teraflops": pytest.approx(1.0)}
+    assert Throughput(2e10, until=report.step - 1, flops_until=1e10).of(report) == {"teraflops": pytest.approx(2.0)}
     assert Throughput(2e10, peak=8e12).of(report) == {"teraflops": pytest.approx(2.0), "mfu": pytest.approx(0.25)}
 
 

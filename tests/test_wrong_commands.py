@@ -44,6 +44,16 @@ TRAIN = """
 --ema-decay nan                                  | must be in [0, 1)
 --min-loops 0                                    | `--min-loops 0` must be at least 1
 --min-loops 9                                    | min_loops
+--grow-from 0                                    | `--grow-from 0` must be at least 1
+--grow-from 4                                    | must start with fewer loops than the 4 that it grows to
+--grow-from 9 --dry-run                          | `--grow-from 9`: `LoopGrowth(start_loops=9)`
+--grow-from 1                                    | `--grow-from 1`: `ILSDLoss(min_loops=1, max_loops=1)` leaves no exit
+--grow-from 2 --grow-until 0                     | `--grow-until 0.0` must be above 0 and below 1
+--grow-from 2 --grow-until 1                     | must be above 0 and below 1
+--grow-from 2 --grow-until nan                   | must be above 0 and below 1
+--grow-until 0.5                                 | goes with `--grow-from`
+--grow-from 2 --steps 1                          | a run of 1 step(s) has no room for both
+--grow-from 2 --steps 8 --trace-steps 4 5        | `--trace-steps 4 5`: the run pauses after step 4
 --student-weight 0                               | `--student-weight 0.0` must be above 0
 --student-weight nan                             | must be above 0 and at most 1
 --seed -1                                        | `--seed -1`

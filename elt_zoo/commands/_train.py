@@ -16,7 +16,6 @@ from ..recipes import (
     clip_task,
     digits_task,
     image_task,
-    make_objective,
     where_to_watch,
 )
 from ..recipes import train as train_run
@@ -165,7 +164,7 @@ def describe(options: TrainOptions, task: Task) -> str:
     config, settings, run = task.config, task.settings, Run.of(options, task)
     data = f"{len(task.train):,} examples of {task.train.num_classes} classes in {task.data}"
     for name in run.objectives:
-        make_objective(name, run)
+        run.stages(name)
     config.sampler(settings)
     costs = run.costs
     activations = costs.training_activation_bytes() / (options.accumulation or 1) / 2**20

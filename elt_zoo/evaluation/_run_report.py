@@ -101,7 +101,7 @@ def report_run(run: Run, results: Mapping[Any, Trained], options: ReportOptions 
         "config": run.config(run.options.objective) | {"out": str(folder)},
         "model": task.config.to_dict(),
         "sampler": dataclasses.asdict(task.settings),
-        "optimizer": dataclasses.asdict(run.recipe.optimizer(task.config)),
+        "optimizer": dataclasses.asdict(run.optimizer),
         "report": dataclasses.asdict(options),
         "evaluator": evaluator,
         "results": rows,
@@ -177,6 +177,8 @@ def loss_curves(folder: Path, kind: str, names: Iterable[str]) -> dict[str, Curv
         with file.open(newline="") as handle:
             for row in csv.DictReader(handle):
                 for column in filter(_EXIT_LOSS.fullmatch, row):
+                    if not row[column]:  # an exit that was not trained yet
+                        continue
                     label = f"{name}: {column.replace('_', ' ')}"
                     curves.setdefault(label, {})[int(row["step"])] = float(row[column])
     return {label: dict(sorted(curve.items())) for label, curve in curves.items()}

@@ -7,7 +7,7 @@ from ..families import ModelConfig, preset
 from ..looped import Remat
 from ..nn import AttentionKernel
 from ..sharding import Gather
-from ..training import OptimizerConfig, OptimizerKind
+from ..training import LoopGrowth, OptimizerConfig, OptimizerKind
 from ._checkpoint_options import CHECKPOINT_OPTIONS, CheckpointOptions
 from ._open import DIGITS, MOVING_DIGITS
 
@@ -152,6 +152,11 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     student_weight: float | None = None
     """Of the student's terms in ILSD, in (0, 1]; less favours the last exit over the early ones. Default the paper's 1;
     1/4 for `mnist-dit` and `cifar10-dit`."""
+    grow_from: int | None = None
+    """Train with so many loops first, fewer than L_max, and with all of them later, after a second warm-up of the
+    learning rate. The first stage costs less. Default all loops from the start."""
+    grow_until: float | None = None
+    """With `--grow-from`: the share of the steps with fewer loops, in (0, 1); default half."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; parameters stay float32."""
     attention: AttentionKernel = AttentionKernel.AUTO
@@ -203,6 +208,12 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
             )
         if self.min_loops < 1:
             raise ValueError(f"`--min-loops {self.min_loops}` must be at least 1.")
+        if self.grow_from is not None and self.grow_from < 1:
+            raise ValueError(f"`--grow-from {self.grow_from}` must be at least 1.")
+        if self.grow_until is not None and not 0.0 < self.grow_until < 1.0:
+            raise ValueError(f"`--grow-until {self.grow_until}` must be above 0 and below 1, a share of the steps.")
+        if self.grow_until is not None and self.grow_from is None:
+            raise ValueError(f"`--grow-until {self.grow_until}` goes with `--grow-from`, the loops until then.")
         if self.student_weight is not None and not 0.0 < self.student_weight <= 1.0:
             raise ValueError(f"`--student-weight {self.student_weight}` must be above 0 and at most 1.")
         if not 0.0 <= self.label_drop <= 1.0:
@@ -214,6 +225,14 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
         if self.new_classes and self.init_from is None:
             raise ValueError("`--new-classes` goes with `--init-from`.")
 
+    @property
+    def growth(self) -> LoopGrowth | None:
+        """How the loops grow, if they do."""
+        if self.grow_from is None:
+            return None
+        growth = LoopGrowth(start_loops=self.grow_from)
+        return growth if self.grow_until is None else dataclasses.replace(growth, until=self.grow_until)
+
     def model(self, default: str) -> ModelConfig:
         """The preset that was named, or the default, with the sizes that were given."""
         return self.applied(preset(default if self.preset is None else self.preset))
@@ -223,9 +242,11 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
         known = {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in _COSMETIC and name not in _SIZES
+            if name not in _COSMETIC and name not in _SIZES and not name.startswith("grow_")
         }
         known["student_weight"] = self.weight_of_student
+        # Only where loops grow: runs that were saved before they could are to resume.
+        known |= {} if self.growth is None else {"growth": dataclasses.asdict(self.growth)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in known.items()}
 
     @property

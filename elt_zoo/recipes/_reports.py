@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .._optional import optional_import
 from ..distributed import is_first
+from ..storage import atomic_write
 from ..trackers import AbstractTracker, TensorBoardTracker, Trackers, WandbTracker
 from ..training import Report
 
@@ -57,15 +58,18 @@ class Throughput:
     """How fast a training is.
 
     **Fields:** `flops`: floating-point operations of training on one example; `peak`: those that all its devices do in
-    a second at most, `None` if it is not known.
+    a second at most, `None` if it is not known; `until`, `flops_until`: up to a step, another number of operations, as
+    in training with fewer loops.
     """
 
     flops: float
     peak: float | None = None
+    until: int = 0
+    flops_until: float = 0.0
 
     def of(self, report: Report) -> dict[str, float]:
         """`teraflops`, 10¹² operations a second, and `mfu`, model FLOP utilisation: their share of the peak."""
-        rate = self.flops * report.examples_per_second
+        rate = (self.flops_until if report.step <= self.until else self.flops) * report.examples_per_second
         speed = {"teraflops": rate / 1e12}
         return speed if self.peak is None else speed | {"mfu": rate / self.peak}
 
@@ -74,21 +78,36 @@ class Throughput:
 def metric_files(
     folder: Path, name: str, tracker: AbstractTracker | None = None, throughput: Throughput | None = None
 ) -> Iterator[Callable[[Report], None]]:
-    """A context with a function that appends reports to `metrics-<name>.csv` and tells them to a tracker."""
-    with (folder / f"metrics-{name}.csv").open("a", newline="") as handle:
+    """A context with a function that appends reports to `metrics-<name>.csv` and tells them to a tracker. Metrics that
+    come later, such as those of more exits, get columns that are empty in the rows before.
+    """
+    file = folder / f"metrics-{name}.csv"
+    file.touch()
+    with file.open(newline="") as handle:
+        columns = next(csv.reader(handle), [])
+
+    def write(report: Report) -> None:
+        pace = {key: value for key, value in report._asdict().items() if key not in ("step", "metrics")}
+        values = report.metrics | pace | ({} if throughput is None else throughput.of(report))
+        row = {"step": report.step} | values
+        if more := [column for column in row if column not in columns]:
+            _add_columns(file, more)
+            columns.extend(more)
+        with file.open("a", newline="") as handle:
+            csv.DictWriter(handle, columns).writerow(row)
+        if tracker is not None:
+            tracker.log(report.step, values)
+
+    yield write
+
+
+def _add_columns(file: Path, more: list[str]) -> None:
+    with file.open(newline="") as handle:
+        header, *rows = list(csv.reader(handle)) or [[]]
+    with atomic_write(file) as written, written.open("w", newline="") as handle:
         writer = csv.writer(handle)
-
-        def write(report: Report) -> None:
-            pace = {key: value for key, value in report._asdict().items() if key not in ("step", "metrics")}
-            values = report.metrics | pace | ({} if throughput is None else throughput.of(report))
-            if handle.tell() == 0:
-                writer.writerow(["step", *values])
-            writer.writerow([report.step, *values.values()])
-            handle.flush()
-            if tracker is not None:
-                tracker.log(report.step, values)
-
-        yield write
+        writer.writerow([*header, *more])
+        writer.writerows([*row, *[""] * len(more)] for row in rows)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from ..storage import FolderLock, read_json, write_json
 from ..trackers import AbstractTracker, Trackers
 from ..training import (
     FitResult,
+    OptimizerConfig,
     Precision,
     Report,
     TrainState,
@@ -127,6 +128,27 @@ class Run:
         said = f"Computing in {self.options.precision} on {len(devices)} × {devices[0].device_kind}"
         return said if attention is None else f"{said}; attention: {attention}"
 
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The recipe's optimiser, whose rate warms up again where the loops grow."""
+        config, growth = self.recipe.optimizer(self.task.config), self.options.growth
+        return config if growth is None else growth.rewarmed(config)
+
+    def stages(self, name: ObjectiveName) -> dict[int, AbstractObjective]:
+        """What an objective's training is for, by the step at which it changes or ends: one objective, or before it the
+        same with fewer loops.
+
+        **Raises:** `ValueError` for an objective that the model's loops do not allow, and for loops that cannot grow as
+        the options say.
+        """
+        objective, steps, growth = make_objective(name, self), self.recipe.steps, self.options.growth
+        if growth is None:
+            return {steps: objective}
+        try:
+            return growth.stages(objective, total_steps=steps)
+        except ValueError as error:
+            raise ValueError(f"`--grow-from {growth.start_loops}`: {error}") from None
+
     def config(self, objective: ObjectiveName) -> dict[str, Any]:
         """What two runs must share for one to resume the other: everything but what is known not to matter."""
         return {
@@ -212,7 +234,7 @@ class Start:
 
     def __init__(self, run: Run):
         self._run, self._lock = run, threading.Lock()
-        self.optimizer = make_optimizer(run.recipe.optimizer(run.task.config))
+        self.optimizer = make_optimizer(run.optimizer)
         self._source = None if run.options.init_from is None else load(run.options.init_from).model
         # As an argument: a compiler would compute the numbers of a key that it knows, one by one.
         self._key_data = jax.random.key_data(jax.random.key(run.options.seed))
@@ -254,20 +276,30 @@ class Prepared:
             raise ValueError(
                 f"`--batch-size {options.batch_size}` cannot be split over {mesh.size} devices; use a multiple."
             )
-        self.speed = self.throughput()
-        self.step = make_train_step(
-            start.optimizer,
-            make_objective(name, run),
-            task.config.corruption(label_drop=options.label_drop),
-            total_steps=recipe.steps,
-            ema_decay=recipe.ema_decay,
-            precision=Precision(jnp.dtype(options.precision)),
-            dropout=task.config.dropout > 0.0,
-            accumulation=options.accumulation,
-            prepare=task.representation.prepare,
-            layout=self.layout,
-            attention=options.attention,
-        )
+        stages = run.stages(name)
+        for pause in segments(0, recipe.steps, options.evaluate_every, also=tuple(stages)):
+            if self.traced and self.traced[0] < pause < self.traced[1]:
+                raise ValueError(
+                    f"`--trace-steps {self.traced[0] + 1} {self.traced[1]}`: the run pauses after step {pause}, to "
+                    "look at the model or to change its loops. Trace steps before or after it."
+                )
+        self.speed = self.throughput(stages)
+        self.steps = {  # by the number of steps after which the stage ends
+            end: make_train_step(
+                start.optimizer,
+                objective,
+                task.config.corruption(label_drop=options.label_drop),
+                total_steps=recipe.steps,
+                ema_decay=recipe.ema_decay,
+                precision=Precision(jnp.dtype(options.precision)),
+                dropout=task.config.dropout > 0.0,
+                accumulation=options.accumulation,
+                prepare=task.representation.prepare,
+                layout=self.layout,
+                attention=options.attention,
+            )
+            for end, objective in stages.items()
+        }
         self.batches = training_batches(
             task.train,
             batch_size=options.batch_size // jax.process_count(),
@@ -305,10 +337,11 @@ class Prepared:
                 write(report)
 
             result, start = FitResult(state, taken >= steps, 0.0), taken
-            step = jit_step(self.step)
+            compiled = {last: jit_step(step) for last, step in self.steps.items()}
             # Where no step is left, too: what a killed process left behind is removed then.
             checkpoints.claim(step=taken)
-            for end in segments(taken, steps, run.options.evaluate_every, also=self.traced):
+            for end in segments(taken, steps, run.options.evaluate_every, also=(*self.traced, *compiled)):
+                step = next(step for last, step in compiled.items() if end <= last)
                 with self.trace(start, end):
                     result = fit(
                         result.state,
@@ -328,13 +361,18 @@ class Prepared:
                     look(functools.partial(on_evaluate, self.name, end), self.averaged(result.state), tracker, end)
         return Trained(self.averaged(result.state), int(result.state.step) >= steps, result.seconds_per_step)
 
-    def throughput(self) -> Throughput:
+    def throughput(self, stages: Mapping[int, AbstractObjective]) -> Throughput:
         """What a report's examples per second mean in operations."""
-        exits = {"ilsd": 2, "deep_supervision": self.run.task.config.max_loops}.get(self.name, 1)
-        devices = self.run.devices
+        devices, costs = self.run.devices, self.run.costs
         peak = peak_flops(devices[0].device_kind) if self.run.options.precision == "bfloat16" else None
-        flops = self.run.costs.training_flops(exits=exits)
-        return Throughput(flops, None if peak is None else peak * len(devices))
+
+        def flops(loops: int) -> int:
+            exits = {"ilsd": 2, "deep_supervision": loops}.get(self.name, 1)
+            return dataclasses.replace(costs, loops=loops).training_flops(exits=exits)
+
+        first, last = (flops(stages[end].max_loops) for end in (min(stages), max(stages)))
+        peak = None if peak is None else peak * len(devices)
+        return Throughput(last, peak, until=min(stages), flops_until=first)
 
     @property
     def traced(self) -> tuple[int, ...]:
@@ -383,7 +421,7 @@ def segments(taken: int, steps: int, every: int | None, also: tuple[int, ...] = 
 
 def extend(file: Path, config: Mapping[str, Any]) -> None:
     """Lets a run go on to more steps: if a saved run config differs in nothing but fewer `steps`, the new one takes its
-    place. The learning rate and λ then follow the schedules of the longer run.
+    place. The learning rate, λ and the loops, if they grow, then follow the schedules of the longer run.
     """
     if not file.is_file():
         return

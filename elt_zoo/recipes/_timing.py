@@ -52,10 +52,16 @@ def time_training(run: Run) -> list[Timing]:
 
 
 def _time_objective(name: ObjectiveName, run: Run, start: Start) -> Timing:
-    prepared = Prepared(name, run, start)
+    prepared, before, stages = Prepared(name, run, start), 0, []
     with contextlib.closing(prepared.batches) as batches:
         batch, encode = next(batches), run.task.representation.encode
-        return _time(name, run.recipe.steps, prepared.step, start(), batch if encode is None else encode(batch))
+        batch = batch if encode is None else encode(batch)
+        for end, step in prepared.steps.items():
+            stages.append(_time(name, end - before, step, start(), batch))
+            before = end
+    # As one, whose steps take as long as those of all stages do on average.
+    pace = sum(stage.steps * stage.seconds_per_step for stage in stages) / before
+    return stages[0]._replace(steps=before, compiling=sum(stage.compiling for stage in stages), seconds_per_step=pace)
 
 
 def _time(name: str, steps: int, step: TrainStep, state: TrainState, batch: Any) -> Timing:

@@ -5,6 +5,7 @@ from ._checkpoints import Checkpoints as Checkpoints
 from ._config_differences import config_differences as config_differences
 from ._ema import ema_decay_at as ema_decay_at
 from ._ema import update_ema as update_ema
+from ._growth import LoopGrowth as LoopGrowth
 from ._loop import FitResult as FitResult
 from ._loop import HasPosition as HasPosition
 from ._loop import TrainingDiverged as TrainingDiverged
@@ -13,6 +14,7 @@ from ._loop import fit as fit
 from ._optimizer import Decay as Decay
 from ._optimizer import OptimizerConfig as OptimizerConfig
 from ._optimizer import OptimizerKind as OptimizerKind
+from ._optimizer import Rewarming as Rewarming
 from ._optimizer import decay_mask as decay_mask
 from ._optimizer import make_optimizer as make_optimizer
 from ._pace import Report as Report

@@ -33,6 +33,35 @@ class OptimizerKind(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Rewarming:
+    """A second warm-up, in the middle of a run whose network or data change there: a factor of the learning rate.
+
+    It is 1 for the first `after` steps, `start` at the next one, and back at 1 after `steps` more, along a line.
+
+    **Fields:** `after`: steps before it, at least 1; `steps`: its length, at least 1; `start`: where it begins, in
+    [0, 1].
+
+    **Raises:** `ValueError` for values outside their range.
+    """
+
+    after: int
+    steps: int
+    start: float = 0.1
+
+    def __post_init__(self):
+        if self.after < 1 or self.steps < 1 or not 0.0 <= self.start <= 1.0:
+            raise ValueError(
+                f"`Rewarming(after={self.after}, steps={self.steps}, start={self.start})`: both counts must be at "
+                "least 1, and the factor in [0, 1]."
+            )
+
+    def factor(self) -> optax.Schedule:
+        """The factor as a function of the step."""
+        line = optax.linear_schedule(self.start, 1.0, self.steps)
+        return optax.join_schedules([optax.constant_schedule(1.0), line], [self.after])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW, or Muon beside it, with warm-up, a schedule and clipping.
 
@@ -43,6 +72,7 @@ class OptimizerConfig:
     - `total_steps`: steps of the run, for the decay.
     - `warmup_steps`: steps of linear warm-up from 0.
     - `decay`: the schedule after it.
+    - `rewarming`: a second warm-up, which multiplies the schedule; default none.
     - `b1`, `b2`: AdamW's averages.
     - `weight_decay`: decoupled decay, on the weights that [`decay_mask`][elt_zoo.training.decay_mask] names.
     - `clip_norm`: the largest global gradient norm; `None` for no clipping.
@@ -55,6 +85,7 @@ class OptimizerConfig:
     total_steps: int
     warmup_steps: int = 0
     decay: Decay = Decay.CONSTANT
+    rewarming: Rewarming | None = None
     b1: float = 0.9
     b2: float = 0.999
     weight_decay: float = 0.0
@@ -65,6 +96,7 @@ class OptimizerConfig:
             "learning_rate": 0.0 < self.learning_rate < math.inf,
             "total_steps": self.total_steps >= 1,
             "warmup_steps": 0 <= self.warmup_steps <= self.total_steps,
+            "rewarming": self.rewarming is None or self.rewarming.after < self.total_steps,
             "b1": 0.0 <= self.b1 < 1.0,
             "b2": 0.0 <= self.b2 < 1.0,
             "weight_decay": 0.0 <= self.weight_decay < math.inf,
@@ -74,7 +106,7 @@ class OptimizerConfig:
         if wrong:
             raise ValueError(
                 f"`OptimizerConfig` got {', '.join(wrong)}: rates and counts must be positive, b1 and b2 in [0, 1), "
-                f"and the warm-up no longer than the {self.total_steps} steps of the run."
+                f"and the warm-ups within the {self.total_steps} steps of the run."
             )
         if self.decay == Decay.COSINE and self.warmup_steps == self.total_steps:
             raise ValueError(
@@ -97,6 +129,13 @@ class OptimizerConfig:
 
     def schedule(self) -> optax.Schedule:
         """Learning rate as a function of the step."""
+        rate = self._without_rewarming()
+        if self.rewarming is None:
+            return rate
+        factor = self.rewarming.factor()
+        return lambda step: rate(step) * factor(step)
+
+    def _without_rewarming(self) -> optax.Schedule:
         if self.decay == Decay.COSINE:
             return optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.warmup_steps, self.total_steps)
         if self.warmup_steps == 0:
