@@ -28,7 +28,8 @@ CURRICULA: dict[str, optax.Schedule] = {
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `loop_embedding`: the layers
-    are told their loop; `student_weight`: of the student in ILSD; `learning_rate`: the peak, or that of all runs.
+    are told their loop; `layers`: the layer options that are on; `student_weight`: of the student in ILSD;
+    `learning_rate`: the peak, or that of all runs.
     """
 
     data: str
@@ -43,9 +44,13 @@ class Case:
     reinjection: float = 0.0
     loop_vectors: bool = False
     loop_embedding: bool = False
+    layers: tuple[str, ...] = ()
     student_weight: float = 1.0
     optimizer: str = "adamw"
     learning_rate: float | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))  # of which JSON makes a list
 
     @property
     def size(self) -> str:
@@ -64,6 +69,7 @@ class Case:
             "reinjection": self.reinjection,
             "num_loop_deltas": self.max_loops if self.loop_vectors else 0,
             "loop_embedding": self.loop_embedding,
+            **dict.fromkeys(self.layers, True),
         }
 
     @property
@@ -81,6 +87,7 @@ class Case:
             parts.append("vectors")
         if self.loop_embedding:
             parts.append("told")
+        parts += self.layers
         if self.student_weight != 1.0:
             parts.append(f"student {self.student_weight:g}")
         if self.optimizer != "adamw":

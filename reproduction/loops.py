@@ -8,10 +8,10 @@
 Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
 it, since one rate for all favours some. `--report` takes, of the rates with the most seeds, that of the lowest mean.
 The looped models have two or four unique layers and an effective depth of eight. Each option of the trunk stands alone
-and with the others. Muon moves the matrices of all models' trunks, unless `--optimizer adamw` says otherwise. With
-`--together`, all rates and seeds of a model train in one program: for a GPU. Writes
-`loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit` `loops-<data>-masked-…`. `--report` trains
-nothing and writes them from the runs that are there.
+and with the others; so do, on top of "re-injected × 1/2", the options of its layers. Muon moves the matrices of all
+models' trunks, unless `--optimizer adamw` says otherwise. With `--together`, all rates and seeds of a model train in
+one program: for a GPU. Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit`
+`loops-<data>-masked-…`. `--report` trains nothing and writes them from the runs that are there.
 
 φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
 2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
@@ -78,11 +78,29 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
     }
 
 
+def layer_cases(data: str) -> dict[str, Case]:
+    """Re-injected diffusion models whose layers have other parts than the paper's, each alone and together, and the
+    layers with all of them without loops.
+    """
+    options = {"RMS norm": "rms_norm", "QK norm": "qk_norm", "rotary": "rotary", "SwiGLU": "swiglu"}
+    together, every = "RMS, QK, rotary, SwiGLU", tuple(options.values())
+    looped, unlooped = looped_cases(data, "dit")["re-injected × 1/2"], unique_cases(data, "dit")["2 unique layers"]
+    return {
+        **{name: dataclasses.replace(looped, layers=(option,)) for name, option in options.items()},
+        together: dataclasses.replace(looped, layers=every),
+        f"2 unique layers, {together}": dataclasses.replace(unlooped, layers=every),
+    }
+
+
 def all_models(data: str, optimizer: str, family: str = "dit") -> dict[str, Case]:
-    """Every model of the study by its name. Masked models have no conditioning that could tell them their loop."""
+    """Every model of the study by its name. Masked models have no conditioning that could tell them their loop, and no
+    re-injection that would be worth other layers.
+    """
     models = unique_cases(data, family) | looped_cases(data, family)
     if family == "maskgit":
         models = {name: case for name, case in models.items() if not case.loop_embedding}
+    else:
+        models |= layer_cases(data)
     return {name: dataclasses.replace(case, optimizer=optimizer) for name, case in models.items()}
 
 
@@ -157,9 +175,11 @@ def exponent(case: Case, loss: float, unique: Mapping[int, float]) -> float:
 
 def table(results: Results, chosen: Mapping[str, Case]) -> str:
     """Losses of every exit, and what the loops are worth, as Markdown."""
-    unique = {
-        case.num_layers: Spread.of(results.last_exit(case)).mean for case in chosen.values() if case.max_loops == 1
-    }
+
+    def unique_losses(layers: tuple[str, ...]) -> dict[int, float]:
+        unlooped = [each for each in chosen.values() if each.max_loops == 1 and each.layers == layers]
+        return {each.num_layers: Spread.of(results.last_exit(each)).mean for each in unlooped}
+
     exits = max(case.max_loops for case in chosen.values())
     header = ["Model", "Layers", "Parameters", "Rate", *(f"L = {each}" for each in range(1, exits + 1)), "at 2·L_max"]
     header += ["over the same layers unlooped", "φ", "distance, L = 1", "distance, L_max"]
@@ -173,6 +193,7 @@ def table(results: Results, chosen: Mapping[str, Case]) -> str:
             same = next((each for each in chosen.values() if _same_layers(each, case)), None)
             if same is not None:
                 gain = advantage(results.last_exit(case), results.last_exit(same))
+            unique = unique_losses(case.layers)
             try:
                 worth = Spread.of([exponent(case, loss, unique) for loss in results.last_exit(case)]).text(2)
             except ValueError:
@@ -196,7 +217,7 @@ def advantage(losses: np.ndarray, others: np.ndarray) -> str:
 
 def _same_layers(unlooped: Case, looped: Case) -> bool:
     layers = looped.prelude + looped.num_layers + looped.coda
-    return unlooped.max_loops == 1 and unlooped.num_layers == layers
+    return unlooped.max_loops == 1 and unlooped.num_layers == layers and unlooped.layers == looped.layers
 
 
 def _distance(results: Results, case: Case, loops: int) -> str:

@@ -11,7 +11,7 @@ from ..corruption import CosineMaskSchedule, MaskedCorruption
 from ..diagnostics import TokenExits, token_exits
 from ..heads import MaskGITHead
 from ..models import ElasticModel
-from ..nn import PostNormLayer, PreNormLayer
+from ..nn import PostNormLayer, PreNormLayer, Rotary
 from ..objectives import MaskedCrossEntropy
 from ..sampling import MaskedSampler
 from ._config import ModelConfig, SamplerSettings, TrainingDefaults, guidance_of, of_type
@@ -71,6 +71,7 @@ class MaskGITConfig(ModelConfig):
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"`MaskGITConfig(label_smoothing={self.label_smoothing})` must be in [0, 1).")
+        self.layer_options  # noqa: B018  (raises for heads that are too narrow)
 
     @property
     def mask_id(self) -> int:
@@ -81,6 +82,11 @@ class MaskGITConfig(ModelConfig):
     def num_tokens(self) -> int:
         """The class token and the grid."""
         return 1 + math.prod(self.grid)
+
+    @property
+    def rotary_positions(self) -> Rotary:
+        """The grid, after the class token."""
+        return Rotary(self.grid, prefix=1)
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
