@@ -29,9 +29,9 @@ CURRICULA: dict[str, optax.Schedule] = {
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `loop_embedding`: the layers
-    are told their loop; `ada_ln`: the class conditions the layers of a masked model; `student_weight`: of the student
-    in ILSD; `learning_rate`: the peak, or that of all runs; `grow_from`: loops in the first half of the steps, 0 for
-    all of them from the start.
+    are told their loop; `layers`: options of the layers that are on; `student_weight`: of the student in ILSD;
+    `learning_rate`: the peak, or that of all runs; `grow_from`: loops in the first half of the steps, 0 for all of them
+    from the start.
     """
 
     data: str
@@ -46,11 +46,14 @@ class Case:
     reinjection: float = 0.0
     loop_vectors: bool = False
     loop_embedding: bool = False
-    ada_ln: bool = False
+    layers: tuple[str, ...] = ()
     student_weight: float = 1.0
     optimizer: str = "adamw"
     learning_rate: float | None = None
     grow_from: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))  # of which JSON makes a list
 
     @property
     def size(self) -> str:
@@ -69,7 +72,7 @@ class Case:
             "reinjection": self.reinjection,
             "num_loop_deltas": self.max_loops if self.loop_vectors else 0,
             "loop_embedding": self.loop_embedding,
-            **({"ada_ln": True} if self.ada_ln else {}),
+            **dict.fromkeys(self.layers, True),
         }
 
     @property
@@ -87,8 +90,7 @@ class Case:
             parts.append("vectors")
         if self.loop_embedding:
             parts.append("told")
-        if self.ada_ln:
-            parts.append("adaln")
+        parts += self.layers
         if self.student_weight != 1.0:
             parts.append(f"student {self.student_weight:g}")
         if self.optimizer != "adamw":

@@ -8,10 +8,10 @@
 Every model is trained at each learning rate on the first seed, and on the other seeds at the rate that was best for
 it, since one rate for all favours some. `--report` takes, of the rates with the most seeds, that of the lowest mean.
 The looped models have two or four unique layers and an effective depth of eight. Each option of the trunk stands alone
-and with the others. Muon moves the matrices of all models' trunks, unless `--optimizer adamw` says otherwise. With
-`--together`, all rates and seeds of a model train in one program: for a GPU. Writes
-`loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit` `loops-<data>-masked-…`. `--report` trains
-nothing and writes them from the runs that are there.
+and with the others; so do, on top of "re-injected × 1/2", the options of its layers. Muon moves the matrices of all
+models' trunks, unless `--optimizer adamw` says otherwise. With `--together`, all rates and seeds of a model train in
+one program: for a GPU. Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit`
+`loops-<data>-masked-…`. `--report` trains nothing and writes them from the runs that are there.
 
 φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
 2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
@@ -80,14 +80,25 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
     }
 
 
-def ada_ln_cases(data: str) -> dict[str, Case]:
-    """Masked models whose layers are conditioned, as those of diffusion are, beside the same layers without loops."""
-    looped = Case(data, "maskgit", 2, 4, student_weight=0.25, ada_ln=True)
+def layer_cases(data: str, family: str) -> dict[str, Case]:
+    """Models whose layers have other parts than the paper's, and those layers without loops: in diffusion each part
+    alone and together, on top of re-injection; in masked generation adaLN, which conditions the layers by the class.
+    """
+    if family == "maskgit":
+        looped = Case(data, family, 2, 4, layers=("ada_ln",), student_weight=0.25)
+        return {
+            "adaLN, 2 unique layers": Case(data, family, 2, 1, "vanilla", layers=("ada_ln",)),
+            "adaLN": looped,
+            "adaLN, re-injected × 1/2": dataclasses.replace(looped, reinjection=0.5),
+            "adaLN, told its loop": dataclasses.replace(looped, loop_embedding=True),
+        }
+    options = {"RMS norm": "rms_norm", "QK norm": "qk_norm", "rotary": "rotary", "SwiGLU": "swiglu"}
+    together, every = "RMS, QK, rotary, SwiGLU", tuple(options.values())
+    looped, unlooped = looped_cases(data, family)["re-injected × 1/2"], unique_cases(data, family)["2 unique layers"]
     return {
-        "adaLN, 2 unique layers": Case(data, "maskgit", 2, 1, "vanilla", ada_ln=True),
-        "adaLN": looped,
-        "adaLN, re-injected × 1/2": dataclasses.replace(looped, reinjection=0.5),
-        "adaLN, told its loop": dataclasses.replace(looped, loop_embedding=True),
+        **{name: dataclasses.replace(looped, layers=(option,)) for name, option in options.items()},
+        together: dataclasses.replace(looped, layers=every),
+        f"2 unique layers, {together}": dataclasses.replace(unlooped, layers=every),
     }
 
 
@@ -95,7 +106,8 @@ def all_models(data: str, optimizer: str, family: str = "dit") -> dict[str, Case
     """Every model of the study by its name. Masked models can be told their loop only if they have adaLN."""
     models = unique_cases(data, family) | looped_cases(data, family)
     if family == "maskgit":
-        models = {name: case for name, case in models.items() if not case.loop_embedding} | ada_ln_cases(data)
+        models = {name: case for name, case in models.items() if not case.loop_embedding}
+    models |= layer_cases(data, family)
     return {name: dataclasses.replace(case, optimizer=optimizer) for name, case in models.items()}
 
 
@@ -170,7 +182,11 @@ def exponent(case: Case, loss: float, unique: Mapping[int, float]) -> float:
 
 def table(results: Results, chosen: Mapping[str, Case]) -> str:
     """Losses of every exit, and what the loops are worth, as Markdown."""
-    unique = {case: Spread.of(results.last_exit(case)).mean for case in chosen.values() if case.max_loops == 1}
+
+    def unique_losses(layers: tuple[str, ...]) -> dict[int, float]:
+        unlooped = [each for each in chosen.values() if each.max_loops == 1 and each.layers == layers]
+        return {each.num_layers: Spread.of(results.last_exit(each)).mean for each in unlooped}
+
     exits = max(case.max_loops for case in chosen.values())
     header = ["Model", "Layers", "Parameters", "Rate", *(f"L = {each}" for each in range(1, exits + 1)), "at 2·L_max"]
     header += ["over the same layers unlooped", "φ", "distance, L = 1", "distance, L_max"]
@@ -184,9 +200,9 @@ def table(results: Results, chosen: Mapping[str, Case]) -> str:
             same = next((each for each in chosen.values() if _same_layers(each, case)), None)
             if same is not None:
                 gain = advantage(results.last_exit(case), results.last_exit(same))
+            unique = unique_losses(case.layers)
             try:
-                alike = {each.num_layers: loss for each, loss in unique.items() if _layers_alike(each, case)}
-                worth = Spread.of([exponent(case, loss, alike) for loss in results.last_exit(case)]).text(2)
+                worth = Spread.of([exponent(case, loss, unique) for loss in results.last_exit(case)]).text(2)
             except ValueError:
                 worth = "–"
         parameters = f"{results.figures(case)[0]['parameters'] / 1e3:,.0f}k"
@@ -208,11 +224,7 @@ def advantage(losses: np.ndarray, others: np.ndarray) -> str:
 
 def _same_layers(unlooped: Case, looped: Case) -> bool:
     layers = looped.prelude + looped.num_layers + looped.coda
-    return unlooped.max_loops == 1 and unlooped.num_layers == layers and _layers_alike(unlooped, looped)
-
-
-def _layers_alike(unlooped: Case, looped: Case) -> bool:
-    return unlooped.ada_ln == looped.ada_ln
+    return unlooped.max_loops == 1 and unlooped.num_layers == layers and unlooped.layers == looped.layers
 
 
 def _distance(results: Results, case: Case, loops: int) -> str:

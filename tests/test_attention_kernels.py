@@ -34,6 +34,9 @@ MASKED = MaskGITConfig(dim=96, num_layers=2, max_loops=3, num_heads=2, num_class
 # 256 tokens and heads of 72.
 DIFFUSION = DiTConfig(dim=144, num_layers=2, max_loops=2, num_heads=2, num_classes=10, shape=(32, 32, 4), patch_size=2)
 
+# Queries and keys that are normalised and turned before they meet.
+OTHER_PARTS = dataclasses.replace(DIFFUSION, rms_norm=True, qk_norm=True, swiglu=True, rotary=True)
+
 
 @pytest.fixture
 def run_on(monkeypatch):
@@ -242,7 +245,7 @@ def calls(program):
     return Counter(re.findall(r"custom_call @(__cudnn\$\w+|tpu_custom_call)\(", program))
 
 
-@pytest.mark.parametrize("config", [MASKED, DIFFUSION])
+@pytest.mark.parametrize("config", [MASKED, DIFFUSION, OTHER_PARTS])
 def test_a_training_step_for_gpus_is_fused_forward_and_backward(run_on, config):
     run_on(H100)
     attended = calls(lowered_step(config, "cuda"))
@@ -255,7 +258,7 @@ def test_a_training_step_for_gpus_is_fused_forward_and_backward(run_on, config):
     assert again["__cudnn$fmhaSoftmax"] == 2 * again["__cudnn$fmhaSoftmaxBackward"] > 0
 
 
-@pytest.mark.parametrize("config", [MASKED, DIFFUSION])
+@pytest.mark.parametrize("config", [MASKED, DIFFUSION, OTHER_PARTS])
 def test_a_training_step_for_tpus_is_fused_forward_and_backward(run_on, config):
     run_on(TPU)
     program = lowered_step(config, "tpu")
@@ -358,12 +361,12 @@ def of_bfloat16(jaxpr):
     return found
 
 
-@pytest.mark.parametrize("config", [MASKED, DIFFUSION])
+@pytest.mark.parametrize("config", [MASKED, DIFFUSION, OTHER_PARTS])
 def test_softmax_norms_losses_and_the_average_are_float32_in_bfloat16(config):
     program = traced_step(config).jaxpr
     taken = of_bfloat16(program.jaxpr)
     # Activations compute in bfloat16 as the products do. A softmax, a norm or a loss would take one of the others.
-    assert {"dot_general", "tanh"} <= taken
+    assert {"dot_general", "logistic" if config.swiglu else "tanh"} <= taken
     assert not taken & {"exp", "exp2", "log", "log1p", "rsqrt", "sqrt", "div", "reduce_max", "erf", "logsumexp", "pow"}
     # The state, with the average of the parameters, its gradient's norm and the losses.
     results = [

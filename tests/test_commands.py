@@ -153,6 +153,21 @@ def test_the_first_state_is_one_program_with_the_values_of_many(tmp_path):
         np.testing.assert_allclose(values[2], values[0], rtol=1e-6, atol=1e-7)
 
 
+def test_sizes_and_flags_that_are_given_replace_those_of_the_preset():
+    config = preset("mnist-dit")
+    assert TrainingOptions().applied(config) == config
+    every = {"rms_norm": True, "qk_norm": True, "swiglu": True, "rotary": True}
+    other = dataclasses.replace(config, **every)
+    assert TrainingOptions(**every).applied(config) == other and TrainingOptions().applied(other) == other
+    # Zero is a size, and a word for no.
+    given = TrainingOptions(reinjection=0.0, prelude=0, loop_embedding=False).applied(
+        dataclasses.replace(config, prelude=1, loop_embedding=True)
+    )
+    assert given == dataclasses.replace(config, reinjection=0.0)
+    with pytest.raises(ValueError, match="`--patch-size` is no size of the family 'maskgit'"):
+        TrainingOptions(patch_size=2).applied(preset("digits-maskgit"))
+
+
 def test_other_classes_need_a_word():
     config = preset("digits-dit")
     ten = config.build(key=jax.random.key(0))
@@ -177,6 +192,8 @@ def test_a_dry_run_describes_the_real_one_and_builds_nothing(tmp_path, monkeypat
     assert "data: 1,437 examples of 10 classes in digits" in described
     assert "precision: bfloat16, remat: layer" in described
     assert run("train", *sizes, "--sampler.steps", 14, "--dry-run").output != described
+    parts = ("--rms-norm", "--qk-norm", "--swiglu", "--rotary")
+    assert run("train", *sizes, *parts, "--dry-run").output != run("train", *sizes, "--dry-run").output
     moving = run("train", "--data", "moving-digits", "--clips", 64, "--dry-run").output
     assert "data: 64 examples of 10 classes in moving-digits" in moving
     script = run_example("train_imagenet.py", "--preset", "elt-XL-7Nx4L", "--family", "maskgit", "--dry-run")

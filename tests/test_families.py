@@ -31,7 +31,7 @@ from elt_zoo.evaluation import (
 )
 from elt_zoo.families import ModelConfig, SamplerSettings
 from elt_zoo.metrics import AbstractExtractor, Features, set_statistics
-from elt_zoo.nn import LabelEmbedding, LayerNorm, Linear, PreNormLayer
+from elt_zoo.nn import LabelEmbedding, LayerNorm, Linear, PreNormLayer, SwiGLU
 from elt_zoo.objectives import AbstractLoss
 from elt_zoo.profile import profile
 from elt_zoo.recipes import Representation, Run, TrainingOptions, make_task, train
@@ -209,6 +209,14 @@ def test_its_sizes_follow_the_data(task):
     assert task.config.num_classes == 3 and task.settings == SamplerSettings(steps=3)
     with pytest.raises(ValueError, match=r"examples float32\[8\] cannot take data of float32\[5\]"):
         task.config.fit_to(jax.ShapeDtypeStruct((5,), jnp.float32), num_classes=3)
+
+
+def test_its_layers_have_the_options_that_need_no_grid(task):
+    other = dataclasses.replace(task.config, rms_norm=True, qk_norm=True, swiglu=True)
+    layers = eqx.filter_eval_shape(other.build, key=jax.random.key(0)).trunk.layers
+    assert isinstance(layers.mlp, SwiGLU) and layers.attention.query_norm.weight.shape == (1, 8)
+    with pytest.raises(ValueError, match=r"`SeriesConfig\(rotary=True\)`: this family does not say where"):
+        dataclasses.replace(task.config, rotary=True).build(key=jax.random.key(0))
 
 
 @pytest.mark.slow

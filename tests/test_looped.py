@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from elt_zoo import LoopedTransformer, Remat
 from elt_zoo.looped._while_any import while_any
-from elt_zoo.nn import AbstractLayer, AdaLNZeroLayer, PostNormLayer, PreNormLayer
+from elt_zoo.nn import AbstractLayer, AdaLNZeroLayer, LayerOptions, PostNormLayer, PreNormLayer, Rotary
 
 DIM, HEADS, TOKENS, LAYERS, MAX_LOOPS = 16, 2, 5, 2, 5
 
@@ -108,6 +108,24 @@ def test_loops_with_vectors_of_their_own_agree_in_every_way(layer, x, conditioni
             state = one(state) if conditioning is None else one(state, one.condition(conditioning))
         states.append(state)
     check_every_way(trunk, x, conditioning, jnp.stack(states))
+
+
+@pytest.mark.parametrize(("layer", "options"), [*PAIRS, (PostNormLayer, {})], indirect=["layer"], ids=str)
+def test_layers_of_other_parts_agree_in_every_way(layer, x, conditioning, options):
+    every = LayerOptions(rms_norm=True, qk_norm=True, swiglu=True, rotary=Rotary((TOKENS - 1,), prefix=1))
+    trunk = build(functools.partial(layer, options=every), num_loop_deltas=MAX_LOOPS, **options)
+    states, state = [], x
+    for loop in range(MAX_LOOPS):
+        for i in range(LAYERS):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, trunk.layers)
+            one = eqx.apply_updates(one, jax.tree.map(lambda leaf, i=i, loop=loop: leaf[i, loop], trunk.loop_deltas))
+            state = one(state) if conditioning is None else one(state, one.condition(conditioning))
+        states.append(state)
+    check_every_way(trunk, x, conditioning, jnp.stack(states))
+    close(trunk.unstacked().trajectory(x, conditioning, loops=MAX_LOOPS), jnp.stack(states))
+    # The scales of queries and keys are vectors too, of which every loop has its own.
+    assert trunk.loop_deltas.attention.query_norm.weight.shape == (LAYERS, MAX_LOOPS, DIM // HEADS)
+    assert trunk.loop_deltas.mlp.up.weight is None
 
 
 def test_vectors_of_their_own_start_at_zero_and_leave_matrices_shared(layer, x, conditioning):

@@ -15,6 +15,7 @@ DEEP = DiTConfig(dim=16, num_layers=6, max_loops=1, num_heads=2, num_classes=3, 
 MASKED = MaskGITConfig(
     dim=16, num_layers=6, max_loops=1, num_heads=2, num_classes=3, grid=(2, 2), codebook_size=8, pre_norm=False
 )
+OTHER_PARTS = dataclasses.replace(MASKED, pre_norm=True, rms_norm=True, qk_norm=True, swiglu=True, rotary=True)
 INPUTS = (jnp.linspace(-1, 1, 16).reshape(4, 4, 1), jnp.asarray(0.3), jnp.asarray(1))
 MASKED_INPUTS = (jnp.asarray([[1, 8], [8, 7]]), jnp.asarray(2))
 
@@ -55,7 +56,11 @@ def test_groups_of_each_kind():
 
 
 @pytest.mark.parametrize("retrofit", list(Retrofit))
-@pytest.mark.parametrize(("config", "inputs"), [(DEEP, INPUTS), (MASKED, MASKED_INPUTS)], ids=["dit", "maskgit"])
+@pytest.mark.parametrize(
+    ("config", "inputs"),
+    [(DEEP, INPUTS), (MASKED, MASKED_INPUTS), (OTHER_PARTS, MASKED_INPUTS)],
+    ids=["dit", "maskgit", "other parts"],
+)
 def test_deltas_give_every_loop_the_vectors_of_its_own_layer(retrofit, config, inputs):
     model = deep(config)
     # With shared matrices the vectors are all that tells the layers apart.

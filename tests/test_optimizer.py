@@ -42,10 +42,13 @@ def test_decay_moves_weights_and_leaves_stacked_biases_alone():
     np.testing.assert_array_equal(updates.head.token_embedding, 0.0)
 
 
-def test_muon_orthogonalises_each_matrix_of_the_trunk_and_leaves_the_rest_to_adamw():
+@pytest.mark.parametrize("other_parts", [False, True])
+def test_muon_orthogonalises_each_matrix_of_the_trunk_and_leaves_the_rest_to_adamw(other_parts):
     config = MaskGITConfig(
         dim=8, num_layers=2, max_loops=2, num_heads=2, num_classes=4, grid=(2, 2), codebook_size=5, prelude=1
     )
+    if other_parts:
+        config = dataclasses.replace(config, rms_norm=True, qk_norm=True, swiglu=True, rotary=True)
     params = eqx.filter(config.build(key=jax.random.key(0)), eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -72,6 +75,7 @@ def test_muon_orthogonalises_each_matrix_of_the_trunk_and_leaves_the_rest_to_ada
         lambda model: model.head,
         lambda model: model.trunk.layers.attention_norm,
         lambda model: model.trunk.layers.mlp.up.bias,
+        lambda model: (model.trunk.layers.attention.query_norm, model.trunk.prelude.attention.key_norm),
     ):
         assert eqx.tree_equal(rest(muon), rest(adamw))
 

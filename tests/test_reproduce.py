@@ -136,6 +136,36 @@ def test_loops_are_compared_at_the_rate_that_is_best_for_each():
     assert len(names) == len(rates) * len(models)
 
 
+def test_layers_of_other_parts_are_compared_with_their_own_kind():
+    from reproduction._cases import Case
+    from reproduction._results import Results
+    from reproduction.loops import all_models, at_rates, table
+
+    models = all_models("digits", "muon")
+    assert not any(case.layers for case in all_models("digits", "muon", "maskgit").values())
+    together = "RMS, QK, rotary, SwiGLU"
+    looped, unlooped = models[together], models[f"2 unique layers, {together}"]
+    assert looped.name == "digits-dit-2Nx4L-ilsd-reinjection_0.5-rms_norm-qk_norm-rotary-swiglu-student_0.25-muon"
+    on = {"rms_norm": True, "qk_norm": True, "rotary": True, "swiglu": True}
+    assert looped.sizes == models["re-injected × 1/2"].sizes | on
+    assert unlooped.sizes == models["2 unique layers"].sizes | on
+    assert [models[name].layers for name in ("RMS norm", "QK norm", "rotary", "SwiGLU")] == [(each,) for each in on]
+    assert Case(**json.loads(json.dumps(dataclasses.asdict(looped)))) == looped
+
+    losses = {"2 unique layers": 1.0, "4 unique layers": 0.5, "re-injected × 1/2": 0.75}
+    losses |= {f"2 unique layers, {together}": 0.4, together: 0.3, "RMS norm": 0.7}
+    chosen = {name: at_rates(models[name], (0.1,))[0] for name in losses}
+    results = Results(
+        record(case, 0, [losses[name]] * (2 * case.max_loops if case.max_loops > 1 else 1))
+        for name, case in chosen.items()
+    )
+    rows = [line.removeprefix("| ").split(" | ") for line in table(results, chosen).splitlines()[2:]]
+    gains = {row[0]: row[9:11] for row in rows}
+    assert gains["re-injected × 1/2"] == ["25.0%", "0.25"]
+    # Two layers with all the parts are the only ones to compare with, and nothing is like the norms alone.
+    assert gains[together] == ["25.0%", "–"] and gains["RMS norm"] == ["", "–"]
+
+
 def test_the_front_has_the_budgets_that_no_other_beats_in_both(tmp_path):
     from reproduction._cases import Case
     from reproduction.budgets import Point, front, fronts_of_models, plot, table, trained

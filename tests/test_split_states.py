@@ -1,5 +1,6 @@
 """Meshes, and states split over them."""
 
+import functools
 import json
 import os
 import subprocess
@@ -16,10 +17,13 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from elt_zoo.looped import LoopedTransformer
+from elt_zoo.nn import LayerOptions, PreNormLayer, Rotary
 from elt_zoo.sharding import Gather, Layout, Rule, make_mesh, spec_of
 from elt_zoo.sharding._mesh import arrange
 from elt_zoo.training import Checkpoints, TrainState
 from elt_zoo.training._gather import gather_in_loops
+
+OTHER_PARTS = LayerOptions(rms_norm=True, qk_norm=True, swiglu=True, rotary=Rotary((2, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +92,11 @@ def test_a_state_saved_on_one_mesh_is_restored_on_others(tmp_path):
     assert split_again.ema["weight"].addressable_shards[0].data.shape == (64, 64)
 
 
-def test_layers_that_are_gathered_in_loops_compute_the_same():
+@pytest.mark.parametrize("options", [LayerOptions(), OTHER_PARTS], ids=["plain", "other parts"])
+def test_layers_that_are_gathered_in_loops_compute_the_same(options):
     layout = Layout(make_mesh(fsdp=4, devices=jax.devices()[:4]), Gather.LOOP)
-    trunk = LoopedTransformer.create(32, 1, 2, prelude=1, num_loop_deltas=2, key=jax.random.key(0))
+    layer = functools.partial(PreNormLayer, options=options)
+    trunk = LoopedTransformer.create(32, 1, 2, layer=layer, prelude=1, num_loop_deltas=2, key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (4, 32))
 
     @eqx.filter_jit

@@ -1,6 +1,7 @@
 import abc
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -13,6 +14,7 @@ from ..corruption import AbstractCorruption
 from ..diagnostics import AbstractExits
 from ..looped import LoopedTransformer, Remat
 from ..models import ElasticModel
+from ..nn import LayerOptions, Rotary
 from ..objectives import AbstractLoss
 from ..sampling import AbstractGuidance, AbstractSampler, ConstantGuidance
 
@@ -72,7 +74,8 @@ class ModelConfig(abc.ABC):
     - `max_loops`: L_max, the loops that the model is trained for.
     - `num_heads`: attention heads.
     - `num_classes`: number of classes; label `num_classes` is the null class.
-    - `mlp_dim`: hidden width of the MLP; `None` for 4·`dim`.
+    - `mlp_dim`: hidden width of the MLP; `None` for 4·`dim`, and with `swiglu` for 8/3·`dim`, rounded up to a multiple
+      of 8, which is about as many parameters.
     - `dropout`: rate in every residual branch (and after MaskGIT's embedding).
     - `prelude`, `coda`: layers before the loops and after the last one; default none, as the paper.
     - `residual_scale`: of the branches of looped layers, in (0, 1]; default 1, as the paper.
@@ -81,10 +84,18 @@ class ModelConfig(abc.ABC):
     - `num_loop_deltas`: loops that add vectors of their own to the layers' vectors, at most L_max; default none.
     - `loop_embedding`: tell the layers which loop they are in, by a vector of each loop that is added to the
       conditioning; default not, as the paper. For families whose layers are conditioned.
+    - `rms_norm`: RMS norms in the trunk's layers ([1910.07467](https://arxiv.org/abs/1910.07467)); default layer norms,
+      as the paper. The head keeps its own.
+    - `qk_norm`: RMS norms of queries and keys ([2302.05442](https://arxiv.org/abs/2302.05442), with layer norms);
+      default none, as the paper.
+    - `swiglu`: gated MLPs ([2002.05202](https://arxiv.org/abs/2002.05202)); default MLPs with GELU, as the paper.
+    - `rotary`: queries and keys turned by their positions in the grid
+      ([2104.09864](https://arxiv.org/abs/2104.09864)), see [`Rotary`][elt_zoo.nn.Rotary]; default not, as the paper.
+      The head adds its absolute positions either way.
     - `scan_layers`, `unroll_loops`, `remat`: how the trunk runs, see [`LoopedTransformer`][elt_zoo.LoopedTransformer].
 
-    **Raises:** `ValueError` for a size below 1 or beyond any reason, heads that do not divide the width, or a dropout
-    outside [0, 1).
+    **Raises:** `ValueError` for a size below 1 or beyond any reason, heads that do not divide the width or are too
+    narrow for rotary positions, or a dropout outside [0, 1).
     """
 
     family: ClassVar[str]
@@ -103,6 +114,10 @@ class ModelConfig(abc.ABC):
     reinjection: float = 0.0
     num_loop_deltas: int = 0
     loop_embedding: bool = False
+    rms_norm: bool = False
+    qk_norm: bool = False
+    swiglu: bool = False
+    rotary: bool = False
     scan_layers: bool = False
     unroll_loops: bool = False
     remat: Remat = Remat.AUTO
@@ -254,7 +269,31 @@ class ModelConfig(abc.ABC):
     @property
     def hidden_dim(self) -> int:
         """Hidden width of the MLP, `mlp_dim` or its default."""
-        return 4 * self.dim if self.mlp_dim is None else self.mlp_dim
+        if self.mlp_dim is not None:
+            return self.mlp_dim
+        return 8 * math.ceil(self.dim / 3) if self.swiglu else 4 * self.dim
+
+    @property
+    def rotary_positions(self) -> Rotary | None:
+        """Where the trunk's tokens stand in a grid, for `rotary`; `None`, the default, where they stand in none."""
+        return None
+
+    @property
+    def layer_options(self) -> LayerOptions:
+        """What the parts of the trunk's layers are.
+
+        **Raises:** `ValueError` if the fields ask for rotary positions where there is no grid, or the heads are too
+        narrow for them.
+        """
+        rotary = self.rotary_positions if self.rotary else None
+        if self.rotary and rotary is None:
+            raise ValueError(
+                f"`{type(self).__name__}(rotary=True)`: this family does not say where its tokens stand in a grid. "
+                "Define its property `rotary_positions`, or leave `rotary` off."
+            )
+        if rotary is not None:
+            rotary.pairs(self.dim // self.num_heads)
+        return LayerOptions(rms_norm=self.rms_norm, qk_norm=self.qk_norm, swiglu=self.swiglu, rotary=rotary)
 
     @property
     def trunk_conditioning_dim(self) -> int | None:
@@ -303,8 +342,11 @@ class ModelConfig(abc.ABC):
         return {"family": self.family} | dataclasses.asdict(self)
 
     def trunk(self, layer: Callable[..., Any], *, key: PRNGKeyArray) -> LoopedTransformer:
-        """The trunk of these sizes, of layers that `layer(dim, num_heads, mlp_dim=…, key=…)` makes."""
-        width = self.trunk_conditioning_dim
+        """The trunk of these sizes, of layers that `layer(dim, num_heads, mlp_dim=…, key=…)` makes. It is called with
+        `options=`, too, if any of the [`LayerOptions`][elt_zoo.nn.LayerOptions] is on.
+        """
+        width, options = self.trunk_conditioning_dim, self.layer_options
+        layer = layer if options == LayerOptions() else functools.partial(layer, options=options)
         return LoopedTransformer.create(
             self.dim,
             self.num_layers,

@@ -18,7 +18,7 @@ from ..corruption import (
 from ..diagnostics import DiffusionExits, diffusion_exits
 from ..heads import DiTHead
 from ..models import ElasticModel
-from ..nn import AdaLNZeroLayer
+from ..nn import AdaLNZeroLayer, Rotary
 from ..objectives import SigmoidWeightedMSE
 from ..sampling import DDIM, DDPM, DiffusionSampler
 from ._config import ModelConfig, SamplerSettings, TrainingDefaults, guidance_of, of_type
@@ -106,11 +106,16 @@ class DiTConfig(ModelConfig):
         if not math.isfinite(self.loss_bias):
             raise ValueError(f"`DiTConfig(loss_bias={self.loss_bias})` must be a finite number.")
         self.schedule  # noqa: B018  (raises for a shift that the schedule cannot have)
+        self.layer_options  # noqa: B018  (raises for heads that are too narrow)
 
     @property
     def _patches(self) -> tuple[int, ...]:
         axes = len(self.shape) - 1
         return (self.patch_size,) * axes if isinstance(self.patch_size, int) else self.patch_size
+
+    @property
+    def _grid(self) -> tuple[int, ...]:
+        return tuple(size // p for size, p in zip(self.shape[:-1], self._patches, strict=True))
 
     @property
     def schedule(self) -> AbstractNoiseSchedule:
@@ -129,7 +134,12 @@ class DiTConfig(ModelConfig):
     @property
     def num_tokens(self) -> int:
         """Patches of an array."""
-        return math.prod(size // p for size, p in zip(self.shape[:-1], self._patches, strict=True))
+        return math.prod(self._grid)
+
+    @property
+    def rotary_positions(self) -> Rotary:
+        """The grid of patches."""
+        return Rotary(self._grid)
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:

@@ -11,7 +11,7 @@ from ..corruption import CosineMaskSchedule, MaskedCorruption
 from ..diagnostics import TokenExits, token_exits
 from ..heads import MaskGITHead
 from ..models import ElasticModel
-from ..nn import AdaLNZeroLayer, PostNormLayer, PreNormLayer
+from ..nn import AdaLNZeroLayer, PostNormLayer, PreNormLayer, Rotary
 from ..objectives import MaskedCrossEntropy
 from ..sampling import MaskedSampler
 from ._config import ModelConfig, SamplerSettings, TrainingDefaults, guidance_of, of_type
@@ -79,6 +79,7 @@ class MaskGITConfig(ModelConfig):
             )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"`MaskGITConfig(label_smoothing={self.label_smoothing})` must be in [0, 1).")
+        self.layer_options  # noqa: B018  (raises for heads that are too narrow)
 
     @property
     def mask_id(self) -> int:
@@ -94,6 +95,11 @@ class MaskGITConfig(ModelConfig):
     def trunk_conditioning_dim(self) -> int | None:
         """Width of the vector that conditions the layers, if they take one."""
         return self.dim if self.ada_ln else None
+
+    @property
+    def rotary_positions(self) -> Rotary:
+        """The grid, after the class token if there is one."""
+        return Rotary(self.grid, prefix=int(not self.ada_ln))
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:

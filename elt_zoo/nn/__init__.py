@@ -15,6 +15,7 @@ from ._embeddings import look_up as look_up
 from ._embeddings import sincos_positions as sincos_positions
 from ._fused_attention import save_fused_attention as save_fused_attention
 from ._group_norm import GroupNorm as GroupNorm
+from ._layer_options import LayerOptions as LayerOptions
 from ._layers import AbstractLayer as AbstractLayer
 from ._layers import AdaLNZeroLayer as AdaLNZeroLayer
 from ._layers import PostNormLayer as PostNormLayer
@@ -22,4 +23,7 @@ from ._layers import PreNormLayer as PreNormLayer
 from ._layers import modulate as modulate
 from ._linear import Linear as Linear
 from ._mlp import Mlp as Mlp
+from ._mlp import SwiGLU as SwiGLU
 from ._norm import LayerNorm as LayerNorm
+from ._norm import RMSNorm as RMSNorm
+from ._rotary import Rotary as Rotary

@@ -13,7 +13,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._checks import checked
 from ._attention_kernel import AttentionChoice, AttentionDevice, AttentionKernel, attention_kernel
 from ._fused_attention import attend_by_cudnn, attend_by_pallas
-from ._linear import Initializer, Linear
+from ._linear import Initializer, Linear, side_by_side
+from ._norm import RMSNorm
+from ._rotary import Rotary
+
+_QK_EPS = 1e-6
 
 
 class SelfAttention(eqx.Module):
@@ -29,20 +33,36 @@ class SelfAttention(eqx.Module):
 
     qkv: Linear
     out: Linear
+    query_norm: RMSNorm | None
+    key_norm: RMSNorm | None
+    rotary: Rotary | None = eqx.field(static=True)
     num_heads: int = eqx.field(static=True)
     kernel: AttentionKernel = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
 
-    def __init__(self, dim: int, num_heads: int, *, init: Initializer | None = None, key: PRNGKeyArray):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        init: Initializer | None = None,
+        qk_norm: bool = False,
+        rotary: Rotary | None = None,
+        key: PRNGKeyArray,
+    ):
         """**Arguments:**
 
         - `dim`: width of the tokens, a multiple of `num_heads`.
         - `num_heads`: number of attention heads.
         - `init`: initialiser of the weights. Query, key and value weights are drawn as three square matrices and stored
           as one, (3·dim, dim) in that order, heads inside.
+        - `qk_norm`: normalise the queries and the keys of every head, so that their products stay in bounds. Each have
+          an RMS norm over the channels of a head, as in later models ([2403.03206](https://arxiv.org/abs/2403.03206));
+          the first to do so had layer norms ([2302.05442](https://arxiv.org/abs/2302.05442)).
+        - `rotary`: turns the queries and the keys by their positions, after that norm.
         - `key`: PRNG key.
 
-        **Raises:** `ValueError` if the heads do not divide the width.
+        **Raises:** `ValueError` if the heads do not divide the width, or are too narrow for the rotary positions.
         """
         if num_heads < 1 or dim % num_heads:
             raise ValueError(
@@ -51,14 +71,14 @@ class SelfAttention(eqx.Module):
             )
         init = jax.nn.initializers.glorot_uniform() if init is None else init
         qkv_key, out_key = jax.random.split(key)
-
-        def init_each(key, shape, dtype=jnp.float32, out_sharding=None):
-            keys = jax.random.split(key, 3)
-            each = [init(key, (shape[0], shape[1] // 3), dtype) for key in keys]
-            return jnp.concatenate(each, axis=1)
-
-        self.qkv = Linear(dim, 3 * dim, init=init_each, key=qkv_key)
+        head_dim = dim // num_heads
+        if rotary is not None:
+            rotary.pairs(head_dim)  # which says if a head is too narrow
+        self.qkv = Linear(dim, 3 * dim, init=side_by_side(init, 3), key=qkv_key)
         self.out = Linear(dim, dim, init=init, key=out_key)
+        self.query_norm = RMSNorm(head_dim, eps=_QK_EPS) if qk_norm else None
+        self.key_norm = RMSNorm(head_dim, eps=_QK_EPS) if qk_norm else None
+        self.rotary = rotary
         self.num_heads = num_heads
         self.kernel = AttentionKernel.AUTO
         self.mesh = None
@@ -80,6 +100,10 @@ class SelfAttention(eqx.Module):
         query, key, value = rearrange(
             self.qkv(x), "tokens (three heads head_dim) -> three tokens heads head_dim", three=3, heads=self.num_heads
         )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
         choice = self.choice(x.shape[0], x.dtype)
         match choice.kernel:
             case AttentionKernel.CUDNN:

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._checks import checked
 from ._attention import SelfAttention
 from ._dropout import dropout
+from ._layer_options import LayerOptions
 from ._linear import Initializer, Linear
-from ._mlp import Mlp
-from ._norm import LayerNorm
+from ._mlp import Mlp, SwiGLU
+from ._norm import LayerNorm, RMSNorm
 
 
 class AbstractLayer(eqx.Module):
@@ -44,10 +45,10 @@ def _scaled(branch: Float[Array, "tokens dim"], scale: float) -> Float[Array, "t
 class _PlainLayer(AbstractLayer):
     """What the layers without conditioning share: their parts, and how those are made."""
 
-    attention_norm: LayerNorm
+    attention_norm: LayerNorm | RMSNorm
     attention: SelfAttention
-    mlp_norm: LayerNorm
-    mlp: Mlp
+    mlp_norm: LayerNorm | RMSNorm
+    mlp: Mlp | SwiGLU
     dropout: float = eqx.field(static=True)
 
     def __init__(
@@ -58,19 +59,21 @@ class _PlainLayer(AbstractLayer):
         mlp_dim: int,
         dropout: float,
         norm_eps: float,
+        options: LayerOptions,
         init: Initializer,
         key: PRNGKeyArray,
     ):
         attention_key, mlp_key = jax.random.split(key)
-        self.attention_norm = LayerNorm(dim, eps=norm_eps)
-        self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
-        self.mlp_norm = LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, mlp_dim, init=init, key=mlp_key)
+        self.attention_norm = options.norm(dim, eps=norm_eps)
+        self.attention = options.attention(dim, num_heads, init=init, key=attention_key)
+        self.mlp_norm = options.norm(dim, eps=norm_eps)
+        self.mlp = options.mlp(dim, mlp_dim, init=init, key=mlp_key)
         self.dropout = dropout
 
 
 _GLOROT = jax.nn.initializers.glorot_uniform()
 _BERT = jax.nn.initializers.truncated_normal(0.02)
+_USUAL = LayerOptions()
 
 
 class PreNormLayer(_PlainLayer):
@@ -92,6 +95,7 @@ class PreNormLayer(_PlainLayer):
         dropout: float = 0.0,
         residual_scale: float = 1.0,
         norm_eps: float = 1e-6,
+        options: LayerOptions = _USUAL,
         init: Initializer = _GLOROT,
         key: PRNGKeyArray,
     ):
@@ -100,11 +104,21 @@ class PreNormLayer(_PlainLayer):
         - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
         - `dropout`: rate on both residual branches, in [0, 1).
         - `residual_scale`: factor of both residual branches.
-        - `norm_eps`: epsilon of the layer norms.
+        - `norm_eps`: epsilon of the norms.
+        - `options`: RMS norms, normalised queries and keys, a gated MLP, rotary positions; default none of them.
         - `init`: initialiser of all weights; default Glorot uniform, which suits any width, unlike BERT's fixed 0.02.
         - `key`: PRNG key.
         """
-        super().__init__(dim, num_heads, mlp_dim=mlp_dim, dropout=dropout, norm_eps=norm_eps, init=init, key=key)
+        super().__init__(
+            dim,
+            num_heads,
+            mlp_dim=mlp_dim,
+            dropout=dropout,
+            norm_eps=norm_eps,
+            options=options,
+            init=init,
+            key=key,
+        )
         self.residual_scale = residual_scale
 
     @checked
@@ -134,6 +148,7 @@ class PostNormLayer(_PlainLayer):
         mlp_dim: int,
         dropout: float = 0.0,
         norm_eps: float = 1e-12,
+        options: LayerOptions = _USUAL,
         init: Initializer = _BERT,
         key: PRNGKeyArray,
     ):
@@ -141,11 +156,21 @@ class PostNormLayer(_PlainLayer):
 
         - `dim`, `num_heads`, `mlp_dim`: width, attention heads and hidden width of the MLP.
         - `dropout`: rate on both residual branches, in [0, 1).
-        - `norm_eps`: epsilon of the layer norms.
+        - `norm_eps`: epsilon of the norms.
+        - `options`: RMS norms, normalised queries and keys, a gated MLP, rotary positions; default none of them.
         - `init`: initialiser of all weights; default BERT's, a truncated normal of standard deviation 0.02.
         - `key`: PRNG key.
         """
-        super().__init__(dim, num_heads, mlp_dim=mlp_dim, dropout=dropout, norm_eps=norm_eps, init=init, key=key)
+        super().__init__(
+            dim,
+            num_heads,
+            mlp_dim=mlp_dim,
+            dropout=dropout,
+            norm_eps=norm_eps,
+            options=options,
+            init=init,
+            key=key,
+        )
 
     @checked
     def __call__(
@@ -172,10 +197,10 @@ class AdaLNZeroLayer(AbstractLayer):
     """
 
     modulation: Linear
-    attention_norm: LayerNorm
+    attention_norm: LayerNorm | RMSNorm
     attention: SelfAttention
-    mlp_norm: LayerNorm
-    mlp: Mlp
+    mlp_norm: LayerNorm | RMSNorm
+    mlp: Mlp | SwiGLU
     dropout: float = eqx.field(static=True)
     residual_scale: float = eqx.field(static=True)
 
@@ -189,6 +214,7 @@ class AdaLNZeroLayer(AbstractLayer):
         dropout: float = 0.0,
         residual_scale: float = 1.0,
         norm_eps: float = 1e-6,
+        options: LayerOptions = _USUAL,
         init: Initializer | None = None,
         key: PRNGKeyArray,
     ):
@@ -198,17 +224,18 @@ class AdaLNZeroLayer(AbstractLayer):
         - `conditioning_dim`: width of the conditioning vector, `dim` by default.
         - `dropout`: rate on both residual branches, in [0, 1).
         - `residual_scale`: factor of both residual branches, beside their gates.
-        - `norm_eps`: epsilon of the layer norms, which have no affine part.
+        - `norm_eps`: epsilon of the norms, which have no affine part.
+        - `options`: RMS norms, normalised queries and keys, a gated MLP, rotary positions; default none of them.
         - `init`: initialiser of attention and MLP; default Glorot uniform, as DiT.
         - `key`: PRNG key.
         """
         attention_key, mlp_key = jax.random.split(key)
         conditioning_dim = dim if conditioning_dim is None else conditioning_dim
         self.modulation = Linear(conditioning_dim, 6 * dim, init=jax.nn.initializers.zeros, key=key)
-        self.attention_norm = LayerNorm(dim, eps=norm_eps, affine=False)
-        self.attention = SelfAttention(dim, num_heads, init=init, key=attention_key)
-        self.mlp_norm = LayerNorm(dim, eps=norm_eps, affine=False)
-        self.mlp = Mlp(dim, mlp_dim, init=init, key=mlp_key)
+        self.attention_norm = options.norm(dim, eps=norm_eps, affine=False)
+        self.attention = options.attention(dim, num_heads, init=init, key=attention_key)
+        self.mlp_norm = options.norm(dim, eps=norm_eps, affine=False)
+        self.mlp = options.mlp(dim, mlp_dim, init=init, key=mlp_key)
         self.dropout = dropout
         self.residual_scale = residual_scale
 

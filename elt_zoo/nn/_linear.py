@@ -8,6 +8,18 @@ from .._checks import checked
 Initializer = jax.nn.initializers.Initializer
 
 
+def side_by_side(init: Initializer, matrices: int) -> Initializer:
+    """Draws so many matrices one by one, each with the variance that its own shape asks for, and joins their outputs.
+    So starts a `Linear` that computes several maps at once.
+    """
+
+    def init_each(key, shape, dtype=jnp.float32, out_sharding=None):
+        keys = jax.random.split(key, matrices)
+        return jnp.concatenate([init(key, (shape[0], shape[1] // matrices), dtype) for key in keys], axis=1)
+
+    return init_each
+
+
 class Linear(eqx.Module):
     """Affine map `weight @ x + bias` of the last axis.
 

@@ -37,3 +37,31 @@ class LayerNorm(eqx.Module):
             y = y * jnp.broadcast_to(self.weight.astype(jnp.float32), y.shape)
             y = y + jnp.broadcast_to(self.bias.astype(jnp.float32), y.shape)
         return y.astype(x.dtype)
+
+
+class RMSNorm(eqx.Module):
+    """Divides the last axis by its root mean square, `x / √(mean(x²) + eps)`, without centring it, in float32 whatever
+    the input's dtype ([1910.07467](https://arxiv.org/abs/1910.07467)).
+    """
+
+    weight: Float[Array, " dim"] | None
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, dim: int, *, eps: float, affine: bool = True):
+        """**Arguments:**
+
+        - `dim`: size of the last axis.
+        - `eps`: added to the mean square.
+        - `affine`: whether to have a trainable scale. adaLN layers have none: theirs comes from conditioning.
+        """
+        self.weight = jnp.ones(dim, jnp.float32) if affine else None
+        self.eps = eps
+
+    @checked
+    def __call__(self, x: Float[Array, "*rest dim"]) -> Float[Array, "*rest dim"]:
+        """Returns the normalised `x`, in the dtype of `x`."""
+        wide = x.astype(jnp.float32)
+        y = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        if self.weight is not None:
+            y = y * jnp.broadcast_to(self.weight.astype(jnp.float32), y.shape)
+        return y.astype(x.dtype)

@@ -57,8 +57,9 @@ def costs_of(function: Callable[[Any, Any], PyTree], module: PyTree, inputs: PyT
         return jax.tree.leaves(jax.vjp(lambda arrays: function(*eqx.combine(arrays, rest)), arrays)[1])
 
     backward = jax.make_jaxpr(residuals)(module, inputs).jaxpr
-    # What is an argument already, above all a weight, is not saved a second time.
-    saved = {var for var in backward.outvars if not isinstance(var, Literal)} - set(backward.invars)
+    # What is an argument already, above all a weight, is not saved a second time. A constant, such as a table of
+    # angles, is in memory once for all examples and layers.
+    saved = {var for var in backward.outvars if not isinstance(var, Literal)} & _computed(backward)
     return Costs(
         macs=macs(forward),
         elementwise=elementwise(forward),
@@ -66,6 +67,15 @@ def costs_of(function: Callable[[Any, Any], PyTree], module: PyTree, inputs: PyT
         product_bytes=product_bytes(forward),
         workspace_bytes=workspace(forward, parameters),
     )
+
+
+def _computed(jaxpr: Jaxpr) -> set:
+    """The variables that a program computes from its arguments."""
+    known = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if any(not isinstance(var, Literal) and var in known for var in equation.invars):
+            known.update(equation.outvars)
+    return known - set(jaxpr.invars)
 
 
 def macs(jaxpr: Jaxpr) -> int:

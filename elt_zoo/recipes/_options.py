@@ -79,10 +79,18 @@ class SizeOptions:
     """Share of what entered the loops in what each of them starts from, in [0, 1)."""
     num_loop_deltas: int | None = None
     """Loops that add vectors of their own to the layers' vectors, at most L_max."""
-    loop_embedding: bool | None = None
+    loop_embedding: bool = False
     """Tell the layers which loop they are in, by a vector added to their conditioning. Diffusion, or `--ada-ln`."""
-    ada_ln: bool | None = None
+    ada_ln: bool = False
     """Masked: the class conditions the layers by adaLN, in place of being a token."""
+    rms_norm: bool = False
+    """RMS norms in the trunk's layers, in place of layer norms."""
+    qk_norm: bool = False
+    """RMS norms of queries and keys."""
+    swiglu: bool = False
+    """Gated MLPs in the trunk's layers, with two thirds of an MLP's hidden width."""
+    rotary: bool = False
+    """Turn queries and keys by their positions in the grid of tokens, beside the positions that are added."""
     patch_size: int | None = None
     """Diffusion: pixels along each side of a patch."""
     codebook_size: int | None = None
@@ -102,7 +110,9 @@ class SizeOptions:
 
         **Raises:** `ValueError` for a size that the family does not have.
         """
-        given = {name: value for name in _SIZES if (value := getattr(self, name)) is not None}
+        # What is not given has the default: `None`, or `False` of a flag, which leaves what the preset says.
+        fields = dataclasses.fields(SizeOptions)
+        given = {field.name: value for field in fields if (value := getattr(self, field.name)) is not field.default}
         unknown = [name for name in given if not hasattr(config, name)]
         if unknown:
             raise ValueError(f"`--{unknown[0].replace('_', '-')}` is no size of the family {config.family!r}.")
