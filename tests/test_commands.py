@@ -158,7 +158,8 @@ def test_sizes_and_flags_that_are_given_replace_those_of_the_preset():
     assert TrainingOptions().applied(config) == config
     every = {"rms_norm": True, "qk_norm": True, "swiglu": True, "rotary": True}
     other = dataclasses.replace(config, **every)
-    assert TrainingOptions(**every).applied(config) == other and TrainingOptions().applied(other) == other
+    flags = dataclasses.replace(TrainingOptions(), **every)
+    assert flags.applied(config) == other and TrainingOptions().applied(other) == other
     # Zero is a size, and a word for no.
     given = TrainingOptions(reinjection=0.0, prelude=0, loop_embedding=False).applied(
         dataclasses.replace(config, prelude=1, loop_embedding=True)

@@ -117,9 +117,10 @@ def test_a_gated_mlp_follows_its_definition_and_starts_as_three_matrices(x):
     assert fresh.up.weight.shape == (80, 16) and fresh.down.weight.shape == (16, 40)
     # Glorot's bound is that of each half, which the two as one matrix would never reach.
     bound, of_both = math.sqrt(6 / (16 + 40)), math.sqrt(6 / (16 + 80))
-    for half in jnp.split(fresh.up.weight, 2):
+    gate, value = jnp.split(fresh.up.weight, 2)
+    for half in (gate, value):
         assert of_both < float(jnp.max(jnp.abs(half))) <= bound
-    assert not np.allclose(*jnp.split(fresh.up.weight, 2))
+    assert not np.allclose(gate, value)
 
 
 @pytest.mark.numerical
@@ -176,7 +177,7 @@ def test_rotary_positions_are_equal_by_value_and_refuse_what_cannot_be():
     assert Rotary((2, 3), prefix=1) == Rotary((2, 3), prefix=1) and len({Rotary((2,)), Rotary((2,))}) == 1
     for wrong in ({"grid": ()}, {"grid": (2, 0)}, {"prefix": -1}, {"base": 1.0}, {"base": math.nan}):
         with pytest.raises(ValueError, match="needs a grid of one or more axes"):
-            Rotary(**({"grid": (2,)} | wrong))
+            dataclasses.replace(Rotary((2,)), **wrong)
     with pytest.raises(ValueError, match=r"prefix=1, base=100.0\)` turns 7 tokens and got 6"):
         Rotary((2, 3), prefix=1)(jnp.zeros((6, 1, 8)))
     with pytest.raises(ValueError, match=r"each of its 3 axes, but a head has 4\. Use fewer heads.*6 channels or more"):

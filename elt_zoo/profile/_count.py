@@ -14,6 +14,7 @@ _ELEMENTWISE = frozenset(
     {"abs", "add", "and", "ceil", "clamp", "div", "eq", "floor", "ge", "gt", "le", "lt", "max", "min", "mul", "ne"}
     | {"neg", "not", "or", "rem", "round", "select_n", "sign", "square", "sub", "xor"}
 )
+_BRANCHES_AND_LOOPS = frozenset({"cond", "while", "scan"})
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"})
 
 
@@ -59,7 +60,8 @@ def costs_of(function: Callable[[Any, Any], PyTree], module: PyTree, inputs: PyT
     backward = jax.make_jaxpr(residuals)(module, inputs).jaxpr
     # What is an argument already, above all a weight, is not saved a second time. A constant, such as a table of
     # angles, is in memory once for all examples and layers.
-    saved = {var for var in backward.outvars if not isinstance(var, Literal)} & _computed(backward)
+    saved = {var for var in backward.outvars if not isinstance(var, Literal)}
+    saved &= _computed(backward, set(backward.invars)) - set(backward.invars)
     return Costs(
         macs=macs(forward),
         elementwise=elementwise(forward),
@@ -69,13 +71,23 @@ def costs_of(function: Callable[[Any, Any], PyTree], module: PyTree, inputs: PyT
     )
 
 
-def _computed(jaxpr: Jaxpr) -> set:
-    """The variables that a program computes from its arguments."""
-    known = set(jaxpr.invars)
+def _computed(jaxpr: Jaxpr, arguments: set) -> set:
+    """The variables of a program that depend on these of its arguments, which are among them."""
+    known = set(arguments)
     for equation in jaxpr.eqns:
-        if any(not isinstance(var, Literal) and var in known for var in equation.invars):
-            known.update(equation.outvars)
-    return known - set(jaxpr.invars)
+        depends = [not isinstance(var, Literal) and var in known for var in equation.invars]
+        if not any(depends):
+            continue
+        results, inner = list(equation.outvars), _inner(equation)
+        if len(inner) == 1 and equation.primitive.name not in _BRANCHES_AND_LOOPS:
+            # A call: what it returns may be a constant all the same.
+            (call,) = inner
+            if (len(call.invars), len(call.outvars)) == (len(depends), len(results)):
+                inside = _computed(call, {var for var, given in zip(call.invars, depends, strict=True) if given})
+                pairs = zip(results, call.outvars, strict=True)
+                results = [var for var, within in pairs if not isinstance(within, Literal) and within in inside]
+        known.update(results)
+    return known
 
 
 def macs(jaxpr: Jaxpr) -> int:
