@@ -50,9 +50,7 @@ def train(
 def starts(deep: ElasticModel, seed: int) -> Iterator[tuple[str, ElasticModel]]:
     yield "random", LOOPED.build(key=jax.random.key(seed + 1))
     for retrofit in Retrofit:
-        for keep_vectors in (False, True):
-            model, _ = loopify(deep, DEEP, num_layers=LOOPED.num_layers, retrofit=retrofit, keep_vectors=keep_vectors)
-            yield f"{retrofit.value}{', own vectors' if keep_vectors else ''}", model
+        yield retrofit.value, loopify(deep, DEEP, num_layers=LOOPED.num_layers, retrofit=retrofit)[0]
 
 
 def main() -> None:

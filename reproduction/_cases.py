@@ -28,10 +28,9 @@ CURRICULA: dict[str, optax.Schedule] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One model to train, over seeds. `loop_vectors`: every loop has vectors of its own; `loop_embedding`: the layers
-    are told their loop; `layers`: options of the layers that are on; `student_weight`: of the student in ILSD;
-    `learning_rate`: the peak, or that of all runs; `grow_from`: loops in the first half of the steps, 0 for all of them
-    from the start.
+    """One model to train, over seeds. `layers`: options of the layers that are on; `student_weight`: of the student in
+    ILSD; `learning_rate`: the peak, or that of all runs; `grow_from`: loops in the first half of the steps, 0 for all
+    of them from the start.
     """
 
     data: str
@@ -44,8 +43,6 @@ class Case:
     coda: int = 0
     residual_scale: float = 1.0
     reinjection: float = 0.0
-    loop_vectors: bool = False
-    loop_embedding: bool = False
     layers: tuple[str, ...] = ()
     student_weight: float = 1.0
     optimizer: str = "adamw"
@@ -70,8 +67,6 @@ class Case:
             "coda": self.coda,
             "residual_scale": self.residual_scale,
             "reinjection": self.reinjection,
-            "num_loop_deltas": self.max_loops if self.loop_vectors else 0,
-            "loop_embedding": self.loop_embedding,
             **dict.fromkeys(self.layers, True),
         }
 
@@ -86,10 +81,6 @@ class Case:
             parts.append(f"scale {self.residual_scale:g}")
         if self.reinjection:
             parts.append(f"reinjection {self.reinjection:g}")
-        if self.loop_vectors:
-            parts.append("vectors")
-        if self.loop_embedding:
-            parts.append("told")
         parts += self.layers
         if self.student_weight != 1.0:
             parts.append(f"student {self.student_weight:g}")

@@ -45,14 +45,13 @@ def unique_cases(data: str, family: str) -> dict[str, Case]:
 
 
 def looped_cases(data: str, family: str) -> dict[str, Case]:
-    """Models of effective depth 8, each option alone and together."""
+    """Models of effective depth 8, each option alone and some together."""
     plain, around = Case(data, family, 2, 4), Case(data, family, 2, 3, prelude=1, coda=1)
     four = Case(data, family, 4, 2)
     lighter, light_around = (
         dataclasses.replace(plain, student_weight=0.25),
         dataclasses.replace(around, student_weight=0.25),
     )
-    both = {"residual_scale": 0.5, "loop_embedding": True}
     return {
         "the paper's": plain,
         "the paper's, vanilla": dataclasses.replace(plain, objective="vanilla"),
@@ -67,16 +66,9 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
         "re-injected × 1/2, branches × 1/2": dataclasses.replace(lighter, reinjection=0.5, residual_scale=0.5),
         "grown from 2 loops": dataclasses.replace(lighter, grow_from=2),
         "re-injected × 1/2, grown from 2 loops": dataclasses.replace(lighter, reinjection=0.5, grow_from=2),
-        "told its loop": dataclasses.replace(lighter, loop_embedding=True),
-        "vectors of each loop": dataclasses.replace(lighter, loop_vectors=True),
-        "told its loop, branches × 1/2": dataclasses.replace(lighter, **both),
         "prelude and coda": light_around,
         "prelude and coda, branches × 1/2": dataclasses.replace(light_around, residual_scale=0.5),
         "prelude and coda, re-injected × 1/2": dataclasses.replace(light_around, reinjection=0.5),
-        "prelude and coda, told its loop": dataclasses.replace(light_around, loop_embedding=True),
-        "all": dataclasses.replace(light_around, **both),
-        "all, vanilla": dataclasses.replace(around, objective="vanilla", **both),
-        "all, deep supervision": dataclasses.replace(around, objective="deep_supervision", **both),
     }
 
 
@@ -90,7 +82,6 @@ def layer_cases(data: str, family: str) -> dict[str, Case]:
             "adaLN, 2 unique layers": Case(data, family, 2, 1, "vanilla", layers=("ada_ln",)),
             "adaLN": looped,
             "adaLN, re-injected × 1/2": dataclasses.replace(looped, reinjection=0.5),
-            "adaLN, told its loop": dataclasses.replace(looped, loop_embedding=True),
         }
     options = {"RMS norm": "rms_norm", "QK norm": "qk_norm", "rotary": "rotary", "SwiGLU": "swiglu"}
     together, every = "RMS, QK, rotary, SwiGLU", tuple(options.values())
@@ -103,11 +94,8 @@ def layer_cases(data: str, family: str) -> dict[str, Case]:
 
 
 def all_models(data: str, optimizer: str, family: str = "dit") -> dict[str, Case]:
-    """Every model of the study by its name. Masked models can be told their loop only if they have adaLN."""
-    models = unique_cases(data, family) | looped_cases(data, family)
-    if family == "maskgit":
-        models = {name: case for name, case in models.items() if not case.loop_embedding}
-    models |= layer_cases(data, family)
+    """Every model of the study by its name."""
+    models = unique_cases(data, family) | looped_cases(data, family) | layer_cases(data, family)
     return {name: dataclasses.replace(case, optimizer=optimizer) for name, case in models.items()}
 
 

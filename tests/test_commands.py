@@ -160,10 +160,8 @@ def test_sizes_and_flags_that_are_given_replace_those_of_the_preset():
     other = dataclasses.replace(config, **every)
     flags = dataclasses.replace(TrainingOptions(), **every)
     assert flags.applied(config) == other and TrainingOptions().applied(other) == other
-    # Zero is a size, and a word for no.
-    given = TrainingOptions(reinjection=0.0, prelude=0, loop_embedding=False).applied(
-        dataclasses.replace(config, prelude=1, loop_embedding=True)
-    )
+    # Zero is a size.
+    given = TrainingOptions(reinjection=0.0, prelude=0).applied(dataclasses.replace(config, prelude=1))
     assert given == dataclasses.replace(config, reinjection=0.0)
     with pytest.raises(ValueError, match="`--patch-size` is no size of the family 'maskgit'"):
         TrainingOptions(patch_size=2).applied(preset("digits-maskgit"))
@@ -181,7 +179,7 @@ def test_other_classes_need_a_word():
     np.testing.assert_array_equal(table[3], source[10])  # the null class
     assert eqx.tree_equal(filled.trunk, ten.trunk)
     with pytest.raises(ValueError, match="missing: "):
-        init_from(dataclasses.replace(config, num_loop_deltas=2).build(key=jax.random.key(0)), ten)
+        init_from(dataclasses.replace(config, coda=1).build(key=jax.random.key(0)), ten)
 
 
 @pytest.mark.slow
@@ -290,10 +288,10 @@ def test_published_weights_are_converted(tmp_path, monkeypatch):
     arguments = ("convert", "--kind", "dit", "--weights", path, "--num-heads", 2)
     run(*arguments, "--out", "deep")
     assert eqx.tree_equal(load(tmp_path / "deep").model, model)
-    looped = run(*arguments, "--loop-layers", 1, "--keep-vectors", "--out", "looped")
+    looped = run(*arguments, "--loop-layers", 1, "--out", "looped")
     assert "Saved 1N × 3L, width 24" in looped.output
     config = load(tmp_path / "looped").config
-    assert config.max_loops == 3 and config.num_loop_deltas == 3
+    assert (config.num_layers, config.max_loops) == (1, 3)
     autoencoder = filled(KL)
     write_diffusers(tmp_path / "vae", official(autoencoder, autoencoder_kl_names(KL)))
     run_example("convert.py", "--kind", "autoencoder-kl", "--weights", "vae", "--out", "tokenizer")

@@ -140,21 +140,6 @@ def test_after_the_change_the_rate_warms_up_again_and_the_rest_goes_on(steps):
     assert [report.metrics["lambda"] for report in reports] == pytest.approx([0.4, 0.3, 0.2, 0.1])
 
 
-def test_vectors_of_later_loops_stay_zero_until_there_are_such_loops():
-    config = dataclasses.replace(CONFIG, loop_embedding=True)
-    optimizer, stream = make_optimizer(GROWTH.rewarmed(PLAIN)), batches()
-    build = eqx.filter_jit(
-        lambda: TrainState.create(config.build(key=jax.random.key(0)), optimizer, key=jax.random.key(1))
-    )
-    state, largest = build(), []
-    for end, stage in GROWTH.stages(objective(3), total_steps=STEPS).items():
-        step = jit_step(make_train_step(optimizer, stage, CORRUPTION, total_steps=STEPS))
-        state = fit(state, step, stream, total_steps=end).state
-        largest.append(np.abs(state.model.trunk.loop_embedding).max(axis=1))
-    assert (largest[0][:2] > 0.0).all() and largest[0][2] == 0.0
-    assert (largest[1] > 0.0).all()
-
-
 @pytest.mark.parametrize("stop", [4, 5, 6])
 def test_a_run_that_stops_around_the_change_resumes_bit_for_bit(tmp_path, steps, stop):
     whole = grown(start(), steps, batches())

@@ -94,88 +94,18 @@ def test_every_way_of_looping_gives_the_same_states(layer, x, conditioning, refe
     check_every_way(build(layer), x, conditioning, reference)
 
 
-@pytest.mark.parametrize(("layer", "options"), PAIRS, indirect=["layer"], ids=str)
-def test_loops_with_vectors_of_their_own_agree_in_every_way(layer, x, conditioning, options):
-    trunk = build(layer, num_loop_deltas=MAX_LOOPS - 2, **options)
-    states, state = [], x
-    for loop in range(MAX_LOOPS):
-        # Past the last loop that has its own, the last one's go on.
-        loop = min(loop, MAX_LOOPS - 3)
-        for i in range(LAYERS):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, trunk.layers)
-            own = jax.tree.map(lambda leaf, i=i, loop=loop: leaf[i, loop], trunk.loop_deltas)
-            one = eqx.apply_updates(one, own)
-            state = one(state) if conditioning is None else one(state, one.condition(conditioning))
-        states.append(state)
-    check_every_way(trunk, x, conditioning, jnp.stack(states))
-
-
 @pytest.mark.parametrize(("layer", "options"), [*PAIRS, (PostNormLayer, {})], indirect=["layer"], ids=str)
 def test_layers_of_other_parts_agree_in_every_way(layer, x, conditioning, options):
     every = LayerOptions(rms_norm=True, qk_norm=True, swiglu=True, rotary=Rotary((TOKENS - 1,), prefix=1))
-    trunk = build(functools.partial(layer, options=every), num_loop_deltas=MAX_LOOPS, **options)
+    trunk = build(functools.partial(layer, options=every), **options)
     states, state = [], x
-    for loop in range(MAX_LOOPS):
+    for _ in range(MAX_LOOPS):
         for i in range(LAYERS):
             one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, trunk.layers)
-            one = eqx.apply_updates(one, jax.tree.map(lambda leaf, i=i, loop=loop: leaf[i, loop], trunk.loop_deltas))
             state = one(state) if conditioning is None else one(state, one.condition(conditioning))
         states.append(state)
     check_every_way(trunk, x, conditioning, jnp.stack(states))
     close(trunk.unstacked().trajectory(x, conditioning, loops=MAX_LOOPS), jnp.stack(states))
-    # The scales of queries and keys are vectors too, of which every loop has its own.
-    assert trunk.loop_deltas.attention.query_norm.weight.shape == (LAYERS, MAX_LOOPS, DIM // HEADS)
-    assert trunk.loop_deltas.mlp.up.weight is None
-
-
-def test_vectors_of_their_own_start_at_zero_and_leave_matrices_shared(layer, x, conditioning):
-    plain = LoopedTransformer.create(DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0))
-    trunk = LoopedTransformer.create(DIM, LAYERS, HEADS, layer=layer, num_loop_deltas=3, key=jax.random.key(0))
-    assert (plain.num_loop_deltas, trunk.num_loop_deltas) == (0, 3)
-    assert {leaf.shape[:2] for leaf in jax.tree.leaves(trunk.loop_deltas)} == {(LAYERS, 3)}
-    assert trunk.loop_deltas.mlp.up.weight is None
-    close(trunk(x, conditioning, loops=2), plain(x, conditioning, loops=2))
-    with pytest.raises(ValueError, match="`num_loop_deltas=-1` is a number of loops"):
-        LoopedTransformer.create(DIM, LAYERS, HEADS, num_loop_deltas=-1, key=jax.random.key(0))
-
-
-TOLD = [{}, {"scan_layers": True, "remat": Remat.LAYER}, {"num_loop_deltas": MAX_LOOPS - 2}]
-
-
-@pytest.mark.parametrize("layer", [AdaLNZeroLayer], indirect=True)
-@pytest.mark.parametrize("options", TOLD, ids=str)
-def test_layers_that_are_told_their_loop_agree_in_every_way(layer, x, conditioning, options):
-    trunk = build(layer, prelude=1, loop_embedding=(MAX_LOOPS - 2, DIM), **options)
-    states, state = [], None
-    for loop in range(MAX_LOOPS):
-        # Past the last row, the last one goes on. Layers before the loops are told nothing.
-        row = min(loop, MAX_LOOPS - 3)
-        if state is None:
-            first = jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, trunk.prelude)
-            state = first(x, first.condition(conditioning))
-        for i in range(LAYERS):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, trunk.layers)
-            if trunk.loop_deltas is not None:
-                own = jax.tree.map(lambda leaf, i=i, row=row: leaf[i, row], trunk.loop_deltas)
-                one = eqx.apply_updates(one, own)
-            state = one(state, one.condition(conditioning + trunk.loop_embedding[row]))
-        states.append(state)
-    check_every_way(trunk, x, conditioning, jnp.stack(states))
-
-
-@pytest.mark.parametrize("layer", [AdaLNZeroLayer], indirect=True)
-def test_a_new_loop_embedding_changes_nothing_and_asks_for_a_vector(layer, x, conditioning):
-    create = functools.partial(LoopedTransformer.create, DIM, LAYERS, HEADS, layer=layer, key=jax.random.key(0))
-    told = create(loop_embedding=(3, DIM))
-    assert told.loop_embedding.shape == (3, DIM)
-    assert eqx.tree_equal(told.layers, create().layers)
-    close(told(x, conditioning, loops=2), create()(x, conditioning, loops=2))
-    with pytest.raises(ValueError, match=r"conditioning vector of 8 values, but the call's conditioning is none"):
-        create(loop_embedding=(3, 8))(x, loops=2)
-    with pytest.raises(ValueError, match=r"loop_embedding=\(0, 8\).*at least one loop"):
-        create(loop_embedding=(0, 8))
-    with pytest.raises(ValueError, match=r"as many loops as have deltas"):
-        create(loop_embedding=(3, DIM), num_loop_deltas=2)
 
 
 def around_the_loops(trunk, x, conditioning):
@@ -304,7 +234,7 @@ def test_a_reinjected_share_is_below_one(share):
         LoopedTransformer.create(DIM, LAYERS, HEADS, reinjection=share, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize("options", [{}, {"scan_layers": True, "num_loop_deltas": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"scan_layers": True}], ids=str)
 def test_layers_kept_apart_give_the_same_states(layer, x, conditioning, options):
     trunk = build(layer, **options)
     apart = trunk.unstacked()

@@ -24,23 +24,26 @@ def deep(config=DEEP, seed=7):
     return randomize(config.build(key=jax.random.key(0)), seed)
 
 
-def copies_of_two_layers():
+def copies_of_two_layers(config):
     """A deep model whose layers repeat with period two, so that it is a looped model written out."""
-    model = deep()
+    model = deep(config)
     layers = jax.tree.map(
         lambda leaf: jnp.concatenate([leaf[:2]] * 3) if eqx.is_array(leaf) else leaf, model.trunk.layers
     )
     return eqx.tree_at(lambda m: m.trunk.layers, model, layers)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("keep_vectors", [False, True])
-def test_a_looped_model_written_out_is_recovered(keep_vectors):
-    model = copies_of_two_layers()
-    looped, config = loopify(model, DEEP, num_layers=2, retrofit=Retrofit.STRIDED_AVERAGE, keep_vectors=keep_vectors)
-    assert (config.num_layers, config.max_loops, config.num_loop_deltas) == (2, 3, 3 * keep_vectors)
+@pytest.mark.parametrize(
+    ("config", "inputs"),
+    [(DEEP, INPUTS), (MASKED, MASKED_INPUTS), (OTHER_PARTS, MASKED_INPUTS)],
+    ids=["dit", "maskgit", "other parts"],
+)
+def test_a_looped_model_written_out_is_recovered(config, inputs):
+    model = copies_of_two_layers(config)
+    looped, looped_config = loopify(model, config, num_layers=2, retrofit=Retrofit.STRIDED_AVERAGE)
+    assert (looped_config.num_layers, looped_config.max_loops) == (2, 3)
     assert looped.max_loops == 3 and looped.trunk.num_layers == 2
-    np.testing.assert_allclose(looped(*INPUTS, loops=3), model(*INPUTS, loops=1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(looped(*inputs, loops=3), model(*inputs, loops=1), rtol=1e-4, atol=1e-4)
 
 
 def test_groups_of_each_kind():
@@ -55,26 +58,8 @@ def test_groups_of_each_kind():
         np.testing.assert_allclose(looped.trunk.layers.mlp.up.weight, jnp.stack(layers), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("retrofit", list(Retrofit))
-@pytest.mark.parametrize(
-    ("config", "inputs"),
-    [(DEEP, INPUTS), (MASKED, MASKED_INPUTS), (OTHER_PARTS, MASKED_INPUTS)],
-    ids=["dit", "maskgit", "other parts"],
-)
-def test_deltas_give_every_loop_the_vectors_of_its_own_layer(retrofit, config, inputs):
-    model = deep(config)
-    # With shared matrices the vectors are all that tells the layers apart.
-    layers = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape) if eqx.is_array(leaf) and leaf.ndim > 2 else leaf,
-        model.trunk.layers,
-    )
-    model = eqx.tree_at(lambda m: m.trunk.layers, model, layers)
-    looped, _ = loopify(model, config, num_layers=2, retrofit=retrofit, keep_vectors=True)
-    np.testing.assert_allclose(looped(*inputs, loops=3), model(*inputs, loops=1), rtol=1e-4, atol=1e-4)
-
-
 def test_the_config_builds_the_model_and_one_layer_per_loop_is_the_deep_model():
-    looped, config = loopify(deep(), DEEP, num_layers=3, keep_vectors=True)
+    looped, config = loopify(deep(), DEEP, num_layers=3)
     built = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
     assert eqx.tree_equal(
         jax.tree.map(jnp.shape, eqx.filter(looped, eqx.is_array)),

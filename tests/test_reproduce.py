@@ -455,11 +455,11 @@ def test_the_command_for_loops_trains_what_is_missing(tmp_path):
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "runs" / f"{missing.name}-seed0" / "result.json").read_text())
     assert len(written["figures"]["train_losses"]) == 1
-    assert "| all | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits-muon-2.md").read_text()
+    assert "| prelude and coda | 1 + 2N×3L + 1 |" in (tmp_path / "out" / "loops-digits-muon-2.md").read_text()
     lines = (tmp_path / "out" / "loops-digits-muon-2.csv").read_text().splitlines()
-    again = [*command, "--report", "--models", "all", "--out", str(tmp_path / "again")]
+    again = [*command, "--report", "--models", "prelude and coda", "--out", str(tmp_path / "again")]
     assert subprocess.run(again, capture_output=True, cwd=Path(__file__).parents[1]).returncode == 0
-    assert (tmp_path / "again" / "loops-digits-muon-2.md").read_text().count("| all |") == 1
+    assert (tmp_path / "again" / "loops-digits-muon-2.md").read_text().count("| prelude and coda |") == 1
     lacking = subprocess.run([*again, "--seeds", "1"], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert lacking.returncode == 1 and "There is no run of" in lacking.stderr and "at the rates 0.004" in lacking.stderr
-    assert sum(line.startswith("all,") for line in lines) == 2 * models["all"].max_loops
+    assert sum(line.startswith("prelude and coda,") for line in lines) == 2 * models["prelude and coda"].max_loops

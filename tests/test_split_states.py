@@ -96,7 +96,7 @@ def test_a_state_saved_on_one_mesh_is_restored_on_others(tmp_path):
 def test_layers_that_are_gathered_in_loops_compute_the_same(options):
     layout = Layout(make_mesh(fsdp=4, devices=jax.devices()[:4]), Gather.LOOP)
     layer = functools.partial(PreNormLayer, options=options)
-    trunk = LoopedTransformer.create(32, 1, 2, layer=layer, prelude=1, num_loop_deltas=2, key=jax.random.key(0))
+    trunk = LoopedTransformer.create(32, 1, 2, layer=layer, prelude=1, key=jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (4, 32))
 
     @eqx.filter_jit

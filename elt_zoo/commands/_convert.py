@@ -43,8 +43,6 @@ class ConvertOptions:
     """Turn the model into one of so many shared layers, looped to the same depth."""
     retrofit: Retrofit = Retrofit.PICK
     """How shared layers are made from the deep model's."""
-    keep_vectors: bool = False
-    """Let every loop keep the biases that the deep model had at its place."""
 
     def __post_init__(self):
         for name in ("num_heads", "latent_size", "num_classes", "loop_layers"):
@@ -70,13 +68,7 @@ def convert(options: ConvertOptions) -> None:
     else:
         loaded = load_maskgit(path, num_classes=options.num_classes)
     if options.loop_layers is not None:
-        model, config = loopify(
-            loaded.model,
-            loaded.config,
-            num_layers=options.loop_layers,
-            retrofit=options.retrofit,
-            keep_vectors=options.keep_vectors,
-        )
+        model, config = loopify(loaded.model, loaded.config, num_layers=options.loop_layers, retrofit=options.retrofit)
         loaded = dataclasses.replace(loaded, model=model, config=config)
     metadata = {"source": options.weights, "kind": options.kind}
     save(options.out, dataclasses.replace(loaded, metadata=metadata), overwrite=False)

@@ -81,9 +81,6 @@ class ModelConfig(abc.ABC):
     - `residual_scale`: of the branches of looped layers, in (0, 1]; default 1, as the paper.
     - `reinjection`: share of what entered the loops in what each of them starts from, in [0, 1); default 0, as the
       paper.
-    - `num_loop_deltas`: loops that add vectors of their own to the layers' vectors, at most L_max; default none.
-    - `loop_embedding`: tell the layers which loop they are in, by a vector of each loop that is added to the
-      conditioning; default not, as the paper. For families whose layers are conditioned.
     - `rms_norm`: RMS norms in the trunk's layers ([1910.07467](https://arxiv.org/abs/1910.07467)); default layer norms,
       as the paper. The head keeps its own.
     - `qk_norm`: RMS norms of queries and keys ([2302.05442](https://arxiv.org/abs/2302.05442), with layer norms);
@@ -112,8 +109,6 @@ class ModelConfig(abc.ABC):
     coda: int = 0
     residual_scale: float = 1.0
     reinjection: float = 0.0
-    num_loop_deltas: int = 0
-    loop_embedding: bool = False
     rms_norm: bool = False
     qk_norm: bool = False
     swiglu: bool = False
@@ -141,22 +136,6 @@ class ModelConfig(abc.ABC):
             raise ValueError(f"`{type(self).__name__}(residual_scale={self.residual_scale})` must be in (0, 1].")
         if not 0.0 <= self.reinjection < 1.0:
             raise ValueError(f"`{type(self).__name__}(reinjection={self.reinjection})` must be in [0, 1).")
-        if not 0 <= self.num_loop_deltas <= self.max_loops:
-            raise ValueError(
-                f"`{type(self).__name__}(num_loop_deltas={self.num_loop_deltas}, max_loops={self.max_loops})` "
-                "must be in [0, max_loops]: it counts loops with vectors of their own."
-            )
-        if self.loop_embedding and self.num_loop_deltas not in (0, self.max_loops):
-            raise ValueError(
-                f"`{type(self).__name__}(loop_embedding=True, num_loop_deltas={self.num_loop_deltas}, "
-                f"max_loops={self.max_loops})`: with a loop embedding, all trained loops have vectors of their own "
-                "or none."
-            )
-        if self.loop_embedding and self.trunk_conditioning_dim is None:
-            raise ValueError(
-                f"`{type(self).__name__}(loop_embedding=True)`: the layers of this model take no conditioning that "
-                "could tell them their loop. Loop deltas (`num_loop_deltas`) suit them."
-            )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`{type(self).__name__}(dropout={self.dropout})` must be in [0, 1).")
 
@@ -296,11 +275,6 @@ class ModelConfig(abc.ABC):
         return LayerOptions(rms_norm=self.rms_norm, qk_norm=self.qk_norm, swiglu=self.swiglu, rotary=rotary)
 
     @property
-    def trunk_conditioning_dim(self) -> int | None:
-        """Width of the vector that conditions the trunk's layers; `None`, the default, where there is none."""
-        return None
-
-    @property
     def effective_depth(self) -> int:
         """D, the layers that a forward pass at L_max goes through: N·L and those before and after the loops."""
         return self.prelude + self.num_layers * self.max_loops + self.coda
@@ -334,7 +308,6 @@ class ModelConfig(abc.ABC):
 
     def _unlooped(self, num_layers: int) -> "ModelConfig":
         plain = {"prelude": 0, "coda": 0, "residual_scale": 1.0, "reinjection": 0.0}
-        plain |= {"num_loop_deltas": 0, "loop_embedding": False}
         return dataclasses.replace(self, num_layers=num_layers, max_loops=1, **plain)
 
     def to_dict(self) -> dict[str, Any]:
@@ -345,7 +318,7 @@ class ModelConfig(abc.ABC):
         """The trunk of these sizes, of layers that `layer(dim, num_heads, mlp_dim=…, key=…)` makes. It is called with
         `options=`, too, if any of the [`LayerOptions`][elt_zoo.nn.LayerOptions] is on.
         """
-        width, options = self.trunk_conditioning_dim, self.layer_options
+        options = self.layer_options
         layer = layer if options == LayerOptions() else functools.partial(layer, options=options)
         return LoopedTransformer.create(
             self.dim,
@@ -360,8 +333,6 @@ class ModelConfig(abc.ABC):
             scan_layers=self.scan_layers,
             unroll_loops=self.unroll_loops,
             remat=self.remat,
-            num_loop_deltas=self.num_loop_deltas,
-            loop_embedding=(self.max_loops, width) if self.loop_embedding and width is not None else None,
             key=key,
         )
 

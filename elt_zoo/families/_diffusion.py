@@ -127,11 +127,6 @@ class DiTConfig(ModelConfig):
                 return LinearBetaSchedule()
 
     @property
-    def trunk_conditioning_dim(self) -> int:
-        """Width of the conditioning vector, `conditioning_dim` or its default."""
-        return self.dim if self.conditioning_dim is None else self.conditioning_dim
-
-    @property
     def num_tokens(self) -> int:
         """Patches of an array."""
         return math.prod(self._grid)

@@ -6,17 +6,23 @@ from ._config import ModelConfig, SamplerSettings
 from ._diffusion import DiTConfig
 from ._masked import MaskGITConfig
 
+# Fields that configs had once, and what leaves a model as it is without them.
+_GONE = {"num_loop_deltas": 0, "loop_embedding": False}
+
 
 def config_from_dict(values: Mapping[str, Any], *, family: type[ModelConfig] | None = None) -> ModelConfig:
     """The inverse of `ModelConfig.to_dict`.
 
     **Arguments:** `values`: read from JSON; `family`: the class of your own family, if it is one.
 
+    Options that were tried and removed again (`num_loop_deltas`, `loop_embedding`) may stand in the file where they are
+    off.
+
     **Raises:** `ValueError` for an unknown family, for fields that are unknown, missing or of another type, all of them
     at once, and for values outside their range.
     """
     known = {config.family: config for config in (MaskGITConfig, DiTConfig, *([] if family is None else [family]))}
-    fields = dict(values)
+    fields = {key: value for key, value in values.items() if key not in _GONE or value != _GONE[key]}
     name = fields.pop("family", None)
     if not isinstance(name, str) or name not in known:
         raise ValueError(

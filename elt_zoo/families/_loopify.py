@@ -29,7 +29,6 @@ def loopify(
     *,
     num_layers: int,
     retrofit: Retrofit = Retrofit.PICK,
-    keep_vectors: bool = False,
 ) -> tuple[ElasticModel, ModelConfig]:
     """Turns a deep model of D unique layers into an N×L looped one of equal compute, a start for fine-tuning.
 
@@ -42,8 +41,6 @@ def loopify(
     - `model`, `config`: a model of one loop, such as [`load_dit`][elt_zoo.pretrained.load_dit] returns, and its config.
     - `num_layers`: N, a divisor of D; then L = D / N.
     - `retrofit`: how the shared layers are made.
-    - `keep_vectors`: let every loop keep the biases and norm scales that the deep model's layer at its place had, as
-      additions to the shared ones. That is a small share of the parameters.
 
     **Returns:** the looped model and its config, whose `max_loops` is L.
 
@@ -54,9 +51,8 @@ def loopify(
     if config != config.unlooped():
         raise ValueError(
             f"`loopify` takes a model of unique layers alone, but this config has max_loops={config.max_loops}, "
-            f"num_loop_deltas={config.num_loop_deltas}, prelude={config.prelude}, coda={config.coda}, "
-            f"residual_scale={config.residual_scale}, reinjection={config.reinjection} and "
-            f"loop_embedding={config.loop_embedding}."
+            f"prelude={config.prelude}, coda={config.coda}, residual_scale={config.residual_scale} and "
+            f"reinjection={config.reinjection}."
         )
     if model.trunk.num_layers != depth:
         raise ValueError(
@@ -69,21 +65,11 @@ def loopify(
             f"`loopify(num_layers={num_layers})` cannot share {depth} layers evenly. Choose one of {divisors}."
         )
     loops = depth // num_layers
-    looped_config = dataclasses.replace(
-        config, num_layers=num_layers, max_loops=loops, num_loop_deltas=loops if keep_vectors else 0
-    )
+    looped_config = dataclasses.replace(config, num_layers=num_layers, max_loops=loops)
     looped = eqx.filter_eval_shape(looped_config.build, key=jax.random.key(0))
     deep, _ = eqx.partition(model.trunk.layers, eqx.is_array)
     shared = jax.tree.map(lambda leaf: _shared(leaf, num_layers, Retrofit(retrofit)), deep)
     trunk = eqx.tree_at(lambda trunk: trunk.layers, looped.trunk, eqx.combine(shared, looped.trunk.layers))
-    if keep_vectors:
-
-        def own(delta, leaf, mean):
-            # In the order of execution the deep layer l·N + n is layer n of loop l.
-            return delta if delta is None else jnp.swapaxes(leaf.reshape(loops, num_layers, -1), 0, 1) - mean[:, None]
-
-        deltas = jax.tree.map(own, trunk.loop_deltas, deep, shared, is_leaf=lambda delta: delta is None)
-        trunk = eqx.tree_at(lambda trunk: trunk.loop_deltas, trunk, deltas)
     return ElasticModel(model.head, trunk, max_loops=loops), looped_config
 
 

@@ -92,11 +92,6 @@ class MaskGITConfig(ModelConfig):
         return int(not self.ada_ln) + math.prod(self.grid)
 
     @property
-    def trunk_conditioning_dim(self) -> int | None:
-        """Width of the vector that conditions the layers, if they take one."""
-        return self.dim if self.ada_ln else None
-
-    @property
     def rotary_positions(self) -> Rotary:
         """The grid, after the class token if there is one."""
         return Rotary(self.grid, prefix=int(not self.ada_ln))

@@ -11,7 +11,7 @@ from ..nn import PreNormLayer
 from ._block import Block, State, make_block
 from ._counts import LoopCount, StaticCount, poison, static_count, traced_count
 from ._remat import Remat
-from ._stack import apart, stack, zero_deltas, zero_embedding
+from ._stack import apart, stack
 from ._while_any import while_any
 
 _PRELUDE, _CODA = 2**31, 2**31 + 1
@@ -48,13 +48,6 @@ class LoopedTransformer(eqx.Module):
     With float32 layers and bfloat16 tokens, products run in bfloat16 and the gradients of the layers are summed over
     the loops in float32.
 
-    With `num_loop_deltas` = K, each of the first K loops adds vectors of its own to the layers' vectors (biases, scales
-    of norms); they start at zero, and the matrices stay shared. Loops after the K-th use the vectors of the K-th. The
-    paper has none. They let a deep model that was turned into a looped one keep more of what its layers were.
-
-    With a `loop_embedding`, the layers are told which loop they are in: row r of the table is added to the conditioning
-    vector in loop r + 1. Loops past the last row use the last. The rows start at zero. The paper has none.
-
     Layers that do not loop may stand around the loop: those of the `prelude` map the tokens to the state that enters
     it, those of the `coda` map the state at an exit to what every call above returns for that exit. The paper has none.
     Looped language models have them ([2502.05171](https://arxiv.org/abs/2502.05171)).
@@ -67,8 +60,6 @@ class LoopedTransformer(eqx.Module):
     layers: PyTree[Array]
     prelude: PyTree[Array]
     coda: PyTree[Array]
-    loop_deltas: PyTree[Array]
-    loop_embedding: Float[Array, "loops conditioning_dim"] | None
     num_layers: int = eqx.field(static=True)
     num_prelude: int = eqx.field(static=True)
     num_coda: int = eqx.field(static=True)
@@ -87,8 +78,6 @@ class LoopedTransformer(eqx.Module):
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.AUTO,
-        num_loop_deltas: int = 0,
-        loop_embedding: tuple[int, int] | None = None,
     ):
         """Loops a list of layers. [`create`][elt_zoo.LoopedTransformer.create] builds the list from sizes.
 
@@ -104,13 +93,9 @@ class LoopedTransformer(eqx.Module):
           `remat` that recomputes.
         - `remat`: what the backward pass recomputes; default what lies between matrix products, where loops are
           scanned.
-        - `num_loop_deltas`: loops that get vectors of their own; default none.
-        - `loop_embedding`: shape (loops, conditioning_dim) of a table of what is added to the conditioning vector in
-          each loop; default none. With loop deltas, both are for the same number of loops.
 
         **Raises:** `ValueError` if `layers` is empty, the structures within a list differ (naming the first layer that
-        does), `reinjection` is outside [0, 1), `num_loop_deltas` < 0, or the table is empty or for another number of
-        loops than the deltas.
+        does), or `reinjection` is outside [0, 1).
         """
         if len(layers) == 0:
             raise ValueError("`LoopedTransformer([])` needs at least one layer.")
@@ -119,8 +104,6 @@ class LoopedTransformer(eqx.Module):
         self.layers = stack(layers)
         self.prelude = stack(prelude) if prelude else None
         self.coda = stack(coda) if coda else None
-        self.loop_deltas = zero_deltas(self.layers, num_loop_deltas)
-        self.loop_embedding = None if loop_embedding is None else zero_embedding(loop_embedding, self.num_loop_deltas)
         self.num_layers = len(layers)
         self.num_prelude = len(prelude)
         self.num_coda = len(coda)
@@ -145,8 +128,6 @@ class LoopedTransformer(eqx.Module):
         scan_layers: bool = False,
         unroll_loops: bool = False,
         remat: Remat = Remat.AUTO,
-        num_loop_deltas: int = 0,
-        loop_embedding: tuple[int, int] | None = None,
         key: PRNGKeyArray,
     ) -> "LoopedTransformer":
         """Builds the layers from their sizes, and loops them.
@@ -162,8 +143,7 @@ class LoopedTransformer(eqx.Module):
         - `prelude`, `coda`: numbers of layers before the loops and after the last one.
         - `residual_scale`: of the looped layers, which must take it as an argument if it is not 1. A layer that is
           applied L times adds L correlated branches to the state; 1/√L or 1/L keeps their sum in bounds.
-        - `reinjection`, `scan_layers`, `unroll_loops`, `remat`, `num_loop_deltas`, `loop_embedding`: as for
-          `LoopedTransformer`.
+        - `reinjection`, `scan_layers`, `unroll_loops`, `remat`: as for `LoopedTransformer`.
         - `key`: PRNG key, split among the layers.
 
         **Raises:** `ValueError` if `num_layers` < 1, `prelude` or `coda` < 0, or the heads do not divide the width.
@@ -187,8 +167,6 @@ class LoopedTransformer(eqx.Module):
             scan_layers=scan_layers,
             unroll_loops=unroll_loops,
             remat=remat,
-            num_loop_deltas=num_loop_deltas,
-            loop_embedding=loop_embedding,
         )
 
     def unstacked(self) -> "LoopedTransformer":
@@ -208,11 +186,6 @@ class LoopedTransformer(eqx.Module):
             is_leaf=lambda leaf: leaf is None,
         )
 
-    @property
-    def num_loop_deltas(self) -> int:
-        """Loops that have vectors of their own; 0 for none."""
-        return jax.tree.leaves(self.loop_deltas)[0].shape[1] if self.loop_deltas is not None else 0
-
     @checked
     def __call__(
         self,
@@ -227,7 +200,7 @@ class LoopedTransformer(eqx.Module):
         **Arguments:**
 
         - `x`: tokens.
-        - `conditioning`: what the layers take besides tokens; one vector if the trunk has a loop embedding.
+        - `conditioning`: what the layers take besides tokens.
         - `loops`: L ≥ 1. A Python or NumPy integer is static: a `lax.scan`, which can be differentiated. A JAX array
           is traced: one compilation serves every number, nothing runs past the last loop, and reverse-mode
           differentiation is not possible (use `at_exit` for that).
@@ -235,8 +208,8 @@ class LoopedTransformer(eqx.Module):
 
         **Returns:** the state after the last loop.
 
-        **Raises:** `TypeError` if `loops` is a truth value; `ValueError` if the number is below 1 (where it is traced,
-        the result is NaN instead), or the conditioning does not suit the loop embedding.
+        **Raises:** `TypeError` if `loops` is a truth value; `ValueError` if the number is below 1; where it is traced,
+        the result is NaN instead.
         """
         if not isinstance(loops, jax.Array):
             count = static_count("loops", loops)
@@ -425,13 +398,9 @@ class LoopedTransformer(eqx.Module):
         the scan that the block will be in, if it is one.
         """
 
-        def block_of(
-            layers: PyTree[Array], num_layers: int, deltas: PyTree[Array], embedding: Any, key: Any, times: int | None
-        ) -> Block:
+        def block_of(layers: PyTree[Array], num_layers: int, key: Any, times: int | None) -> Block:
             return make_block(
                 layers,
-                deltas,
-                embedding,
                 conditioning,
                 key,
                 num_layers=num_layers,
@@ -444,12 +413,12 @@ class LoopedTransformer(eqx.Module):
         def once(layers: PyTree[Array], num_layers: int, index: int) -> Callable[[State], State]:
             if not num_layers:
                 return lambda state: state
-            block = block_of(layers, num_layers, None, None, None if key is None else jax.random.fold_in(key, index), 1)
+            block = block_of(layers, num_layers, None if key is None else jax.random.fold_in(key, index), 1)
             name = "prelude" if index == _PRELUDE else "coda"
             return jax.named_scope(name)(lambda state: block(state, jnp.asarray(0)))
 
         start = once(self.prelude, self.num_prelude, _PRELUDE)(x)
-        block = block_of(self.layers, self.num_layers, self.loop_deltas, self.loop_embedding, key, loops)
+        block = block_of(self.layers, self.num_layers, key, loops)
 
         def reinjecting(state: State, loop: Int[Array, ""]) -> State:
             return block(state + self.reinjection * (start - state), loop)

@@ -4,7 +4,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
 
 def stack(layers: Sequence[eqx.Module]) -> PyTree[Array]:
@@ -24,42 +24,11 @@ def stack(layers: Sequence[eqx.Module]) -> PyTree[Array]:
     return eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), statics[0])
 
 
-def entry(tree: PyTree, index: int | Int[Array, ""]) -> Any:
-    """Entry `index` of every array of a stacked tree."""
-    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
-
-
 def apart(stacked: PyTree[Array], num_layers: int) -> tuple[Any, ...]:
     """The layers of a stack, one by one."""
-    return tuple(entry(stacked, index) for index in range(num_layers))
-
-
-def zero_deltas(layers: PyTree[Array], num_loop_deltas: int) -> PyTree[Array]:
-    """Zeros (layers, loops, dim) for the vectors of stacked layers, and nothing for their other arrays."""
-    if num_loop_deltas < 0:
-        raise ValueError(
-            f"`num_loop_deltas={num_loop_deltas}` is a number of loops: 0 for none, L_max for all trained ones."
-        )
-    vectors = eqx.filter(layers, lambda leaf: eqx.is_inexact_array(leaf) and leaf.ndim == 2)
-    if num_loop_deltas == 0 or not jax.tree.leaves(vectors):
-        return None
-    return jax.tree.map(lambda leaf: jnp.zeros((leaf.shape[0], num_loop_deltas, leaf.shape[1]), leaf.dtype), vectors)
-
-
-def zero_embedding(shape: tuple[int, int], num_loop_deltas: int) -> Float[Array, "loops conditioning_dim"]:
-    """Zeros of a table of loops, for as many as have deltas if any have."""
-    if min(shape) < 1 or (num_loop_deltas and shape[0] != num_loop_deltas):
-        raise ValueError(
-            f"`loop_embedding={shape}, num_loop_deltas={num_loop_deltas}`: a table of at least one loop and one value, "
-            "and of as many loops as have deltas if any have."
-        )
-    return jnp.zeros(shape, jnp.float32)
-
-
-def add_deltas(layer: PyTree, deltas: PyTree[Array]) -> Any:
-    """A layer with deltas added to the arrays that have one."""
-    return jax.tree.map(
-        lambda leaf, delta: leaf if delta is None else leaf + delta, layer, deltas, is_leaf=lambda leaf: leaf is None
+    return tuple(
+        jax.tree.map(lambda leaf, index=index: leaf[index] if eqx.is_array(leaf) else leaf, stacked)
+        for index in range(num_layers)
     )
 
 

@@ -18,9 +18,8 @@ from ._norm import LayerNorm, RMSNorm
 class AbstractLayer(eqx.Module):
     """One transformer layer, in the form that [`LoopedTransformer`][elt_zoo.LoopedTransformer] loops.
 
-    `condition` computes from the model's conditioning what this layer needs of it. The trunk calls it outside the loop:
-    once for all loops, or for all of them together where each has a conditioning or vectors of its own. `__call__` maps
-    the tokens.
+    `condition` computes from the model's conditioning what this layer needs of it. The trunk calls it once, outside the
+    loop. `__call__` maps the tokens.
     """
 
     def condition(self, conditioning: PyTree[Array]) -> PyTree[Array]:

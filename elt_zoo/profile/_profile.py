@@ -254,7 +254,7 @@ def profile(
     inputs = config.example_inputs(dtype)
     model = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
     trunk_parameters, head_parameters = _size(model.trunk), _size(model.head)
-    loop_parameters = _size((model.trunk.layers, model.trunk.loop_deltas, model.trunk.loop_embedding))
+    loop_parameters = _size(model.trunk.layers)
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
     layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), model.trunk.layers)
 

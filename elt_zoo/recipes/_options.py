@@ -77,10 +77,6 @@ class SizeOptions:
     """Of the branches of the layers that loop, in (0, 1]."""
     reinjection: float | None = None
     """Share of what entered the loops in what each of them starts from, in [0, 1)."""
-    num_loop_deltas: int | None = None
-    """Loops that add vectors of their own to the layers' vectors, at most L_max."""
-    loop_embedding: bool = False
-    """Tell the layers which loop they are in, by a vector added to their conditioning. Diffusion, or `--ada-ln`."""
     ada_ln: bool = False
     """Masked: the class conditions the layers by adaLN, in place of being a token."""
     rms_norm: bool = False

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 SMALL = 1024
 """Arrays of fewer numbers are held whole by every device: to fetch one takes as long as to fetch a larger one."""
 # Axis 0 of these counts the layers of a trunk, and each of them is used by itself.
-_STACKED = re.compile(r"\.(layers|prelude|coda|loop_deltas)\.")
+_STACKED = re.compile(r"\.(layers|prelude|coda)\.")
 
 
 class Rule(NamedTuple):

@@ -35,11 +35,10 @@ def gather_in_loops(model: Any, layout: Layout) -> Any:
         if not isinstance(node, LoopedTransformer):
             return _whole(node, layout)
         kind = GatheredConditionedLayer if hasattr(node.layers, "condition") else GatheredLayer
-        deltas = None if node.loop_deltas is None else kind(_whole(node.loop_deltas, layout), layout)
         return eqx.tree_at(
-            lambda trunk: (trunk.layers, trunk.loop_deltas, trunk.prelude, trunk.coda, trunk.loop_embedding),
+            lambda trunk: (trunk.layers, trunk.prelude, trunk.coda),
             node,
-            (kind(node.layers, layout), deltas, *_whole((node.prelude, node.coda, node.loop_embedding), layout)),
+            (kind(node.layers, layout), *_whole((node.prelude, node.coda), layout)),
             is_leaf=lambda leaf: leaf is None,
         )
 
