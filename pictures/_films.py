@@ -11,7 +11,9 @@ import numpy as np
 
 from elt_zoo.figures import save_clip_grid
 from elt_zoo.generator import Generator, load
-from elt_zoo.storage import atomic_write, hash_arrays, write_json
+from elt_zoo.storage import atomic_write, write_json
+
+from ._sheets import hash_generator
 
 DESCRIPTIONS = "films.json"
 
@@ -40,11 +42,8 @@ FILMS = (Film(model="moving-digits"),)
 
 def describe(film: Film, generator: Generator) -> dict[str, Any]:
     """What a film depends on, of JSON's types."""
-    depends = hash_arrays(
-        {"model": generator.model, "tokenizer": generator.tokenizer},
-        {"config": generator.config.to_dict(), "settings": dataclasses.asdict(generator.settings)},
-    )
-    return json.loads(json.dumps(dataclasses.asdict(film) | {"sampled": depends}))  # tuples are lists there
+    described = dataclasses.asdict(film) | {"sampled": hash_generator(generator)}
+    return json.loads(json.dumps(described))  # tuples are lists there
 
 
 def sample(film: Film, generator: Generator) -> dict[str, np.ndarray]:

@@ -68,11 +68,12 @@ def describe(sheet: Sheet, generator: Generator) -> dict[str, Any]:
 
 
 def hash_generator(generator: Generator) -> str:
-    """Of all that its samples depend on."""
-    settings = dataclasses.asdict(generator.settings)
+    """Of all that its samples depend on. An option that is new in this version, and off, changes nothing."""
+    config, settings = generator.config, dataclasses.asdict(generator.settings)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    chosen = {name: value for name, value in config.to_dict().items() if value != defaults.get(name)}
     return hash_arrays(
-        {"model": generator.model, "tokenizer": generator.tokenizer},
-        {"config": generator.config.to_dict(), "settings": settings},
+        {"model": generator.model, "tokenizer": generator.tokenizer}, {"config": chosen, "settings": settings}
     )
 
 
