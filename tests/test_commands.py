@@ -18,7 +18,7 @@ from elt_zoo.families import preset
 from elt_zoo.metrics import DigitsEvaluator
 from elt_zoo.objectives import VanillaLoss
 from elt_zoo.recipes import Recipe, Run, TrainingOptions, digits_task, init_from
-from elt_zoo.recipes._run import Start
+from elt_zoo.recipes._prepared import Start, extend
 from elt_zoo.storage import FolderLock, named_arrays
 from elt_zoo.tokenizers import PatchCodebook, load_tokenizer
 from elt_zoo.training import (
@@ -316,3 +316,27 @@ def test_presets_are_trained_as_their_paper_says_or_as_the_bundled_model_was(nam
     assert told() == expected
     given = {"steps": 7, "learning_rate": 0.5, "ema_decay": 0.25, "optimizer": OptimizerKind.MUON}
     assert told(**given, student_weight=0.5) == (7, 0.5, 0.25, "muon", 0.5)
+
+
+def test_a_run_of_an_earlier_version_resumes_where_newer_options_are_off(tmp_path):
+    file, model = tmp_path / "run.json", preset("digits-dit")
+    today = json.loads(json.dumps({"model": model.to_dict(), "steps": 8, "seed": 0}))
+    fields = {name: value for name, value in today["model"].items() if name not in ("rotary", "reinjection")}
+
+    def left_by(saved, **changed):
+        file.write_text(json.dumps(saved))
+        extend(file, today | changed, type(model))
+        return json.loads(file.read_text())
+
+    before = {"model": fields | {"loop_embedding": False}, "steps": 4, "seed": 0}
+    assert left_by(before) == today and left_by(before | {"steps": 8}) == today
+    for other in (
+        before | {"seed": 1},
+        before | {"steps": 9},
+        before | {"model": fields | {"loop_embedding": True}},
+        before | {"model": fields | {"dim": 128}},
+        before | {"model": "damaged"},
+    ):
+        assert left_by(other) == other  # and so it is refused when its checkpoints are opened
+    on = dataclasses.replace(model, rotary=True).to_dict()
+    assert left_by(before, model=on) == before

@@ -16,6 +16,9 @@ from ._options import Recipe as Recipe
 from ._options import SamplerOptions as SamplerOptions
 from ._options import SizeOptions as SizeOptions
 from ._options import TrainingOptions as TrainingOptions
+from ._prepared import Look as Look
+from ._prepared import OnEvaluate as OnEvaluate
+from ._prepared import Trained as Trained
 from ._reports import Throughput as Throughput
 from ._reports import metric_files as metric_files
 from ._reports import open_trackers as open_trackers
@@ -26,12 +29,8 @@ from ._representation import as_latents as as_latents
 from ._representation import as_pixels as as_pixels
 from ._representation import as_tokens as as_tokens
 from ._representation import representation_of as representation_of
-from ._run import Look as Look
-from ._run import OnEvaluate as OnEvaluate
 from ._run import Run as Run
-from ._run import Trained as Trained
 from ._run import make_objective as make_objective
-from ._run import train as train
 from ._split import Split as Split
 from ._task import Task as Task
 from ._task import clip_task as clip_task
@@ -51,3 +50,4 @@ from ._tokenizer_run import TrainedTokenizer as TrainedTokenizer
 from ._tokenizer_run import heldout_batches as heldout_batches
 from ._tokenizer_run import open_tokenizer_data as open_tokenizer_data
 from ._tokenizer_run import train_tokenizer as train_tokenizer
+from ._train import train as train

@@ -6,7 +6,8 @@ import jax
 
 from ..training import TrainState, TrainStep, jit_step
 from ._options import ObjectiveName
-from ._run import Prepared, Run, Start
+from ._prepared import Prepared, Start
+from ._run import Run
 from ._tokenizer_options import TokenizerOptions
 from ._tokenizer_run import PreparedTokenizer, TokenizerData
 
