@@ -43,6 +43,7 @@ class Sheet:
 SHEETS = (
     Sheet(model="mnist-dit", title="Diffusion, MNIST", steps=(1, 2, 4, 8, 16)),
     Sheet(model="cifar10-dit", title="Diffusion, CIFAR-10 in colour", steps=(1, 2, 4, 8, 16), noises=2),
+    Sheet(model="cifar10-maskgit", title="Masked generation, CIFAR-10 in colour", steps=(1, 2, 4, 8, 12), noises=2),
     Sheet(model="digits-dit", title="Diffusion, digits", steps=(1, 2, 4, 8, 16)),
     Sheet(model="digits-maskgit", title="Masked generation, digits", steps=(1, 2, 4, 8, 12)),
 )

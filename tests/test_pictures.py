@@ -42,7 +42,7 @@ def test_films_are_small_move_and_are_those_of_the_models_of_today():
             assert getattr(picture, "n_frames", 1) == generator.pixels.shape[0]
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_sheets_are_those_of_the_models_and_settings_of_today(described, index):
     from pictures._sheets import SHEETS, describe
 
@@ -110,7 +110,7 @@ def test_the_page_counts_the_operations_of_a_sample(described):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", range(5))
 def test_sheets_hold_what_the_models_sample(described, index):
     from pictures._sheets import SHEETS, sample
 

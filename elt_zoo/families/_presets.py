@@ -95,6 +95,9 @@ def _all() -> Mapping[str, ModelConfig]:
         "cifar10-dit": DiTConfig(
             dim=128, num_layers=2, max_loops=4, num_heads=4, num_classes=10, reinjection=0.5, shape=(16, 16, 3)
         ),
+        "cifar10-maskgit": MaskGITConfig(
+            dim=128, num_layers=2, max_loops=4, num_heads=4, num_classes=10, grid=(8, 8), codebook_size=512
+        ),
         "moving-digits": MaskGITConfig(
             dim=64, num_layers=2, max_loops=4, num_heads=4, num_classes=10, grid=(4, 3, 3), codebook_size=512
         ),
@@ -135,7 +138,7 @@ def preset(name: str) -> ModelConfig:
 
     `elt-…` are the paper's looped models (2604.09168), `maskgit-…`, `magvit-…` and `dit-2048-…` their unique-depth
     baselines, `dit-S-2` to `dit-XL-8` the original DiT models (2212.09748), `digits-…`, `mnist-dit`, `cifar10-dit`
-    (16 × 16 pixels), `moving-digits` and `tiny-…` (images of 32 × 32 pixels, short clips) the small ones that train in
+    and `cifar10-maskgit` (16 × 16 pixels), `moving-digits` and `tiny-…` (images of 32 × 32 pixels, short clips) the small ones that train in
     minutes on a CPU.
 
     **Raises:** `ValueError` for an unknown name, with the nearest ones.

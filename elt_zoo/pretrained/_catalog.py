@@ -89,6 +89,13 @@ _TABLE: dict[str, Weights] = {
         loader=load,
         licence="Apache-2.0",
     ),
+    "cifar10-maskgit": Weights(
+        network="Elastic MaskGIT 2N×4L on CIFAR-10, 16 × 16 pixels in colour",
+        status=Status.OURS,
+        source="in this package",
+        loader=load,
+        licence="Apache-2.0",
+    ),
     "moving-digits": Weights(
         network="Elastic MaskGIT 2N×4L on clips of moving digits",
         status=Status.OURS,

@@ -129,7 +129,7 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     batches, and plot both. On other data give the baseline its own run, with `--objective vanilla`."""
     preset: str | None = None
     """A name of `elt_zoo.families.preset_names()`; default a small model. Its classes and sizes follow the data. Models
-    of a paper are trained as there, `mnist-dit` and `cifar10-dit` as the bundled models were."""
+    of a paper are trained as there, `mnist-dit` and `cifar10-…` as the bundled models were."""
     out: Path | None = None
     """Where the run goes; default `runs/<data>-<family>-<objective>`."""
     dry_run: bool = False
@@ -143,7 +143,7 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     """Peak; default the paper's 1e-4 for its presets, else a high one for small models."""
     optimizer: OptimizerKind | None = None
     """What turns gradients into updates: the paper's AdamW, or Muon for the matrices of the trunk. Default Muon on
-    moving digits, which learn faster with it, and for `mnist-dit` and `cifar10-dit`; else AdamW."""
+    moving digits, which learn faster with it, and for `mnist-dit` and `cifar10-…`; else AdamW."""
     accumulation: int | None = None
     """Parts that a batch is split into to save memory; the step is that of the whole batch. Default 1, but for large
     batches on one CPU device as many as make it fastest."""
@@ -157,7 +157,7 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     """Draw the student's exit for each example instead of once per batch."""
     student_weight: float | None = None
     """Of the student's terms in ILSD, in (0, 1]; less favours the last exit over the early ones. Default the paper's 1;
-    1/4 for `mnist-dit` and `cifar10-dit`."""
+    1/4 for `mnist-dit` and `cifar10-…`."""
     grow_from: int | None = None
     """Train with so many loops first, fewer than L_max, and with all of them later, after a second warm-up of the
     learning rate. The first stage costs less. Default all loops from the start."""
@@ -335,4 +335,5 @@ _SMALL: Mapping[tuple[str, str], _Schedule] = {
 _OF_PRESET: Mapping[str, _Schedule] = {
     "mnist-dit": _Schedule(steps=5500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25),
     "cifar10-dit": _Schedule(steps=1500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25),
+    "cifar10-maskgit": _Schedule(steps=1500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25),
 }
