@@ -31,7 +31,8 @@ def generator(request):
 
 
 def test_bundled_names_are_those_of_images_and_clips():
-    assert bundled_names() == ("cifar10-dit", "cifar10-maskgit", "digits-dit", "digits-maskgit", "mnist-dit", "moving-digits")
+    names = ("cifar10-dit", "cifar10-maskgit", "digits-dit", "digits-maskgit", "mnist-dit", "moving-digits")
+    assert bundled_names() == names
 
 
 def test_three_lines_give_the_pictures_of_the_command(generator, tmp_path, monkeypatch):

@@ -137,9 +137,9 @@ def preset(name: str) -> ModelConfig:
     """The config of a published or small model, to build, to read, or to change with `dataclasses.replace`.
 
     `elt-…` are the paper's looped models (2604.09168), `maskgit-…`, `magvit-…` and `dit-2048-…` their unique-depth
-    baselines, `dit-S-2` to `dit-XL-8` the original DiT models (2212.09748), `digits-…`, `mnist-dit`, `cifar10-dit`
-    and `cifar10-maskgit` (16 × 16 pixels), `moving-digits` and `tiny-…` (images of 32 × 32 pixels, short clips) the small ones that train in
-    minutes on a CPU.
+    baselines, `dit-S-2` to `dit-XL-8` the original DiT models (2212.09748), `digits-…`, `mnist-dit`, `cifar10-dit` and
+    `cifar10-maskgit` (16 × 16 pixels), `moving-digits` and `tiny-…` (images of 32 × 32 pixels, short clips) the small
+    ones that train in minutes on a CPU.
 
     **Raises:** `ValueError` for an unknown name, with the nearest ones.
     """
