@@ -8,6 +8,7 @@ figures are held-out losses, averaged over the exits after 1 to 4 loops and at t
 """
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from elt_zoo.objectives import AbstractObjective, SigmoidWeightedMSE, VanillaLos
 from elt_zoo.profile import environment
 from elt_zoo.training import OptimizerConfig, TrainState, fit, jit_step, make_optimizer, make_train_step
 
-LOOPED = preset("digits-dit")
+LOOPED = dataclasses.replace(preset("digits-dit"), reinjection=0.0)  # as `loopify` makes it
 DEEP = LOOPED.unique_depth()
 CORRUPTION = DiffusionCorruption(ShiftedCosineSchedule(), prediction=Prediction.V, null_label=LOOPED.num_classes)
 LOSS = SigmoidWeightedMSE(Prediction.V)

@@ -229,7 +229,7 @@ def test_the_help_lists_commands_and_options():
 def parts(family):
     """A small model's config, its data, and the held-out examples."""
     train, heldout = load_digits("train"), load_digits("heldout")
-    config = dataclasses.replace(preset(f"digits-{family}"), dim=48, num_layers=1)
+    config = dataclasses.replace(preset(f"digits-{family}"), dim=48, num_layers=1, reinjection=0.0)  # as in the paper
     examples, unseen = digits_to_pixels(train.images), digits_to_pixels(heldout.images)
     if family == "maskgit":
         encode = jax.jit(jax.vmap(PatchCodebook.fit(examples, codebook_size=128).encode))
@@ -303,6 +303,7 @@ def test_published_weights_are_converted(tmp_path, monkeypatch):
     [
         ("elt-dit-4Nx8L", (500_000, 1e-4, 0.9999, "adamw", 1.0)),
         ("mnist-dit", (5500, 8e-3, 0.995, "muon", 0.25)),
+        ("digits-maskgit", (2000, 8e-3, 0.998, "muon", 0.25)),
         ("tiny-dit", (1000, 2e-3, 0.995, "adamw", 1.0)),
         (None, (1000, 2e-3, 0.995, "adamw", 1.0)),
     ],
@@ -311,7 +312,7 @@ def test_presets_are_trained_as_their_paper_says_or_as_the_bundled_model_was(nam
     def told(**options):
         options = TrainingOptions(preset=named, **options)
         recipe = Recipe.of(options, options.model("tiny-dit"), "some images")
-        return recipe.steps, recipe.learning_rate, recipe.ema_decay, recipe.kind, options.weight_of_student
+        return recipe.steps, recipe.learning_rate, recipe.ema_decay, recipe.kind, recipe.student_weight
 
     assert told() == expected
     given = {"steps": 7, "learning_rate": 0.5, "ema_decay": 0.25, "optimizer": OptimizerKind.MUON}
@@ -319,7 +320,7 @@ def test_presets_are_trained_as_their_paper_says_or_as_the_bundled_model_was(nam
 
 
 def test_a_run_of_an_earlier_version_resumes_where_newer_options_are_off(tmp_path):
-    file, model = tmp_path / "run.json", preset("digits-dit")
+    file, model = tmp_path / "run.json", preset("tiny-dit")
     today = json.loads(json.dumps({"model": model.to_dict(), "steps": 8, "seed": 0}))
     fields = {name: value for name, value in today["model"].items() if name not in ("rotary", "reinjection")}
 
@@ -334,7 +335,7 @@ def test_a_run_of_an_earlier_version_resumes_where_newer_options_are_off(tmp_pat
         before | {"seed": 1},
         before | {"steps": 9},
         before | {"model": fields | {"loop_embedding": True}},
-        before | {"model": fields | {"dim": 128}},
+        before | {"model": fields | {"dim": 256}},
         before | {"model": "damaged"},
     ):
         assert left_by(other) == other  # and so it is refused when its checkpoints are opened

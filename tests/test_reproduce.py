@@ -214,6 +214,37 @@ def test_an_advantage_is_told_in_standard_errors():
     assert advantage(np.asarray([0.9]), np.asarray([1.0, 1.0])) == "10.0%"
 
 
+def test_the_overview_takes_each_model_at_its_best_rate_and_is_that_of_the_page(tmp_path):
+    from reproduction.overview import BEDS, Bed, read_losses, row, table
+
+    folder = Path(__file__).parents[1] / "docs" / "reproduction"
+    assert (folder / "loops-overview.md").read_text() == table(folder)
+    assert {bed.file for bed in BEDS} >= {"loops-mnist-muon-5500.csv", "loops-mnist-masked-muon-5500.csv"}
+
+    header = "model,case,learning_rate,seed,exit,heldout_loss,train_loss"
+    # 0.016 is better, but on one seed alone.
+    runs = {("2 unique layers", "0.008", "0"): (1.0, 9.0), ("2 unique layers", "0.008", "1"): (1.2, 9.0)}
+    runs |= {("2 unique layers", "0.016", "0"): (0.5, 9.0), ("2 unique layers", "0.004", "0"): (2.0, 9.0)}
+    runs |= {("8 unique layers", "0.008", "0"): (0.7, 9.0)}
+    looped = ("re-injected × 1/2", "0.008", "0")
+    runs[looped] = (1.8, 1.0, 0.95, 0.9, 0.91, 0.92, 0.93, 0.99)
+    lines = [
+        f"{model},case,{rate},{seed},{exit},{loss},0"
+        for (model, rate, seed), losses in runs.items()
+        for exit, loss in reversed(list(enumerate(losses, 1)))
+    ]
+    (tmp_path / "runs.csv").write_text("\n".join([header, *lines]))
+    losses = read_losses(tmp_path / "runs.csv")
+    assert losses["2 unique layers"].tolist() == [[1.0, 9.0], [1.2, 9.0]]
+    bed = Bed("MNIST", "dit", 10, looped[0])
+    cells = row(bed, losses)
+    # 1.1 falls to 0.9, half of the way to 0.7, so four loops are worth four unique layers in place of two.
+    assert cells[:5] == ["MNIST", "diffusion", "10", "1", looped[0]]
+    assert cells[5:] == ["18.2%", "36.4%", "50%", "0.50", "+100.0%", "+10.0%"]
+    del losses["8 unique layers"]
+    assert row(bed, losses)[6:9] == ["–", "–", "–"]
+
+
 def test_claims_say_yes_no_and_in_between():
     failing = made_up(vanilla=[2.0, 1.5, 1.2, 1.0], ilsd=[1.05, 1.02, 1.0, 1.0])
     assert verdicts(failing, "fails at one loop") == ["**yes**: 2.000 ± 0.000"] * 2

@@ -82,7 +82,9 @@ def _dit(scale: str, patch_size: int) -> DiTConfig:
 
 def _all() -> Mapping[str, ModelConfig]:
     table: dict[str, ModelConfig] = {
-        "digits-dit": DiTConfig(dim=64, num_layers=2, max_loops=4, num_heads=4, num_classes=10, shape=(8, 8, 1)),
+        "digits-dit": DiTConfig(
+            dim=64, num_layers=2, max_loops=4, num_heads=4, num_classes=10, reinjection=0.5, shape=(8, 8, 1)
+        ),
         "digits-maskgit": MaskGITConfig(
             dim=64, num_layers=1, max_loops=4, num_heads=4, num_classes=10, grid=(4, 4), codebook_size=128
         ),

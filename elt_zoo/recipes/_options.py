@@ -129,7 +129,7 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     batches, and plot both. On other data give the baseline its own run, with `--objective vanilla`."""
     preset: str | None = None
     """A name of `elt_zoo.families.preset_names()`; default a small model. Its classes and sizes follow the data. Models
-    of a paper are trained as there, `mnist-dit` and `cifar10-…` as the bundled models were."""
+    of a paper are trained as there, and those that come with the library as theirs were."""
     out: Path | None = None
     """Where the run goes; default `runs/<data>-<family>-<objective>`."""
     dry_run: bool = False
@@ -142,8 +142,8 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     learning_rate: float | None = None
     """Peak; default the paper's 1e-4 for its presets, else a high one for small models."""
     optimizer: OptimizerKind | None = None
-    """What turns gradients into updates: the paper's AdamW, or Muon for the matrices of the trunk. Default Muon on
-    moving digits, which learn faster with it, and for `mnist-dit` and `cifar10-…`; else AdamW."""
+    """What turns gradients into updates: the paper's AdamW, or Muon for the matrices of the trunk. Default Muon
+    on digits and for the presets of MNIST and CIFAR-10, which learn faster with it; else AdamW."""
     accumulation: int | None = None
     """Parts that a batch is split into to save memory; the step is that of the whole batch. Default 1, but for large
     batches on one CPU device as many as make it fastest."""
@@ -157,7 +157,7 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     """Draw the student's exit for each example instead of once per batch."""
     student_weight: float | None = None
     """Of the student's terms in ILSD, in (0, 1]; less favours the last exit over the early ones. Default the paper's 1;
-    1/4 for `mnist-dit` and `cifar10-…`."""
+    1/4 on digits that stand still and for the presets of MNIST and CIFAR-10."""
     grow_from: int | None = None
     """Train with so many loops first, fewer than L_max, and with all of them later, after a second warm-up of the
     learning rate. The first stage costs less. Default all loops from the start."""
@@ -250,24 +250,17 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
             for name, value in dataclasses.asdict(self).items()
             if name not in _COSMETIC and name not in _SIZES and not name.startswith("grow_")
         }
-        known["student_weight"] = self.weight_of_student
         # Only where loops grow: runs that were saved before they could are to resume.
         known |= {} if self.growth is None else {"growth": dataclasses.asdict(self.growth)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in known.items()}
-
-    @property
-    def weight_of_student(self) -> float:
-        """`student_weight` or its default."""
-        own = _OF_PRESET.get(self.preset or "", _Schedule()).student_weight
-        return own if self.student_weight is None else self.student_weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What the options leave open until data and model are known.
 
-    **Fields:** `steps`, `learning_rate`, `ema_decay`: as in the options; `kind`: of the optimiser; `small`: a small
-    model on a short run: warm-up, then a cosine to zero, instead of the paper's schedule.
+    **Fields:** `steps`, `learning_rate`, `ema_decay`, `student_weight`: as in the options; `kind`: of the optimiser;
+    `small`: a small model on a short run: warm-up, then a cosine to zero, instead of the paper's schedule.
     """
 
     steps: int
@@ -275,6 +268,7 @@ class Recipe:
     ema_decay: float
     small: bool
     kind: OptimizerKind = OptimizerKind.ADAMW
+    student_weight: float = 1.0
 
     @classmethod
     def of(cls, options: TrainingOptions, config: ModelConfig, data: str) -> "Recipe":
@@ -287,10 +281,9 @@ class Recipe:
         else:
             of_data = _SMALL.get((data, config.family), _SMALL.get((data, ""), _Schedule()))
             own = _OF_PRESET.get(options.preset or "", of_data)
-            kind = own.kind
-            default = cls(steps=own.steps, learning_rate=own.learning_rate, ema_decay=own.ema_decay, small=True)
-        given = {name: getattr(options, name) for name in ("steps", "learning_rate", "ema_decay")}
-        known = {name: value for name, value in given.items() if value is not None}
+            kind, default = own.kind, cls(small=True, **dataclasses.asdict(own))
+        names = ("steps", "learning_rate", "ema_decay", "student_weight")
+        known = {name: value for name in names if (value := getattr(options, name)) is not None}
         return dataclasses.replace(default, kind=options.optimizer or kind, **known)
 
     def optimizer(self, config: ModelConfig) -> OptimizerConfig:
@@ -322,17 +315,25 @@ class _Schedule:
     student_weight: float = 1.0
 
 
+_DIGITS_DIT = _Schedule(steps=1500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25)
+_DIGITS_MASKGIT = _Schedule(
+    steps=2000, learning_rate=8e-3, ema_decay=0.998, kind=OptimizerKind.MUON, student_weight=0.25
+)
+_MOVING_DIGITS = _Schedule(steps=1200, learning_rate=8e-3, kind=OptimizerKind.MUON)
 # How the names of presets with a paper's recipe begin.
 _PAPERS = ("elt-", "maskgit-", "magvit-", "dit-")
 # By data and family.
 _SMALL: Mapping[tuple[str, str], _Schedule] = {
-    (DIGITS, "dit"): _Schedule(learning_rate=8e-3),
-    (DIGITS, "maskgit"): _Schedule(steps=2000, learning_rate=6e-3, ema_decay=0.998),
+    (DIGITS, "dit"): _DIGITS_DIT,
+    (DIGITS, "maskgit"): _DIGITS_MASKGIT,
     (DIGITS, ""): _Schedule(learning_rate=4e-3),
-    (MOVING_DIGITS, ""): _Schedule(steps=1200, learning_rate=8e-3, kind=OptimizerKind.MUON),
+    (MOVING_DIGITS, ""): _MOVING_DIGITS,
 }
-# The bundled models that the study of loops has trained, with what it recommends.
+# The bundled models, with what the study of loops recommends.
 _OF_PRESET: Mapping[str, _Schedule] = {
+    "digits-dit": _DIGITS_DIT,
+    "digits-maskgit": _DIGITS_MASKGIT,
+    "moving-digits": _MOVING_DIGITS,
     "mnist-dit": _Schedule(steps=5500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25),
     "cifar10-dit": _Schedule(steps=1500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25),
     "cifar10-maskgit": _Schedule(steps=1500, learning_rate=8e-3, kind=OptimizerKind.MUON, student_weight=0.25),

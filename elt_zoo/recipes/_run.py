@@ -123,7 +123,7 @@ def make_objective(name: ObjectiveName, run: Run) -> AbstractObjective:
     sampled = {"max_loops": max_loops, "min_loops": options.min_loops, "per_example": options.per_example}
     match name:
         case "ilsd":
-            return ILSDLoss(loss, loss.distillation, student_weight=options.weight_of_student, **sampled)
+            return ILSDLoss(loss, loss.distillation, student_weight=run.recipe.student_weight, **sampled)
         case "vanilla":
             return VanillaLoss(loss, max_loops=max_loops)
         case "deep_supervision":
