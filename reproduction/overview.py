@@ -2,9 +2,10 @@
 
     python -m reproduction.overview
 
-Reads the CSV files of `python -m reproduction.loops` and trains nothing. On each data set and family, the looped model
-that is best for it stands beside its two layers without loops, and beside eight unique layers, where they were trained:
-each at the rate of its lowest mean, of the rates that were tried on the most seeds. Writes `loops-overview.md`.
+Reads the CSV files of `python -m reproduction.loops` and trains nothing. On each data set and family, a looped model of
+the recommended recipe stands beside its two layers without loops, and beside eight unique layers, where they were
+trained: each at the rate of its lowest mean, of the rates that were tried on the most seeds. Writes
+`loops-overview.md`.
 """
 
 import argparse
@@ -50,8 +51,8 @@ BEDS = (
     Bed("MNIST", "maskgit", 3000, "the paper's, student × 1/4"),
     Bed("CIFAR-10", "maskgit", 1500, "the paper's, student × 1/4"),
 )
-"""All that have a table on the page, with the model that is recommended there, or the light student where that is all
-there is."""
+"""The tables of the page but that of growing loops: re-injection in diffusion, where it was trained, else the light
+student."""
 
 
 def read_losses(path: Path) -> dict[str, np.ndarray]:

@@ -128,8 +128,8 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     """On the small data that comes with the library: also train the vanilla baseline, from the same start on the same
     batches, and plot both. On other data give the baseline its own run, with `--objective vanilla`."""
     preset: str | None = None
-    """A name of `elt_zoo.families.preset_names()`; default a small model. Its classes and sizes follow the data. Models
-    of a paper are trained as there, and those that come with the library as theirs were."""
+    """A name of `elt_zoo.families.preset_names()`; default a small model. Its classes and sizes follow the data.
+    Presets of a paper are trained as there, and those of bundled models as these were."""
     out: Path | None = None
     """Where the run goes; default `runs/<data>-<family>-<objective>`."""
     dry_run: bool = False
@@ -143,7 +143,7 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     """Peak; default the paper's 1e-4 for its presets, else a high one for small models."""
     optimizer: OptimizerKind | None = None
     """What turns gradients into updates: the paper's AdamW, or Muon for the matrices of the trunk. Default Muon
-    on digits and for the presets of MNIST and CIFAR-10, which learn faster with it; else AdamW."""
+    on digits and for the presets of bundled models, which learn faster with it; else AdamW."""
     accumulation: int | None = None
     """Parts that a batch is split into to save memory; the step is that of the whole batch. Default 1, but for large
     batches on one CPU device as many as make it fastest."""
@@ -156,8 +156,8 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     per_example: bool = False
     """Draw the student's exit for each example instead of once per batch."""
     student_weight: float | None = None
-    """Of the student's terms in ILSD, in (0, 1]; less favours the last exit over the early ones. Default the paper's 1;
-    1/4 on digits that stand still and for the presets of MNIST and CIFAR-10."""
+    """Of the student's terms in ILSD, in (0, 1]; less favours the last exit over the early ones. Default 1/4 on
+    digits that stand still and for the presets of bundled models but `moving-digits`; else the paper's 1."""
     grow_from: int | None = None
     """Train with so many loops first, fewer than L_max, and with all of them later, after a second warm-up of the
     learning rate. The first stage costs less. Default all loops from the start."""
@@ -329,7 +329,7 @@ _SMALL: Mapping[tuple[str, str], _Schedule] = {
     (DIGITS, ""): _Schedule(learning_rate=4e-3),
     (MOVING_DIGITS, ""): _MOVING_DIGITS,
 }
-# The bundled models, with what the study of loops recommends.
+# As the bundled models were trained; but for `moving-digits`, as the study of loops recommends.
 _OF_PRESET: Mapping[str, _Schedule] = {
     "digits-dit": _DIGITS_DIT,
     "digits-maskgit": _DIGITS_MASKGIT,
