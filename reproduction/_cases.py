@@ -8,14 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from elt_zoo import ILSDLoss
-from elt_zoo.objectives import (
-    AbstractLoss,
-    AbstractObjective,
-    DeepSupervisionLoss,
-    EveryExitILSDLoss,
-    RandomDepthLoss,
-    VanillaLoss,
-)
+from elt_zoo.objectives import AbstractLoss, AbstractObjective, DeepSupervisionLoss, RandomDepthLoss, VanillaLoss
 from elt_zoo.training import LoopGrowth
 
 FAMILIES = ("dit", "maskgit")
@@ -37,7 +30,7 @@ CURRICULA: dict[str, optax.Schedule] = {
 class Case:
     """One model to train, over seeds. `layers`: options of the layers that are on; `student_weight`: of the student in
     ILSD; `learning_rate`: the peak, or that of all runs; `grow_from`: loops in the first half of the steps, 0 for all
-    of them from the start; `every_exit`: ILSD with all early exits as students.
+    of them from the start.
     """
 
     data: str
@@ -55,7 +48,6 @@ class Case:
     optimizer: str = "adamw"
     learning_rate: float | None = None
     grow_from: int = 0
-    every_exit: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "layers", tuple(self.layers))  # of which JSON makes a list
@@ -90,8 +82,6 @@ class Case:
         if self.reinjection:
             parts.append(f"reinjection {self.reinjection:g}")
         parts += self.layers
-        if self.every_exit:
-            parts.append("every exit")
         if self.student_weight != 1.0:
             parts.append(f"student {self.student_weight:g}")
         if self.optimizer != "adamw":
@@ -115,7 +105,7 @@ class Case:
     def make_objective(self, loss: AbstractLoss) -> AbstractObjective:
         curriculum = CURRICULA[self.curriculum]
         makers: dict[str, Callable[[], AbstractObjective]] = {
-            "ilsd": lambda: (EveryExitILSDLoss if self.every_exit else ILSDLoss)(
+            "ilsd": lambda: ILSDLoss(
                 loss,
                 loss.distillation,
                 max_loops=self.max_loops,

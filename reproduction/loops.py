@@ -47,7 +47,7 @@ def unique_cases(data: str, family: str) -> dict[str, Case]:
 def looped_cases(data: str, family: str) -> dict[str, Case]:
     """Models of effective depth 8, each option alone and some together."""
     plain, around = Case(data, family, 2, 4), Case(data, family, 2, 3, prelude=1, coda=1)
-    four, every = Case(data, family, 4, 2), dataclasses.replace(plain, every_exit=True)
+    four = Case(data, family, 4, 2)
     lighter, light_around = (
         dataclasses.replace(plain, student_weight=0.25),
         dataclasses.replace(around, student_weight=0.25),
@@ -56,8 +56,6 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
         "the paper's": plain,
         "the paper's, vanilla": dataclasses.replace(plain, objective="vanilla"),
         "the paper's, student × 1/4": lighter,
-        "the paper's, every exit": every,
-        "the paper's, re-injected × 1/2": dataclasses.replace(plain, reinjection=0.5),
         "the paper's, four layers": four,
         "the paper's, four layers, student × 1/4": dataclasses.replace(four, student_weight=0.25),
         "branches × 1/2": dataclasses.replace(lighter, residual_scale=0.5),
@@ -65,16 +63,12 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
         "re-injected × 1/2": dataclasses.replace(lighter, reinjection=0.5),
         "re-injected × 1/4": dataclasses.replace(lighter, reinjection=0.25),
         "re-injected × 3/4": dataclasses.replace(lighter, reinjection=0.75),
-        "re-injected × 1/2, every exit": dataclasses.replace(every, reinjection=0.5),
         "re-injected × 1/2, branches × 1/2": dataclasses.replace(lighter, reinjection=0.5, residual_scale=0.5),
         "grown from 2 loops": dataclasses.replace(lighter, grow_from=2),
         "re-injected × 1/2, grown from 2 loops": dataclasses.replace(lighter, reinjection=0.5, grow_from=2),
         "prelude and coda": light_around,
         "prelude and coda, branches × 1/2": dataclasses.replace(light_around, residual_scale=0.5),
         "prelude and coda, re-injected × 1/2": dataclasses.replace(light_around, reinjection=0.5),
-        "prelude and coda, re-injected × 1/2, every exit": dataclasses.replace(
-            around, reinjection=0.5, every_exit=True
-        ),
     }
 
 

@@ -16,8 +16,8 @@ from elt_zoo.data import ArraySource, digits_to_pixels, load_digits, training_ba
 from elt_zoo.diagnostics import exit_losses
 from elt_zoo.families import preset
 from elt_zoo.metrics import DigitsEvaluator
-from elt_zoo.objectives import EveryExitILSDLoss, VanillaLoss
-from elt_zoo.recipes import Recipe, Run, TrainingOptions, digits_task, init_from, make_objective
+from elt_zoo.objectives import VanillaLoss
+from elt_zoo.recipes import Recipe, Run, TrainingOptions, digits_task, init_from
 from elt_zoo.recipes._prepared import Start, extend
 from elt_zoo.storage import FolderLock, named_arrays
 from elt_zoo.tokenizers import PatchCodebook, load_tokenizer
@@ -317,21 +317,6 @@ def test_presets_are_trained_as_their_paper_says_or_as_the_bundled_model_was(nam
     assert told() == expected
     given = {"steps": 7, "learning_rate": 0.5, "ema_decay": 0.25, "optimizer": OptimizerKind.MUON}
     assert told(**given, student_weight=0.5) == (7, 0.5, 0.25, "muon", 0.5)
-    assert told(every_exit=True) == (*expected[:4], 1.0)
-    assert told(every_exit=True, student_weight=0.5)[4] == 0.5
-
-
-def test_ilsd_trains_one_student_or_every_exit():
-    def made(**options):
-        options = TrainingOptions(min_loops=2, student_weight=0.5, **options)
-        run = Run.of(options, digits_task(options.model("digits-dit")))
-        return make_objective("ilsd", run), run.config("ilsd")
-
-    (sampled, before), (every, config) = made(), made(every_exit=True)
-    assert isinstance(sampled, ILSDLoss) and isinstance(every, EveryExitILSDLoss)
-    assert (every.min_loops, every.max_loops, every.student_weight) == (2, 4, 0.5)
-    # Runs that are older than the option resume without it.
-    assert "every_exit" not in before and config == before | {"every_exit": True}
 
 
 def test_a_run_of_an_earlier_version_resumes_where_newer_options_are_off(tmp_path):

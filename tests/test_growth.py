@@ -15,7 +15,7 @@ from elt_zoo.corruption import AbstractCorruption, Corrupted, DiffusionCorruptio
 from elt_zoo.data import ArraySource, training_batches
 from elt_zoo.evaluation import report_run
 from elt_zoo.families import DiTConfig, preset
-from elt_zoo.objectives import DeepSupervisionLoss, EveryExitILSDLoss, RandomDepthLoss, SigmoidWeightedMSE, VanillaLoss
+from elt_zoo.objectives import DeepSupervisionLoss, RandomDepthLoss, SigmoidWeightedMSE, VanillaLoss
 from elt_zoo.recipes import Run, TrainingOptions, digits_task, time_training, train
 from elt_zoo.training import (
     Checkpoints,
@@ -162,7 +162,6 @@ def test_a_run_that_stops_around_the_change_resumes_bit_for_bit(tmp_path, steps,
         DeepSupervisionLoss(LOSS, max_loops=4),
         RandomDepthLoss(LOSS, max_loops=4, per_example=True),
         ILSDLoss(LOSS, LOSS.distillation, max_loops=4, per_example=True, student_weight=0.25),
-        EveryExitILSDLoss(LOSS, LOSS.distillation, max_loops=4, student_weight=0.25),
     ],
     ids=lambda full: type(full).__name__,
 )

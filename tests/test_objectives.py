@@ -19,7 +19,6 @@ from elt_zoo.corruption import (
 )
 from elt_zoo.objectives import (
     DeepSupervisionLoss,
-    EveryExitILSDLoss,
     ExitWeighting,
     MaskedCrossEntropy,
     RandomDepthLoss,
@@ -90,38 +89,6 @@ def test_a_lighter_student_leaves_the_teachers_term_as_it_is():
     for wrong in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="must be above 0 and at most 1"):
             ILSDLoss(square, distance, max_loops=4, student_weight=wrong)
-
-
-def test_every_exit_is_ilsd_on_average_over_its_sampled_exit():
-    options: dict[str, Any] = {"max_loops": 5, "min_loops": 2, "student_weight": 0.5}
-    every, sampled = EveryExitILSDLoss(square, distance, **options), ILSDLoss(square, distance, **options)
-    exits, target = jax.random.normal(KEY, (5, 4)), jnp.ones(4)
-
-    def mean_of_sampled(exits, progress):
-        students = (exits[index] for index in (1, 2, 3))  # not the first, as min_loops is 2
-        return sum(sampled(each, exits[4], target=target, progress=progress)[0] for each in students) / 3
-
-    def at_once(exits, progress):
-        return every(exits, target=target, progress=progress)[0]
-
-    for progress in (0.0, 0.3, 1.0):
-        (loss, gradient), (expected, slope) = (
-            jax.value_and_grad(each)(exits, progress) for each in (at_once, mean_of_sampled)
-        )
-        np.testing.assert_allclose(loss, expected, rtol=1e-6)
-        np.testing.assert_allclose(gradient, slope, rtol=1e-5)
-        assert not gradient[0].any() and gradient[1:].all()
-    terms = every(exits, target=target, progress=0.3)[1]
-    np.testing.assert_allclose(terms["student"], np.mean([square(exits[i], target) for i in (1, 2, 3)]), rtol=1e-6)
-    np.testing.assert_allclose(terms["teacher"], square(exits[4], target), rtol=1e-6)
-    wrong: list[dict[str, Any]] = [
-        {"max_loops": 1},
-        {"max_loops": 4, "min_loops": 4},
-        {"max_loops": 4, "student_weight": 0.0},
-    ]
-    for each in wrong:
-        with pytest.raises(ValueError, match=r"leaves no exit for the student|must be above 0"):
-            EveryExitILSDLoss(square, distance, **each)
 
 
 def test_student_exits_are_uniform_and_never_the_teachers():

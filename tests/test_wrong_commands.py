@@ -56,8 +56,6 @@ TRAIN = """
 --grow-from 2 --steps 8 --trace-steps 4 5        | `--trace-steps 4 5`: the run pauses after step 4
 --student-weight 0                               | `--student-weight 0.0` must be above 0
 --student-weight nan                             | must be above 0 and at most 1
---every-exit --per-example                       | `--every-exit` draws no exit
---every-exit --objective vanilla                 | goes with `--objective ilsd`, not vanilla
 --seed -1                                        | `--seed -1`
 --precision float16                              | float16
 --objective none                                 | none

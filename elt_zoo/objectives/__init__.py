@@ -4,7 +4,6 @@ from ._alternatives import DeepSupervisionLoss as DeepSupervisionLoss
 from ._alternatives import ExitWeighting as ExitWeighting
 from ._alternatives import RandomDepthLoss as RandomDepthLoss
 from ._alternatives import VanillaLoss as VanillaLoss
-from ._every_exit import EveryExitILSDLoss as EveryExitILSDLoss
 from ._ilsd import ILSDLoss as ILSDLoss
 from ._loss import AbstractLoss as AbstractLoss
 from ._masked_cross_entropy import MaskedCrossEntropy as MaskedCrossEntropy

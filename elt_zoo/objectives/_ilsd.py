@@ -9,9 +9,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .._checks import checked
 from ._objective import AbstractObjective, DistillationLoss, Exits, GroundTruthLoss, sample_uniform_loops
 
-PAPERS_CURRICULUM: optax.Schedule = optax.linear_schedule(1.0, 0.0, transition_steps=1)
-"""λ falls from 1 to 0 over the training."""
-
 
 class ILSDLoss(AbstractObjective):
     r"""Intra-Loop Self Distillation (2604.09168, section 3.2).
@@ -78,7 +75,7 @@ class ILSDLoss(AbstractObjective):
         self.distillation = distillation
         self.max_loops = max_loops
         self.min_loops = min_loops
-        self.curriculum = PAPERS_CURRICULUM if curriculum is None else curriculum
+        self.curriculum = optax.linear_schedule(1.0, 0.0, transition_steps=1) if curriculum is None else curriculum
         self.per_example = per_example
         self.student_weight = student_weight
 

@@ -20,9 +20,6 @@ _COSMETIC = frozenset(
     | {"coordinator", "processes", "process", "start_timeout", "mesh", "wandb", "trace_steps", "attention"}
 )
 
-# Training options that came after the first saved runs.
-_NEWER = frozenset({"grow_from", "grow_until", "every_exit"})
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerOptions:
@@ -158,12 +155,9 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
     """L_min, the student's earliest exit."""
     per_example: bool = False
     """Draw the student's exit for each example instead of once per batch."""
-    every_exit: bool = False
-    """ILSD with every early exit as a student in every step, instead of one that is drawn."""
     student_weight: float | None = None
     """Of the student's terms in ILSD, in (0, 1]; less favours the last exit over the early ones. Default 1/4 on
-    digits that stand still and for the presets of bundled models but `moving-digits`; else, and with `--every-exit`,
-    the paper's 1."""
+    digits that stand still and for the presets of bundled models but `moving-digits`; else the paper's 1."""
     grow_from: int | None = None
     """Train with so many loops first, fewer than L_max, and with all of them later, after a second warm-up of the
     learning rate. The first stage costs less. Default all loops from the start."""
@@ -234,10 +228,6 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
             raise ValueError(f"`--learning-rate {self.learning_rate}` must be a positive number.")
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"`--ema-decay {self.ema_decay}` must be in [0, 1).")
-        if self.every_exit and self.per_example:
-            raise ValueError("`--every-exit` draws no exit, so `--per-example` has no meaning beside it.")
-        if self.every_exit and self.objective != "ilsd":
-            raise ValueError(f"`--every-exit` goes with `--objective ilsd`, not {self.objective}.")
         if self.new_classes and self.init_from is None:
             raise ValueError("`--new-classes` goes with `--init-from`.")
 
@@ -258,11 +248,10 @@ class TrainingOptions(CheckpointOptions, SizeOptions):
         known = {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in _COSMETIC and name not in _SIZES and name not in _NEWER
+            if name not in _COSMETIC and name not in _SIZES and not name.startswith("grow_")
         }
-        # Only where they are on: runs that were saved before there were such options are to resume.
+        # Only where loops grow: runs that were saved before they could are to resume.
         known |= {} if self.growth is None else {"growth": dataclasses.asdict(self.growth)}
-        known |= {"every_exit": True} if self.every_exit else {}
         return {name: str(value) if isinstance(value, Path) else value for name, value in known.items()}
 
 
@@ -293,8 +282,6 @@ class Recipe:
             of_data = _SMALL.get((data, config.family), _SMALL.get((data, ""), _Schedule()))
             own = _OF_PRESET.get(options.preset or "", of_data)
             kind, default = own.kind, cls(small=True, **dataclasses.asdict(own))
-        if options.every_exit:
-            default = dataclasses.replace(default, student_weight=1.0)
         names = ("steps", "learning_rate", "ema_decay", "student_weight")
         known = {name: value for name in names if (value := getattr(options, name)) is not None}
         return dataclasses.replace(default, kind=options.optimizer or kind, **known)

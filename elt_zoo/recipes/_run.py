@@ -4,14 +4,7 @@ from typing import Any
 
 import jax
 
-from ..objectives import (
-    AbstractObjective,
-    DeepSupervisionLoss,
-    EveryExitILSDLoss,
-    ILSDLoss,
-    RandomDepthLoss,
-    VanillaLoss,
-)
+from ..objectives import AbstractObjective, DeepSupervisionLoss, ILSDLoss, RandomDepthLoss, VanillaLoss
 from ..profile import Profile, profile
 from ..sharding import Layout, make_mesh
 from ..training import OptimizerConfig
@@ -127,11 +120,8 @@ def make_objective(name: ObjectiveName, run: Run) -> AbstractObjective:
     **Raises:** `ValueError` for one that the model's loops do not allow.
     """
     loss, max_loops, options = run.task.config.loss(), run.task.config.max_loops, run.options
-    between: dict[str, Any] = {"max_loops": max_loops, "min_loops": options.min_loops}
-    sampled = {**between, "per_example": options.per_example}
+    sampled = {"max_loops": max_loops, "min_loops": options.min_loops, "per_example": options.per_example}
     match name:
-        case "ilsd" if options.every_exit:
-            return EveryExitILSDLoss(loss, loss.distillation, student_weight=run.recipe.student_weight, **between)
         case "ilsd":
             return ILSDLoss(loss, loss.distillation, student_weight=run.recipe.student_weight, **sampled)
         case "vanilla":
