@@ -28,7 +28,7 @@ from elt_zoo.profile import environment
 
 ROOT = Path(__file__).parents[1]
 SIGNALS: dict[str, ExitSignal] = {"digits-dit": relative_change, "digits-maskgit": divergence}
-THRESHOLDS = {"digits-dit": np.geomspace(0.01, 0.16, 9), "digits-maskgit": np.geomspace(0.001, 0.256, 9)}
+THRESHOLDS = {"digits-dit": np.geomspace(0.02, 0.64, 11), "digits-maskgit": np.geomspace(0.001, 0.256, 9)}
 SAMPLES, LIMIT, ERROR = 100, 0.05, 0.1
 BATCHES = (1, 16, 64)
 LARGE, TOGETHER = 500, 2048

@@ -56,6 +56,7 @@ def looped_cases(data: str, family: str) -> dict[str, Case]:
         "the paper's": plain,
         "the paper's, vanilla": dataclasses.replace(plain, objective="vanilla"),
         "the paper's, student × 1/4": lighter,
+        "the paper's, re-injected × 1/2": dataclasses.replace(plain, reinjection=0.5),
         "the paper's, four layers": four,
         "the paper's, four layers, student × 1/4": dataclasses.replace(four, student_weight=0.25),
         "branches × 1/2": dataclasses.replace(lighter, residual_scale=0.5),

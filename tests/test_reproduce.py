@@ -223,7 +223,8 @@ def test_the_overview_takes_each_model_at_its_best_rate_and_is_that_of_the_page(
 
     header = "model,case,learning_rate,seed,exit,heldout_loss,train_loss"
     # 0.016 is better, but on one seed alone.
-    runs = {("2 unique layers", "0.008", "0"): (1.0, 9.0), ("2 unique layers", "0.008", "1"): (1.2, 9.0)}
+    runs: dict[tuple[str, str, str], tuple[float, ...]] = {("2 unique layers", "0.008", "0"): (1.0, 9.0)}
+    runs |= {("2 unique layers", "0.008", "1"): (1.2, 9.0)}
     runs |= {("2 unique layers", "0.016", "0"): (0.5, 9.0), ("2 unique layers", "0.004", "0"): (2.0, 9.0)}
     runs |= {("8 unique layers", "0.008", "0"): (0.7, 9.0)}
     looped = ("re-injected × 1/2", "0.008", "0")
