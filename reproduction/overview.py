@@ -21,7 +21,9 @@ from ._results import Spread
 from .loops import UNIQUE, advantage, all_models, exponent
 
 OPTIMIZER = "muon"
+REINJECTED, LIGHT_STUDENT = "re-injected × 1/2", "the paper's, student × 1/4"
 _FAMILIES = {"dit": "diffusion", "maskgit": "masked"}
+_LABELS = {REINJECTED: "re-injected", LIGHT_STUDENT: "light student"}
 
 
 class Bed(NamedTuple):
@@ -43,13 +45,13 @@ class Bed(NamedTuple):
 
 
 BEDS = (
-    Bed("MNIST", "dit", 5500, "re-injected × 1/2"),
-    Bed("CIFAR-10", "dit", 1500, "re-injected × 1/2"),
-    Bed("digits", "dit", 1500, "re-injected × 1/2"),
-    Bed("digits", "dit", 4000, "the paper's, student × 1/4"),
-    Bed("MNIST", "maskgit", 5500, "the paper's, student × 1/4"),
-    Bed("MNIST", "maskgit", 3000, "the paper's, student × 1/4"),
-    Bed("CIFAR-10", "maskgit", 1500, "the paper's, student × 1/4"),
+    Bed("MNIST", "dit", 5500, REINJECTED),
+    Bed("CIFAR-10", "dit", 1500, REINJECTED),
+    Bed("digits", "dit", 1500, REINJECTED),
+    Bed("digits", "dit", 4000, LIGHT_STUDENT),
+    Bed("MNIST", "maskgit", 5500, LIGHT_STUDENT),
+    Bed("MNIST", "maskgit", 3000, LIGHT_STUDENT),
+    Bed("CIFAR-10", "maskgit", 1500, LIGHT_STUDENT),
 )
 """The tables of the page but that of growing loops: re-injection in diffusion, where it was trained, else the light
 student."""
@@ -77,6 +79,11 @@ def last_exit(losses: np.ndarray) -> np.ndarray:
     return losses[:, losses.shape[1] // 2 - 1]
 
 
+def gain(losses: np.ndarray, others: np.ndarray) -> str:
+    """By how much losses are below others, short enough for a cell."""
+    return advantage(losses, others).replace("standard errors", "SE")
+
+
 def row(bed: Bed, losses: dict[str, np.ndarray]) -> list[str]:
     """The cells of one bed."""
     unique = {count: last_exit(losses[name]) for count in UNIQUE if (name := f"{count} unique layers") in losses}
@@ -84,20 +91,20 @@ def row(bed: Bed, losses: dict[str, np.ndarray]) -> list[str]:
     final, deepest = last_exit(looped), max(unique)
     depth = share = worth = "–"
     if deepest > layers:
-        depth = advantage(unique[deepest], unique[layers])
+        depth = gain(unique[deepest], unique[layers])
         gained, all_of_it = (unique[layers].mean() - each.mean() for each in (final, unique[deepest]))
         share = f"{gained / all_of_it:.0%}"
         means = {count: float(each.mean()) for count, each in unique.items()}
         worth = Spread.of([exponent(bed.case, float(loss), means) for loss in final]).text(2)
     change = [f"{each.mean() / final.mean() - 1.0:+.1%}" for each in (looped[:, 0], looped[:, -1])]
-    about = [bed.data, _FAMILIES[bed.family], f"{bed.steps:,}", str(len(final)), bed.model]
-    return [*about, advantage(final, unique[layers]), depth, share, worth, *change]
+    about = [bed.data, _FAMILIES[bed.family], f"{bed.steps:,}", str(len(final)), _LABELS[bed.model]]
+    return [*about, gain(final, unique[layers]), depth, share, worth, *change]
 
 
 def table(folder: Path) -> str:
     """All beds, as Markdown."""
     header = ["Data", "Family", "Steps", "Seeds", "Looped model", "Loops gain", "Eight unique layers gain"]
-    header += ["Loops' share of that", "φ", "loss at one loop", "loss at 2·L_max"]
+    header += ["Loops' share of that", "φ", "Loss at one loop", "Loss at 2·L_max"]
     rows = [header, ["---"] * len(header), *(row(bed, read_losses(folder / bed.file)) for bed in BEDS)]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
 
