@@ -1,6 +1,6 @@
 """Quality on digits at every loop count, over seeds: runs the main job for each and gathers what it measured.
 
-    python benchmarks/digits_quality.py --runs runs/quality    # about six minutes a run on two CPU cores, six in all
+    python benchmarks/digits_quality.py --runs runs/quality    # about four minutes a run on one CPU core, six in all
 
 Runs that are in the folder already are only read. Writes `digits.csv` (every figure) and `digits.md` (ranges over
 seeds).
