@@ -79,8 +79,7 @@ def test_a_run_is_no_other_run_and_has_one_holder(trained):
     folder, command = trained
     before = files_of(folder)
     refused = run(*command, "--steps", 8, "--learning-rate", 0.1, check=False)
-    default = 0.008 if "dit" in command else 0.006
-    assert refused.code == 2 and f"learning_rate: saved {default}, given 0.1" in refused.errors
+    assert refused.code == 2 and "learning_rate: saved 0.008, given 0.1" in refused.errors
     fewer = run(*command, "--steps", 4, check=False)
     assert fewer.code == 2 and "steps: saved 8, given 4" in fewer.errors
     assert files_of(folder) == before
