@@ -329,7 +329,7 @@ _SMALL: Mapping[tuple[str, str], _Schedule] = {
     (DIGITS, ""): _Schedule(learning_rate=4e-3),
     (MOVING_DIGITS, ""): _MOVING_DIGITS,
 }
-# As the bundled models were trained; but for `moving-digits`, as the study of loops recommends.
+# How the bundled models were trained: as the study of loops recommends, except for `moving-digits`.
 _OF_PRESET: Mapping[str, _Schedule] = {
     "digits-dit": _DIGITS_DIT,
     "digits-maskgit": _DIGITS_MASKGIT,
