@@ -39,16 +39,16 @@ class Results:
 
     def losses(self, case: Case) -> np.ndarray:
         """The held-out loss of every exit at the end, shape (seeds, exits)."""
-        return self.curve(case)[1][:, -1]
+        return np.array([list(each["curve"].values())[-1] for each in self.figures(case)])
 
     def last_exit(self, case: Case) -> np.ndarray:
         """The same at L_max."""
         return self.losses(case)[:, case.max_loops - 1]
 
     def quality(self, case: Case, loops: int, figure: str) -> np.ndarray | None:
-        """Of samples at a loop count; `None` where it was not measured."""
+        """Of samples at a loop count; `None` where it was not measured on every seed."""
         qualities = [each["quality"] for each in self.figures(case)]
-        if str(loops) not in qualities[0]:
+        if not all(str(loops) in quality for quality in qualities):
             return None
         return np.array([quality[str(loops)][figure] for quality in qualities])
 
@@ -102,5 +102,6 @@ class Spread(NamedTuple):
         return f"{self.mean:.{digits}f}" + (f" ± {self.deviation:.{digits}f}" if self.seeds > 1 else "")
 
 
-def read_results(paths: Iterable[Path]) -> Results:
-    return Results(json.loads(path.read_text()) for path in paths)
+def read_results(paths: Iterable[Path], earlier: Iterable[dict[str, Any]] = ()) -> Results:
+    """The runs of some files. Of `earlier` runs, those that are in no file."""
+    return Results([*earlier, *(json.loads(path.read_text()) for path in paths)])

@@ -11,7 +11,8 @@ The looped models have two or four unique layers and an effective depth of eight
 and with the others; so do, on top of "re-injected × 1/2", the options of its layers. Muon moves the matrices of all
 models' trunks, unless `--optimizer adamw` says otherwise. With `--together`, all rates and seeds of a model train in
 one program: for a GPU. Writes `loops-<data>-<optimizer>-<steps>.md` and `.csv`, with `--family maskgit`
-`loops-<data>-masked-…`. `--report` trains nothing and writes them from the runs that are there.
+`loops-<data>-masked-…`. `--report` trains nothing and writes them from the runs that are there. `--add` keeps the runs
+of the files in `--out` and adds others to them: models, rates or seeds, of the same settings.
 
 φ is the exponent with which L loops of N layers are worth N·L^φ unique ones. It is read off the losses of models of 1,
 2, 4 and 8 unique layers, interpolated over the logarithm of their number and clipped to its range; layers before and
@@ -22,8 +23,9 @@ import argparse
 import csv
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +38,9 @@ from ._results import Results, Spread, read_results
 
 RATES = (0.004, 0.008, 0.016)
 UNIQUE = (1, 2, 4, 8)
-_COLUMNS = ("model", "case", "learning_rate", "seed", "exit", "heldout_loss", "train_loss")
+_COLUMNS = ("model", "case", "learning_rate", "seed", "exit", "heldout_loss", "train_loss", "distance")
+_ONLY_IN_TABLES = ("Parameters", "distance, L = 1", "distance, L_max")
+"""Columns that the CSV files of earlier studies cannot fill."""
 
 
 def unique_cases(data: str, family: str) -> dict[str, Case]:
@@ -169,8 +173,10 @@ def exponent(case: Case, loss: float, unique: Mapping[int, float]) -> float:
     return float(np.log(looped) / np.log(case.max_loops))
 
 
-def table(results: Results, chosen: Mapping[str, Case]) -> str:
-    """Losses of every exit, and what the loops are worth, as Markdown."""
+def table(results: Results, chosen: Mapping[str, Case], earlier: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """Losses of every exit, and what the loops are worth, as Markdown. `earlier`: the cells of a table of the same
+    models, which stay where the runs do not say.
+    """
 
     def unique_losses(layers: tuple[str, ...]) -> dict[int, float]:
         unlooped = [each for each in chosen.values() if each.max_loops == 1 and each.layers == layers]
@@ -194,10 +200,14 @@ def table(results: Results, chosen: Mapping[str, Case]) -> str:
                 worth = Spread.of([exponent(case, loss, unique) for loss in results.last_exit(case)]).text(2)
             except ValueError:
                 worth = "–"
-        parameters = f"{results.figures(case)[0]['parameters'] / 1e3:,.0f}k"
+        counts = [each["parameters"] for each in results.figures(case) if "parameters" in each]
+        parameters = f"{counts[0] / 1e3:,.0f}k" if counts else ""
         cells = [name, case.size, parameters, f"{case.learning_rate:g}", *cells, beyond, gain, worth]
         cells += ["" if case.max_loops == 1 else _distance(results, case, 1), _distance(results, case, case.max_loops)]
-        lines.append("| " + " | ".join(cells) + " |")
+        row, before = dict(zip(header, cells, strict=True)), (earlier or {}).get(name, {})
+        if before.get("Rate") == row["Rate"]:
+            row |= {column: row[column] or before[column] for column in _ONLY_IN_TABLES}
+        lines.append("| " + " | ".join(row.values()) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -230,9 +240,57 @@ def write_rows(path: Path, results: Results, named: Mapping[str, Sequence[Case]]
             for case in (case for case in cases if case in results):
                 runs = zip(results.seeds(case), results.figures(case), results.losses(case), strict=True)
                 for seed, figures, losses in runs:
-                    for index, pair in enumerate(zip(losses, figures["train_losses"], strict=True)):
-                        about = (name, case.name, case.learning_rate, seed, index + 1)
-                        writer.writerow([*about, *(f"{loss:.6g}" for loss in pair)])
+                    for exit, pair in enumerate(zip(losses, figures["train_losses"], strict=True), 1):
+                        distance = figures["quality"].get(str(exit), {}).get("distance")
+                        about = (name, case.name, case.learning_rate, seed, exit)
+                        values = ("" if value is None else f"{value:.8g}" for value in (*pair, distance))
+                        writer.writerow([*about, *values])
+
+
+def read_rows(path: Path, models: Mapping[str, Case]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of every model in a file that `write_rows` wrote, as far as it has them, in the form of `Results`.
+
+    **Raises:** `ValueError` for rows of a model that is unknown, or that is another one now.
+    """
+    found: dict[str, dict[tuple[float, int], dict[int, dict[str, str]]]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            name, rate = row["model"], float(row["learning_rate"])
+            if name not in models or dataclasses.replace(models[name], learning_rate=rate).name != row["case"]:
+                raise ValueError(
+                    f"{path} has runs of {name!r} as {row['case']}, which this study does not have. Take `--add` away, "
+                    "or give another `--out`."
+                )
+            found.setdefault(name, {}).setdefault((rate, int(row["seed"])), {})[int(row["exit"])] = row
+    return {
+        name: [
+            _run_of_rows(
+                dataclasses.replace(models[name], learning_rate=rate), seed, [exits[each] for each in sorted(exits)]
+            )
+            for (rate, seed), exits in runs.items()
+        ]
+        for name, runs in found.items()
+    }
+
+
+def _run_of_rows(case: Case, seed: int, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    heldout, training = ([float(row[name]) for row in rows] for name in ("heldout_loss", "train_loss"))
+    distances = {row["exit"]: {"distance": float(row["distance"])} for row in rows if row.get("distance")}
+    figures = {"curve": {"0": heldout}, "train_losses": training, "quality": distances}
+    return {"case": dataclasses.asdict(case), "seed": seed, "figures": figures}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of models without repeats: the unique layers by their number, then the others as they come."""
+    unique = [f"{each} unique layers" for each in UNIQUE]
+    return sorted(dict.fromkeys(names), key=lambda name: unique.index(name) if name in unique else len(unique))
+
+
+def read_table(path: Path) -> dict[str, dict[str, str]]:
+    """The cells of a file that holds a `table`, by model and column."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    header, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
 def main() -> None:
@@ -244,38 +302,43 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", metavar="NAME", help="as the table names them; default all")
     parser.add_argument("--together", action="store_true", help="all rates and seeds of a model in one program")
     parser.add_argument("--report", action="store_true", help="train nothing: tables of the runs that are there")
+    parser.add_argument("--add", action="store_true", help="to the tables that are in --out")
     parser.add_argument("--optimizer", choices=tuple(OptimizerKind), default=OptimizerKind.MUON)
     arguments = parser.parse_args()
     settings = settings_of(parser, arguments)
     models = wanted_models(parser, arguments)
-    first, others, runs = arguments.seeds[0], arguments.seeds[1:], arguments.runs
+    known = all_models(arguments.data, str(arguments.optimizer), arguments.family)
+    stem = f"loops-{stem_of(arguments)}-{arguments.optimizer}-{settings.steps}"
+    cells_file, rows_file = (arguments.out / f"{stem}.{suffix}" for suffix in ("md", "csv"))
+    saved = read_rows(rows_file, known) if arguments.add and rows_file.exists() else {}
+    cells = read_table(cells_file) if arguments.add and cells_file.exists() else {}
+    earlier = list(itertools.chain(*saved.values()))
+    before, first, others, runs = Results(earlier), arguments.seeds[0], arguments.seeds[1:], arguments.runs
+    rates = sorted({*arguments.rates, *(run["case"]["learning_rate"] for run in earlier)})
+
+    def train(cases: Iterable[Case], seeds: Sequence[int]) -> list[Path]:
+        pairs = itertools.product(cases, seeds)
+        wanted = [(case, seed) for case, seed in pairs if case not in before or seed not in before.seeds(case)]
+        return run_all(runs, wanted, settings, jobs=arguments.jobs)
+
+    groups = [at_rates(model, arguments.rates) for model in models.values()]
     if arguments.report:
-        every = [
-            (case, seed)
-            for model in models.values()
-            for case in at_rates(model, arguments.rates)
-            for seed in arguments.seeds
-        ]
-        paths = [path for path in (result_path(runs, case, seed) for case, seed in every) if path.exists()]
+        every = (result_path(runs, case, seed) for cases in groups for case in cases for seed in arguments.seeds)
+        paths = [path for path in every if path.exists()]
         check_settings(paths, settings)
     elif arguments.together:
-        groups = [at_rates(model, arguments.rates) for model in models.values()]
         paths = run_all_together(runs, groups, arguments.seeds, settings, jobs=arguments.jobs)
     else:
-        sweep = [(case, first) for model in models.values() for case in at_rates(model, arguments.rates)]
-        paths = run_all(runs, sweep, settings, jobs=arguments.jobs)
-    swept = read_results(paths)
-    chosen = {name: best(swept, model, arguments.rates) for name, model in models.items()}
-    if not (arguments.report or arguments.together):
-        rest = [(case, seed) for case in chosen.values() for seed in others]
-        paths += run_all(runs, rest, settings, jobs=arguments.jobs)
-    results = read_results(paths)
+        paths = train(itertools.chain(*groups), [first])
+        swept = read_results(paths, earlier)
+        paths += train([best(swept, model, rates) for model in models.values()], others)
+    results = read_results(paths, earlier)
+    shown = {name: known[name] for name in in_order([*saved, *models])}
+    chosen = {name: best(results, model, rates) for name, model in shown.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text = table(results, chosen) + edges(results, chosen, arguments.rates)
-    stem = f"loops-{stem_of(arguments)}-{arguments.optimizer}-{settings.steps}"
-    (arguments.out / f"{stem}.md").write_text(text)
-    named = {name: at_rates(model, arguments.rates) for name, model in models.items()}
-    write_rows(arguments.out / f"{stem}.csv", results, named)
+    text = table(results, chosen, cells) + edges(results, chosen, rates)
+    cells_file.write_text(text)
+    write_rows(rows_file, results, {name: at_rates(model, rates) for name, model in shown.items()})
     print(text)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -244,6 +245,79 @@ def test_the_overview_takes_each_model_at_its_best_rate_and_is_that_of_the_page(
     assert cells[5:] == ["18.2%", "36.4%", "50%", "0.50", "+100.0%", "+10.0%"]
     del losses["8 unique layers"]
     assert row(bed, losses)[6:9] == ["–", "–", "–"]
+
+
+def test_tables_of_loops_say_what_their_runs_say():
+    from reproduction._results import Results
+    from reproduction.loops import all_models, best, edges, read_rows, read_table, table
+    from reproduction.overview import BEDS, OPTIMIZER
+
+    folder = Path(__file__).parents[1] / "docs" / "reproduction"
+    for bed in BEDS:
+        rows, cells = folder / bed.file, (folder / bed.file).with_suffix(".md")
+        known = all_models(bed.data, OPTIMIZER, bed.family)
+        saved = read_rows(rows, known)
+        runs = [run for each in saved.values() for run in each]
+        results, rates = Results(runs), sorted({run["case"]["learning_rate"] for run in runs})
+        chosen = {name: best(results, known[name], rates) for name in saved}
+        assert table(results, chosen, read_table(cells)) + edges(results, chosen, rates) == cells.read_text(), bed
+
+
+def test_runs_are_added_to_the_tables_of_earlier_ones(tmp_path, monkeypatch):
+    from reproduction import loops
+    from reproduction._train import Settings
+
+    models = loops.all_models("digits", "muon")
+
+    def leave(name, seed, losses, *, rate=0.004, distance=None):
+        (case,) = loops.at_rates(models[name], [rate])
+        quality = {} if distance is None else {str(case.max_loops): {"distance": distance, "accuracy": 0.9}}
+        settings = {"settings": dataclasses.asdict(Settings(steps=2, samples=100))}
+        path = tmp_path / "runs" / f"{case.name}-seed{seed}" / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record(case, seed, losses, quality=quality) | settings))
+
+    def report(*options, names, seeds=("0",), rates=("0.004",)):
+        command = ["loops", "--steps", "2", "--samples", "100", "--report", "--runs", str(tmp_path / "runs")]
+        command += ["--out", str(tmp_path), "--seeds", *seeds, "--rates", *rates, "--models", *names, *options]
+        monkeypatch.setattr("sys.argv", command)
+        loops.main()
+        shutil.rmtree(tmp_path / "runs")  # what the next report does not have
+        return loops.read_table(tmp_path / "loops-digits-muon-2.md")
+
+    looped = "the paper's"
+    leave("2 unique layers", 0, [0.8], distance=3.0)
+    leave(looped, 0, [0.9, 0.8, 0.7, 0.6, *[0.6] * 4], distance=2.0)
+    first = report(names=["2 unique layers", looped])
+    assert first[looped]["φ"] == "–" and first[looped]["distance, L_max"] == "2.00"
+    # A table from before distances were in the CSV.
+    rows = tmp_path / "loops-digits-muon-2.csv"
+    lines = [line.rsplit(",", 1)[0] for line in rows.read_text().splitlines()]
+    rows.write_text("\n".join(lines))
+
+    leave("8 unique layers", 0, [0.4], distance=1.0)
+    leave("2 unique layers", 1, [0.6], distance=5.0)
+    leave(looped, 0, [9.0] * 8, rate=0.016)
+    second = report(
+        "--add", names=["8 unique layers", "2 unique layers", looped], seeds=["0", "1"], rates=["0.004", "0.016"]
+    )
+    assert list(second) == ["2 unique layers", "8 unique layers", looped]
+    assert second["2 unique layers"]["L = 1"] == "0.7000 ± 0.1414"
+    kept = ("Layers", "Parameters", "Rate", "L = 4", "distance, L = 1", "distance, L_max")
+    assert [second[looped][each] for each in kept] == [first[looped][each] for each in kept]
+    # 0.7 falls to 0.6, a third of the way to 0.4.
+    assert second[looped]["φ"] == "0.33"
+    # One distance of two seeds is not shown as theirs; what stood there is.
+    assert second["2 unique layers"]["distance, L_max"] == "3.00"
+    assert "rate_0.016" in rows.read_text() and "rate_0.004,0.004,0,4,0.6,0.6," in rows.read_text()
+
+    leave("2 unique layers", 0, [0.7])
+    third = report(names=["2 unique layers"])
+    assert list(third) == ["2 unique layers"]  # anew, without `--add`
+    leave("2 unique layers", 0, [0.7])
+    rows.write_text(rows.read_text().replace("digits-dit-2Nx1L", "digits-dit-3Nx1L"))
+    with pytest.raises(ValueError, match=r"has runs of .2 unique layers. as digits-dit-3Nx1L.*Take `--add` away"):
+        report("--add", names=["2 unique layers"])
 
 
 def test_claims_say_yes_no_and_in_between():
